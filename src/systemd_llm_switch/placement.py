@@ -1,0 +1,80 @@
+"""What may be loaded together, and what must go to make room: pure functions over specs.
+
+Knows no clock, no queue and no state of any unit; the scheduler tells it what it needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+_ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the scheduler must know of a unit. Two units with the same url exclude each other."""
+
+    unit: str
+    url: str
+    vram_gib: float | None = None  # None: needs the whole card; 0: runs on the CPU
+    ttl_s: float | None = None  # unload after so many idle seconds; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded unit as seen by somebody who needs its place."""
+
+    spec: Spec
+    takeable_at: float  # the moment from which it may be taken, now at the earliest; inf: not at all
+    is_busy: bool
+    used_at: float
+
+
+def needed_gib(spec: Spec, card_gib: float | None) -> float:
+    """The unit's share of a card (of 1 where no size is known: then each unit but a CPU one takes it all)."""
+    if spec.vram_gib == 0:
+        return 0.0
+    if card_gib is None:
+        return 1.0
+    return card_gib if spec.vram_gib is None else min(spec.vram_gib, card_gib)
+
+
+def fit_together(specs: Collection[Spec], card_gib: float | None) -> bool:
+    """Whether these units may be loaded at once: each on a url of its own, their sum on the card."""
+    if len({spec.url for spec in specs}) < len(specs):
+        return False
+    return _fit_on_card(specs, card_gib)
+
+
+def choose_evictions(target: Spec, residents: Iterable[Resident], card_gib: float | None) -> tuple[str, ...]:
+    """The units to stop so that `target` fits: as few as needed, in the order in which they go.
+
+    First whoever may be taken soonest, idle before busy, least recently used first; and in any case
+    whoever listens on the target's url. Each unit returned is needed: none could stay.
+    """
+    order = sorted(residents, key=lambda it: (it.takeable_at, it.is_busy, it.used_at))
+    conflicts = [it.spec for it in order if it.spec.url == target.url]
+    others = [it.spec for it in order if it.spec.url != target.url]
+    if needed_gib(target, card_gib) == 0:
+        return tuple(spec.unit for spec in conflicts)
+    evicted: list[Spec] = []
+    for spec in others:
+        if _fit_on_card([target, *_without(others, evicted)], card_gib):
+            break
+        if needed_gib(spec, card_gib) > 0:
+            evicted.append(spec)
+    for spec in evicted[::-1]:  # the last ones, most worth keeping, may have made the first superfluous
+        stay = _without(others, [other for other in evicted if other is not spec])
+        if _fit_on_card([target, *stay], card_gib):
+            evicted.remove(spec)
+    return tuple(spec.unit for spec in conflicts + evicted)
+
+
+def _without(specs: Iterable[Spec], evicted: Collection[Spec]) -> list[Spec]:
+    return [spec for spec in specs if spec not in evicted]
+
+
+def _fit_on_card(specs: Iterable[Spec], card_gib: float | None) -> bool:
+    card = 1.0 if card_gib is None else card_gib
+    return sum(needed_gib(spec, card_gib) for spec in specs) <= card + _ROUNDING_GIB

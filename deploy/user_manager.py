@@ -1,4 +1,4 @@
-"""Owns a private systemd user manager, and a journal, where none runs: in a container, for the demo, for tests.
+"""Owns a private systemd user manager, and a journal, where none runs: in containers and in tests.
 
 It knows nothing of the proxy or of models. Python's standard library is enough for it.
 
@@ -6,8 +6,8 @@ As a command:  python3 deploy/user_manager.py start --home DIR   (prints the `ex
                python3 deploy/user_manager.py stop --home DIR
                python3 deploy/user_manager.py list
 
-Several managers run side by side. What they share (a journald, /run/systemd/system) is made by the first one that
-misses it and removed by the last one that stops.
+Several managers run side by side. What they share (a journald, folders below /run/systemd) is made by the
+first one that misses it and removed by the last one that stops.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -31,6 +32,9 @@ from pathlib import Path
 
 RECORDS = Path("/run/systemd-llm-switch")
 BOOTED_MARK = Path("/run/systemd/system")  # what sd_booted(3) looks for; without it systemctl refuses to work
+# What systemd puts in place of files that a unit must not see (ProtectKernelLogs=, say); PID 1 makes it.
+HIDDEN_NODES = Path("/run/systemd/inaccessible")
+HIDDEN_KINDS = {"reg": stat.S_IFREG, "fifo": stat.S_IFIFO, "sock": stat.S_IFSOCK}
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 PROGRAM_FOLDERS = (Path("/usr/lib/systemd"), Path("/lib/systemd"))
 # Numbers that no user has: "unused" in systemd's own table of user ids (UIDS-GIDS.md).
@@ -38,9 +42,12 @@ FREE_NUMBERS = range(60578, 61184)
 INSTALL_HINT = "apt-get update && apt-get install --yes systemd"
 # A unit that inherits one of these would talk to the wrong manager, or believe that it was started by one.
 FOREIGN_VARIABLES = frozenset(
-    "DBUS_SESSION_BUS_ADDRESS INVOCATION_ID JOURNAL_STREAM LISTEN_FDNAMES LISTEN_FDS LISTEN_PID MANAGERPID"
-    " MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE NOTIFY_SOCKET SYSTEMD_EXEC_PID WATCHDOG_PID WATCHDOG_USEC"
-    " XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_SESSION_ID XDG_STATE_HOME".split()
+    (
+        *("DBUS_SESSION_BUS_ADDRESS", "INVOCATION_ID", "JOURNAL_STREAM", "MANAGERPID", "SYSTEMD_EXEC_PID"),
+        *("LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+        *("MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE", "XDG_SESSION_ID"),
+        *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
+    )
 )
 # A real user manager starts with hardly any environment; a private one must not hide that from its units.
 KEPT_FOR_UNITS = ("PATH", "LANG", "LC_ALL", "TZ")
@@ -102,7 +109,7 @@ class UserManager:
 
     @property
     def env(self) -> dict[str, str]:
-        """This process's environment, changed so that `systemctl --user` and the XDG folders are the private ones."""
+        """This process's environment, in which `systemctl --user` and HOME are the private ones."""
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
         return kept | _own_variables(self.home, self.config_home, self.runtime_dir)
 
@@ -136,7 +143,7 @@ class UserManager:
         return [manager for manager in found if manager.process.is_alive()]
 
     def stop(self, within_s: float = 45) -> None:
-        """Stops all units as systemd does, kills what is left after `within_s` seconds, removes every trace."""
+        """Stops all units as systemd does, kills what is left after `within_s` seconds, leaves no trace."""
         if not self.process.end(within_s) or self._pids():
             self._kill_rest()
         _remove_tree_of_groups(self.cgroup)
@@ -171,7 +178,7 @@ class UserManager:
                 )
             time.sleep(0.01)
         left_s = max(1.0, deadline - time.monotonic())
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a slow unit of the machine's own is not our matter
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a slow unit of the machine's is not our matter
             subprocess.run(
                 ["systemctl", "--user", "is-system-running", "--wait"],
                 env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=left_s,
@@ -194,7 +201,8 @@ def _check_machine() -> None:
             "no systemd user manager answers, and only root can start a private one: log in as a normal user"
             " (ssh, or `machinectl shell USER@`), or run this as root in a container"
         )
-    if shutil.which("systemctl") is None or _program("systemd") is None or _program("systemd-journald") is None:
+    programs = (shutil.which("systemctl"), _program("systemd"), _program("systemd-journald"))
+    if None in programs:
         raise UserManagerError(f"systemd is not installed; install it with `{INSTALL_HINT}`")
     root = _cgroup_root()
     if not os.access(root, os.W_OK):
@@ -213,7 +221,9 @@ def _cgroup_root() -> Path:
         _device, folder, kind, *_rest = line.split()
         if kind == "cgroup2":
             return Path(folder)
-    raise UserManagerError("no cgroup2 is mounted here, and systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`")
+    raise UserManagerError(
+        "no cgroup2 is mounted here, and systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`"
+    )
 
 
 def _start_ticks(pid: int) -> int:
@@ -240,9 +250,9 @@ def _spawn(home: Path, config_home: Path | None) -> UserManager:
     first_group = cgroup / f"user@{number}.service/init.scope"
     first_group.mkdir(parents=True)
     kept = {name: os.environ[name] for name in KEPT_FOR_UNITS if name in os.environ}
-    program = _program("systemd")
+    enter_and_run = 'echo $$ >"$1/cgroup.procs" && exec "$2" --user'
     child = subprocess.Popen(
-        ["/bin/sh", "-c", 'echo $$ >"$1/cgroup.procs" && exec "$2" --user', "sh", str(first_group), str(program)],
+        ["/bin/sh", "-c", enter_and_run, "sh", str(first_group), str(_program("systemd"))],
         env=kept | _own_variables(home, config_home, runtime_dir) | {"SYSTEMD_LOG_TARGET": "journal"},
         cwd=home, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -284,6 +294,11 @@ def _provide_shared_parts() -> None:
     if not BOOTED_MARK.exists():
         BOOTED_MARK.mkdir(parents=True)
         (RECORDS / "made-booted-mark").touch()
+    if not HIDDEN_NODES.exists():
+        (HIDDEN_NODES / "dir").mkdir(mode=0, parents=True)
+        for name, kind in HIDDEN_KINDS.items():
+            os.mknod(HIDDEN_NODES / name, kind)
+        (RECORDS / "made-hidden-nodes").touch()
     machine_id = Path("/etc/machine-id")
     if not machine_id.exists() or not machine_id.read_text().strip():  # journald stores nothing without one
         subprocess.run(["systemd-machine-id-setup"], check=True, stderr=subprocess.DEVNULL)
@@ -323,6 +338,9 @@ def _remove_shared_parts() -> None:
         with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
             BOOTED_MARK.rmdir()
         (RECORDS / "made-booted-mark").unlink()
+    if (RECORDS / "made-hidden-nodes").exists():
+        shutil.rmtree(HIDDEN_NODES)
+        (RECORDS / "made-hidden-nodes").unlink()
     for record in RECORDS.glob("user-*.json"):  # of managers that died without a stop
         record.unlink()
 
@@ -343,9 +361,10 @@ def _export_lines(manager: UserManager) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A private systemd user manager, where none runs (needs root).")
+    parser = argparse.ArgumentParser(description="A private systemd user manager (needs root).")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, does in (("start", "start one and print how to reach it"), ("stop", "stop it and all its units")):
+    helps = {"start": "start one and print how to reach it", "stop": "stop it and all its units"}
+    for name, does in helps.items():
         command = commands.add_parser(name, help=does)
         command.add_argument("--home", type=Path, default=Path.home(), help="its HOME (default: yours)")
     commands.add_parser("list", help="show those that run")

@@ -417,7 +417,7 @@ class Scheduler:
     def _has_idled_out(self, unit: _Unit, now: float) -> bool:
         if unit.spec.ttl_s is None or unit.running or unit.waiting or self._switch is not None:
             return False
-        return unit.state is State.READY and now >= unit.used_at + unit.spec.ttl_s
+        return unit.state is not State.STOPPING and now >= unit.used_at + unit.spec.ttl_s
 
     def _next_switch(self, placements: list[_Placement], now: float) -> list[Action]:
         leaving = [it for it in self._present() if self._must_leave(it, now) and not it.running]

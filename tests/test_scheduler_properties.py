@@ -1,0 +1,332 @@
+"""Random events against the scheduler, with a model of the world that holds it to its promises.
+
+The model performs the actions: it keeps which units are loaded and which tickets run, answers a Switch or an
+Abort later or with a failure, and asserts at every step what must never be otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from systemd_llm_switch.scheduler import (
+    Abort,
+    Action,
+    Grant,
+    Interrupt,
+    Policy,
+    Reason,
+    Reject,
+    Scheduler,
+    Spec,
+    State,
+    Switch,
+)
+
+COST_S = 10.0  # of every switch; also what an unmeasured one is taken for, so the bound is known
+NAMES = ("a", "b", "c", "d", "e")
+URLS = ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3")
+
+specs = st.builds(
+    Spec,
+    unit=st.just(""),
+    url=st.sampled_from(URLS),
+    vram_gib=st.sampled_from([None, 0, 4.0, 8.0, 16.0, 99.0]),
+    ttl_s=st.sampled_from([None, None, 5.0, 60.0]),
+)
+policies = st.builds(
+    Policy,
+    queue_limit=st.sampled_from([3, 64]),
+    in_flight_limit=st.sampled_from([1, 2, 128]),
+    vram_gib=st.sampled_from([None, 16.0, 24.0]),
+    max_wait_s=st.sampled_from([None, None, 0.0, 3.0]),
+    min_resident_s=st.sampled_from([None, None, 0.0, 20.0]),
+    drain_timeout_s=st.sampled_from([15.0, 1800.0]),
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Spec]:
+    names = draw(st.sets(st.sampled_from(NAMES), min_size=1))
+    shapes = {name: draw(specs) for name in sorted(names)}
+    return {name: Spec(name, it.url, it.vram_gib, it.ttl_s) for name, it in shapes.items()}
+
+
+def share(spec: Spec, card: float | None) -> float:
+    """The part of the card a unit takes, reckoned apart from the scheduler's own way."""
+    if spec.vram_gib == 0:
+        return 0.0
+    whole = spec.vram_gib is None or card is None or spec.vram_gib >= card
+    return 1.0 if whole else spec.vram_gib / card
+
+
+@dataclass
+class Loaded:
+    spec: Spec
+    since: float
+    running: set[int] = field(default_factory=set)
+
+
+class World(RuleBasedStateMachine):
+    """What the scheduler decides about, and the judge of its decisions."""
+
+    @initialize(policy=policies, config=configs())
+    def start(self, policy: Policy, config: dict[str, Spec]) -> None:
+        self.now = 0.0
+        self.policy, self.config = policy, config
+        self.scheduler = Scheduler(policy, config.values())
+        self.loaded: dict[str, Loaded] = {}
+        self.waiting: dict[int, tuple[str, float]] = {}
+        self.running: dict[int, str] = {}
+        self.interrupted: set[int] = set()
+        self.forced: set[int] = set()  # tickets that an operator's force may interrupt
+        self.drains: dict[str, float] = {}  # since when
+        self.dismissed: set[str] = set()  # units that must go for another reason than a waiter
+        self.switch: Switch | None = None
+        self.aborting = False
+        self.tickets = 0
+
+    # -- the scheduler's environment ---------------------------------------------------------------------
+
+    def perform(self, actions: list[Action]) -> None:
+        self.check_drains()
+        for action in actions:
+            match action:
+                case Grant(ticket):
+                    unit, _ = self.waiting.pop(ticket)
+                    assert unit in self.loaded, "granted on a unit that is not loaded"
+                    assert self.switch is None or unit not in self.switch.evict, "granted while it is stopped"
+                    self.running[ticket] = unit
+                    self.loaded[unit].running.add(ticket)
+                    assert len(self.running) <= max(self.policy.in_flight_limit, self.most_running)
+                case Reject(ticket, reason, retry_after_s):
+                    del self.waiting[ticket]
+                    if reason in (Reason.ON_HOLD, Reason.QUEUE_FULL):
+                        assert retry_after_s is not None
+                        assert 1 <= retry_after_s < 60
+                case Switch():
+                    self.check_switch(action)
+                    self.switch = action
+                case Abort(target):
+                    assert self.switch is not None
+                    assert self.switch.target == target
+                    assert not self.aborting
+                    wanted = any(unit == target for unit, _ in self.waiting.values())
+                    assert not wanted or target in self.dismissed, "aborted a load that somebody waits for"
+                    self.aborting = True
+                case Interrupt(ticket):
+                    unit = self.running[ticket]
+                    assert ticket in self.loaded[unit].running
+                    assert ticket not in self.interrupted
+                    self.interrupted.add(ticket)
+                    is_overdue = self.now >= self.drains.get(unit, self.now) + self.policy.drain_timeout_s
+                    assert is_overdue or ticket in self.forced, "interrupted without need"
+        self.most_running = len(self.running)
+        assert self.scheduler.tick(self.now) == [], "an event left something undone"
+
+    def check_switch(self, switch: Switch) -> None:
+        assert self.switch is None, "two switches at a time"
+        assert set(switch.evict) | switch.keep == set(self.loaded)
+        assert not set(switch.evict) & switch.keep
+        assert switch.target not in self.loaded
+        for unit in switch.evict:
+            assert not self.loaded[unit].running, "evicted under a running request"
+        if switch.target is None:
+            assert switch.evict
+            return
+        target = self.config[switch.target]
+        kept = [self.loaded[unit].spec for unit in switch.keep]
+        assert target.url not in {spec.url for spec in kept}
+        shares = [share(self.config.get(it.unit, it), self.policy.vram_gib) for it in kept]
+        own = share(target, self.policy.vram_gib)
+        assert own == 0 or own + sum(shares) <= 1 + 1e-9, "loaded more than the card holds"
+
+    def check_drains(self) -> None:
+        """A unit begins to drain for a waiter no sooner than the policy says."""
+        for unit, loaded in self.loaded.items():
+            if self.scheduler.state(unit) is not State.DRAINING:
+                self.drains.pop(unit, None)
+                continue
+            if unit in self.drains:
+                continue
+            self.drains[unit] = self.now
+            if unit in self.dismissed or not loaded.running:
+                continue
+            min_resident = self.policy.min_resident_s
+            assert self.now >= loaded.since + (COST_S if min_resident is None else min_resident)
+            max_wait = COST_S if self.policy.max_wait_s is None else self.policy.max_wait_s
+            others = [since for it, since in self.waiting.values() if it != unit]
+            assert others, "drains for nobody"
+            assert self.now >= min(others) + max_wait, "drains too early"
+
+    def stop(self, unit: str) -> None:
+        for ticket in self.loaded.pop(unit).running:
+            self.interrupted.discard(ticket)
+        self.dismissed.discard(unit)
+        self.drains.pop(unit, None)
+
+    def load(self, unit: str) -> None:
+        self.loaded[unit] = Loaded(self.config.get(unit, Spec(unit, "gone")), self.now)
+
+    def end_switch(self) -> Switch:
+        assert self.switch is not None
+        switch, self.switch, self.aborting = self.switch, None, False
+        return switch
+
+    most_running = 0
+
+    # -- events ------------------------------------------------------------------------------------------
+
+    @rule(unit=st.sampled_from(NAMES), count=st.integers(1, 3))
+    def submit(self, unit: str, count: int) -> None:
+        for _ in range(count):
+            self.tickets += 1
+            self.waiting[self.tickets] = (unit, self.now)
+            if unit in self.loaded and self.config.get(unit) is not None:
+                if self.loaded[unit].spec.url != self.config[unit].url:
+                    self.dismissed.add(unit)
+                if self.scheduler.state(unit) is State.STOPPING:
+                    self.dismissed.add(unit)
+            self.perform(self.scheduler.submit(self.tickets, unit, self.now))
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        tickets = [*self.waiting, *self.running]
+        if tickets:
+            self.end_ticket(data.draw(st.sampled_from(tickets)))
+
+    def end_ticket(self, ticket: int) -> None:
+        self.waiting.pop(ticket, None)
+        unit = self.running.pop(ticket, None)
+        if unit in self.loaded:
+            self.loaded[unit].running.discard(ticket)
+        self.perform(self.scheduler.finish(ticket, self.now))
+        assert self.scheduler.finish(ticket, self.now) == []
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 8.0, 20.0, 90.0]))
+    def pass_time(self, seconds: float) -> None:
+        until = self.now + seconds
+        while (at := self.scheduler.next_deadline()) is not None and at <= until:
+            self.now = at
+            self.perform(self.scheduler.tick(self.now))
+        self.now = until
+        self.perform(self.scheduler.tick(self.now))
+
+    @precondition(lambda self: self.switch is not None)
+    @rule()
+    def switch_done(self) -> None:
+        switch = self.end_switch()
+        for unit in switch.evict:
+            self.stop(unit)
+        if switch.target is not None:
+            self.load(switch.target)
+        self.perform(self.scheduler.switch_done(self.now, COST_S))
+
+    @precondition(lambda self: self.switch is not None)
+    @rule(data=st.data(), out_of_memory=st.booleans())
+    def switch_failed(self, data: st.DataObject, out_of_memory: bool) -> None:
+        resident = self.some_of_the_evicted(data)
+        waiting = [ticket for ticket, (unit, _) in self.waiting.items() if unit == self.switch.target]
+        switch = self.end_switch()
+        for unit in set(switch.evict) - resident:
+            self.stop(unit)
+        self.perform(self.scheduler.switch_failed(self.now, "why", resident, out_of_memory))
+        if not (out_of_memory and switch.keep):
+            assert not set(waiting) & set(self.waiting), "a failure must reach those who waited"
+
+    @precondition(lambda self: self.aborting)
+    @rule(data=st.data())
+    def switch_aborted(self, data: st.DataObject) -> None:
+        resident = self.some_of_the_evicted(data)
+        switch = self.end_switch()
+        self.dismissed.discard(str(switch.target))
+        for unit in set(switch.evict) - resident:
+            self.stop(unit)
+        self.perform(self.scheduler.switch_aborted(self.now, resident))
+
+    def some_of_the_evicted(self, data: st.DataObject) -> frozenset[str]:
+        assert self.switch is not None
+        evicted = self.switch.evict
+        return data.draw(st.frozensets(st.sampled_from(evicted))) if evicted else frozenset()
+
+    @rule(unit=st.sampled_from(NAMES))
+    def lost(self, unit: str) -> None:
+        is_changing = self.switch is not None and unit in (self.switch.target, *self.switch.evict)
+        if unit in self.loaded and not is_changing:
+            self.stop(unit)
+        self.perform(self.scheduler.lost(unit, self.now))
+
+    @rule(unit=st.sampled_from(NAMES))
+    def adopt(self, unit: str) -> None:
+        is_changing = self.switch is not None and unit in (self.switch.target, *self.switch.evict)
+        is_up = self.scheduler.state(unit) in (State.READY, State.DRAINING)
+        if unit in self.config and not is_changing and not is_up:
+            self.loaded.pop(unit, None)
+            self.load(unit)
+            self.dismissed.add(unit)  # it may not fit
+        self.perform(self.scheduler.adopt(unit, self.now))
+
+    @rule(units=st.sets(st.sampled_from(NAMES)), force=st.booleans())
+    def unload(self, units: set[str], force: bool) -> None:
+        self.dismissed |= units
+        self.forced |= {ticket for ticket, unit in self.running.items() if unit in units and force}
+        self.perform(self.scheduler.unload(units, force, self.now))
+
+    @rule(minutes=st.sampled_from([None, 0.1, 3.0]), force=st.booleans())
+    def hold(self, minutes: float | None, force: bool) -> None:
+        self.dismissed |= set(NAMES)
+        self.forced |= set(self.running) if force else set()
+        self.perform(self.scheduler.hold(minutes and self.now + minutes * 60, force, self.now))
+        assert not self.waiting
+
+    @rule()
+    def release_hold(self) -> None:
+        self.perform(self.scheduler.release_hold(self.now))
+
+    @rule(policy=policies, config=configs())
+    def configure(self, policy: Policy, config: dict[str, Spec]) -> None:
+        self.policy, self.config = policy, config
+        self.perform(self.scheduler.configure(policy, config.values(), self.now))
+        assert all(unit in config for unit, _ in self.waiting.values())
+
+    # -- what holds at any time --------------------------------------------------------------------------
+
+    @invariant()
+    def they_agree_on_the_tickets(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        assert self.scheduler.waiting_total == len(self.waiting)
+        for name in NAMES:
+            assert self.scheduler.waiting(name) == sum(unit == name for unit, _ in self.waiting.values())
+            running = self.loaded[name].running if name in self.loaded else ()
+            assert self.scheduler.in_flight(name) == len(running)
+        assert set(self.loaded) <= self.scheduler.residents
+
+    @invariant()
+    def something_will_happen_while_anybody_waits(self) -> None:
+        if not hasattr(self, "scheduler") or not self.waiting:
+            return
+        deadline = self.scheduler.next_deadline()
+        assert deadline is None or deadline > self.now
+        assert self.switch is not None or self.running or deadline is not None
+
+    def teardown(self) -> None:
+        """When the world behaves again, everybody who waits is served."""
+        if not hasattr(self, "scheduler"):
+            return
+        self.release_hold()
+        for _ in range(50 + 10 * len(self.waiting)):
+            for ticket in list(self.running):
+                self.end_ticket(ticket)
+            if self.switch is not None:
+                self.switch_done()
+            elif self.waiting and not self.running:
+                self.pass_time(20.0)
+        assert not self.waiting, "stuck"
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

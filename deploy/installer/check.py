@@ -1,0 +1,76 @@
+"""Owns the check at the end: does what was set up hold together? Each finding says what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from installer.llama_server import is_executable
+from installer.models import missing_parts
+from installer.places import Places
+from installer.proxy import ProxyConfig
+from installer.systemd import Systemd
+from installer.units import exec_start, model_in, wanted_model
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    what: str
+    mend: str
+
+
+def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Finding]:
+    """Everything that would keep a configured model from running."""
+    found = [Finding(f"config: {problem}", f"edit {places.short(config.path)}") for problem in config.problems]
+    for model, unit in config.models.items():
+        found.extend(_of_unit(model, unit, systemd, places))
+    found.extend(_of_gpu())
+    return list(dict.fromkeys(found))
+
+
+def _of_unit(model: str, unit: str, systemd: Systemd, places: Places) -> Iterator[Finding]:
+    fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
+    if not fragment.is_file():
+        yield Finding(
+            f"{model}: the unit {unit} does not exist",
+            f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload",
+        )
+        return
+    text = fragment.read_text()
+    words = exec_start(text)
+    program = _path(words[0], places) if words else None
+    if program and program.name == "llama-server" and not is_executable(program):
+        yield Finding(
+            f"no llama-server at {places.short(program)}",
+            "run ./setup.sh again and name another, or build it there",
+        )
+    yield from _of_model_file(model, text, program, places)
+
+
+def _of_model_file(model: str, text: str, program: Path | None, places: Places) -> Iterator[Finding]:
+    path = model_in(text, places.home)
+    if path is None or not (missing := missing_parts(path)):
+        return
+    what = f"{model}: no model file {places.short(missing[0])}"
+    wanted = wanted_model(text)
+    if wanted and program:
+        yield Finding(
+            what,
+            f"{quote(str(program))} -hf {wanted.download_name}   # Ctrl-C when it listens, then ./setup.sh again",
+        )
+    else:
+        yield Finding(what, "put it there, or run ./setup.sh again and name its folder")
+
+
+def _of_gpu() -> Iterator[Finding]:
+    """The driver makes this device with a setuid helper, which a hardened unit cannot run."""
+    if Path("/dev/nvidiactl").exists() and not Path("/dev/nvidia-uvm").exists():
+        yield Finding("the NVIDIA driver is loaded without /dev/nvidia-uvm", "sudo nvidia-modprobe -u -c=0")
+
+
+def _path(word: str, places: Places) -> Path:
+    return Path(word.replace("%h", str(places.home)).replace("%%", "%"))

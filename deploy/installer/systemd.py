@@ -1,0 +1,118 @@
+"""Owns the calls to systemctl, systemd-run, journalctl and loginctl during the set-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.places import SetupError
+
+# Each needs a mount (or UTS) namespace of its own. A user manager without the right to make one either leaves them
+# out or fails to start the unit (226/NAMESPACE), depending on its version and on the kernel's settings.
+NAMESPACE_SETTINGS = (
+    "ProtectSystem=strict",
+    "ProtectHome=read-only",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectHostname=yes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Systemd:
+    """The user manager that `env` leads to."""
+
+    env: Mapping[str, str]
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Systemd:
+        """As a login shell would see it: `su` and cron leave XDG_RUNTIME_DIR out."""
+        usual = f"/run/user/{os.getuid()}"
+        has_usual = "XDG_RUNTIME_DIR" not in environ and Path(usual).is_dir()
+        return cls({**environ, "XDG_RUNTIME_DIR": usual} if has_usual else dict(environ))
+
+    def reload(self) -> None:
+        self._systemctl("daemon-reload")
+
+    def enable(self, unit: str) -> None:
+        self._systemctl("enable", "--quiet", unit)
+
+    def start(self, unit: str) -> None:
+        """Blocks until the unit is ready. Raises SetupError with its last journal lines when it fails."""
+        self._run_unit("start", unit)
+
+    def restart(self, unit: str) -> None:
+        """As `start`; a unit that runs is ended first."""
+        self._run_unit("restart", unit)
+
+    def stop(self, units: Sequence[str]) -> None:
+        """Those that exist; all at once."""
+        known = [unit for unit in units if self.is_known(unit)]
+        if known:
+            self._systemctl("stop", *known)
+
+    def forget(self, units: Sequence[str]) -> None:
+        """Takes them out of start-up and clears their failures; what is not there is no error."""
+        for unit in units:
+            self._call("systemctl", "--user", "disable", "--quiet", unit)
+            self._call("systemctl", "--user", "reset-failed", unit)
+
+    def is_known(self, unit: str) -> bool:
+        return self.show(unit, "LoadState") not in ("", "not-found")
+
+    def is_active(self, unit: str) -> bool:
+        return self.show(unit, "ActiveState") in ("active", "activating", "reloading")
+
+    def show(self, unit: str, name: str) -> str:
+        asked = self._call("systemctl", "--user", "show", f"--property={name}", "--value", unit)
+        return asked.stdout.strip()
+
+    def last_lines(self, unit: str, count: int = 15) -> str:
+        """The end of the unit's latest run in the journal; empty where the journal cannot be read."""
+        run = self.show(unit, "InvocationID")
+        of_run = (f"_SYSTEMD_INVOCATION_ID={run}", "+", f"USER_INVOCATION_ID={run}") if run else ()
+        lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q")
+        return self._call("journalctl", *lines, *(of_run or ("--user-unit", unit))).stdout.strip()
+
+    def has_namespaces(self) -> bool:
+        """Can a unit of this manager have a file system view of its own? Tried, since no setting tells."""
+        settings = [f"--property={setting}" for setting in NAMESPACE_SETTINGS]
+        tried = self._call("systemd-run", "--user", "--wait", "--quiet", "--collect", *settings, "/bin/true")
+        return tried.returncode == 0
+
+    def lingers(self, user: str) -> bool:
+        return self._call("loginctl", "show-user", user, "--property=Linger", "--value").stdout.strip() == "yes"
+
+    def set_linger(self, user: str, *, on: bool) -> bool:
+        """True when it worked; it needs systemd-logind, and often the right."""
+        verb = "enable-linger" if on else "disable-linger"
+        return self._call("loginctl", "--no-ask-password", verb, user).returncode == 0
+
+    def _run_unit(self, verb: str, unit: str) -> None:
+        self._call("systemctl", "--user", "reset-failed", unit)
+        ran = self._call("systemctl", "--user", verb, unit)
+        if ran.returncode:
+            told = self.last_lines(unit) or ran.stderr.strip()
+            indented = "\n".join(f"    {line}" for line in told.splitlines())
+            raise SetupError(
+                f"{unit} did not start. Its last words:\n{indented}\n  More: journalctl --user -u {unit} -n 50"
+            )
+
+    def _systemctl(self, *arguments: str) -> None:
+        ran = self._call("systemctl", "--user", *arguments)
+        if ran.returncode:
+            raise SetupError(f"`systemctl --user {' '.join(arguments)}` failed: {ran.stderr.strip()}")
+
+    def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not found")

@@ -1,0 +1,122 @@
+"""Owns unit files: what a tracked one asks for, and its text with this machine's paths in it. Writes nothing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from installer.models import WantedModel
+from installer.places import SetupError
+from installer.systemd import NAMESPACE_SETTINGS
+
+# The default paths that stand in the tracked files, where systemd reads %h as the home folder.
+LLAMA_SERVER = "%h/llama.cpp/build/bin/llama-server"
+PROXY_PYTHON = "%h/systemd-llm-switch/.venv/bin/python"
+_MODEL = re.compile(r"%h/\.cache/llama\.cpp/(\S+\.gguf)")
+_SHARED_TMP = (Path("/tmp"), Path("/var/tmp"))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What differs from one machine to the next."""
+
+    home: Path
+    python: Path
+    llama_server: Path
+    models_dir: Path
+    has_namespaces: bool
+    config: Path | None = None  # only when the proxy would not find it by itself
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSource:
+    """A tracked unit file."""
+
+    path: Path
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> UnitSource:
+        return cls(path, path.read_text())
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[UnitSource]:
+        found = (path for path in sorted(folder.iterdir()) if path.suffix in (".service", ".slice"))
+        return [cls.read(path) for path in found]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def wanted_model(self) -> WantedModel | None:
+        return wanted_model(self.text)
+
+    def model_path(self, models_dir: Path) -> Path | None:
+        """Where the model lies as long as no other place is known."""
+        named = _MODEL.search(self.text)
+        return models_dir / named[1] if named else None
+
+    def render(self, machine: Machine, model: Path | None) -> str:
+        """The text to install; `model` is the file that was found, if any."""
+        path = model or self.model_path(machine.models_dir)
+        seen_by_unit = [machine.home, machine.python, machine.llama_server, *([path] if path else [])]
+        text = self.text.replace(LLAMA_SERVER, quote(machine.llama_server, is_program=True))
+        text = text.replace(PROXY_PYTHON, quote(machine.python, is_program=True))
+        if path:
+            text = _MODEL.sub(lambda _: quote(path), text)
+        if machine.config and self.name == "llm-switch.service":
+            setting = quote(f"LLM_SWITCH_CONFIG={machine.config}", is_variable=True)
+            text = text.replace("[Service]\n", f"[Service]\nEnvironment={setting}\n")
+            seen_by_unit.append(machine.config)
+        if not machine.has_namespaces:
+            text = without(text, NAMESPACE_SETTINGS)
+        if any(path.is_relative_to(folder) for path in seen_by_unit for folder in _SHARED_TMP):
+            text = without(text, ("PrivateTmp=yes",))  # it would hide the very files that the unit runs or reads
+        return text
+
+
+def wanted_model(text: str) -> WantedModel | None:
+    """The `[X-LLM-Switch]` section of a unit file; systemd ignores sections whose name begins with X-."""
+    section = text.partition("[X-LLM-Switch]")[2]
+    settings = dict(re.findall(r"^(\w+)=(.*)$", section, re.MULTILINE))
+    return WantedModel(settings["Repo"], settings.get("Quant", "")) if "Repo" in settings else None
+
+
+def model_in(text: str, home: Path) -> Path | None:
+    """The file that a unit hands to llama-server with --model or -m, as far as its text tells."""
+    words = exec_start(text)
+    for option, value in pairwise(words):
+        if option in ("--model", "-m"):
+            return Path(value.replace("%h", str(home)).replace("%%", "%").replace("$$", "$"))
+    return None
+
+
+def exec_start(text: str) -> list[str]:
+    """The words of the last ExecStart=, unquoted; specifiers stay as they are."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    commands = re.findall(r"^ExecStart=(.*)$", joined, re.MULTILINE)
+    return shlex.split(commands[-1]) if commands else []
+
+
+def without(text: str, settings: tuple[str, ...]) -> str:
+    """The text with these lines turned into comments, so that a reader sees what is missing."""
+    lines = [f"# not on this machine: {line}" if line in settings else line for line in text.split("\n")]
+    return "\n".join(lines)
+
+
+def quote(word: Path | str, *, is_program: bool = False, is_variable: bool = False) -> str:
+    """One word of a unit file (systemd.syntax(7), systemd.service(5) "Command lines").
+
+    A dollar is doubled except where systemd expands no variables: in the program's path and in Environment=.
+    """
+    text = str(word)
+    if any(ord(letter) < 32 for letter in text):
+        raise SetupError(f"a path with a line break or another control character cannot go into a unit: {text!r}")
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    if not (is_program or is_variable):
+        text = text.replace("$", "$$")
+    return f'"{text}"' if re.search(r"[^A-Za-z0-9_./=+:@,%$-]", text) else text

@@ -374,11 +374,7 @@ class Scheduler:
             for it in present
             if it.loaded is not None
         ]
-        names = (
-            takeable_at.keys()
-            if unit.is_alone
-            else choose_evictions(unit.spec, seen, self._policy.vram_gib)
-        )
+        names = takeable_at.keys() if unit.is_alone else choose_evictions(unit.spec, seen, self._policy.vram_gib)
         victims = [it for it in present if it.name in names]
         due = max((takeable_at[it.name] for it in victims), default=now)
         return _Placement(unit, victims, due, [it for it in present if it not in victims])

@@ -1,0 +1,314 @@
+"""A backend: one llama-server's HTTP side. Readiness, forwarding, cancelling.
+
+Knows nothing of units, scheduling or repair. Readiness uses `requests`; the forward path is `http.client`'s
+parser over a socket of our own, because a wait for a reply must also watch the client's connection
+(`waiting.Client`), and because it adds a third of the latency (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import enum
+import http.client
+import io
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import requests
+
+from systemd_llm_switch.waiting import Client, remaining_s
+
+# llama-server closes an idle connection after 5 s; reusing one at that moment would lose the race.
+_MAX_IDLE_S = 4.0
+_CONNECT_TIMEOUT_S = 5.0
+_SEND_TIMEOUT_S = 60
+_RECV_BYTES = 65536
+
+
+class BackendLost(Exception):
+    """The connection broke, or could not be made: the process died, was stopped, or refuses."""
+
+
+class BackendDeadline(Exception):
+    """No (whole) reply within the request's time."""
+
+
+class Readiness(enum.Enum):
+    """What `/health` says (llama-server: 503 while it loads, 200 when ready)."""
+
+    SILENT = "silent"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply of the backend."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class _CancellableSocket(io.RawIOBase):
+    """The reading side of a socket: each blocking read also ends with the client, or at the deadline."""
+
+    def __init__(self, sock: socket.socket, client: Client, deadline: float) -> None:
+        self._sock = sock
+        self._client = client
+        self._deadline = deadline
+        self.may_block = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
+        while True:
+            try:
+                return self._sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self.may_block:
+                    return None
+            if not self._client.wait_readable(self._sock.fileno(), remaining_s(self._deadline)):
+                raise BackendDeadline
+
+    def makefile(self, mode: str = "rb") -> io.BufferedReader:
+        """What `http.client.HTTPResponse` asks a socket for."""
+        return io.BufferedReader(self, _RECV_BYTES)
+
+
+class Exchange:
+    """One request that is under way at the backend. Used by one thread, but for `abort`.
+
+    Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline. After any of them, and after
+    `close()` before the end of the reply, the connection is closed: that is what makes llama-server stop
+    generating.
+    """
+
+    def __init__(self, backend: Backend, sock: socket.socket, client: Client, deadline: float) -> None:
+        self._backend = backend
+        self._sock: socket.socket | None = sock
+        self._raw = _CancellableSocket(sock, client, deadline)
+        self._client = client
+        self._response = http.client.HTTPResponse(self._raw, method="POST")  # type: ignore[arg-type]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Blocks until bytes of the reply can be read (True) or the time is over (False)."""
+        return self._client.wait_readable(self._open_socket.fileno(), timeout_s)
+
+    def begin(self) -> None:
+        """Reads the status line and the headers."""
+        try:
+            self._response.begin()
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            self.close()
+            raise BackendLost(_reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def content_type(self) -> str:
+        """The only header of a reply that is handed on: the others are about this hop, or llama-server's own
+        idea of CORS."""
+        return self._response.getheader("content-type") or "application/json"
+
+    def read(self) -> Reply:
+        """Reads the rest of the reply and gives the connection back."""
+        try:
+            body = self._response.read()
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            self.close()
+            raise BackendLost(_reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self._give_back()
+        return Reply(self._response.status, self.content_type, body)
+
+    def read_some(self, patience_s: float) -> bytes | None:
+        """Reads what has come of a streamed reply: b"" at its end, None when nothing came for `patience_s`."""
+        try:
+            if not self._has_buffered() and not self.wait(patience_s):
+                return None
+            data = self._response.read1(_RECV_BYTES)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            self.close()
+            raise BackendLost(_reason(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        if not data:
+            if self._response.length:
+                self.close()
+                raise BackendLost("the reply ended early")
+            self._give_back()
+        return data
+
+    def close(self) -> None:
+        """Drops the connection unless the reply was read to its end. Idempotent."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def abort(self) -> None:
+        """Ends the exchange from another thread: whoever waits for it gets BackendLost."""
+        sock = self._sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it ended by itself meanwhile
+
+    @property
+    def _open_socket(self) -> socket.socket:
+        if self._sock is None:
+            raise BackendLost("the connection is closed")
+        return self._sock
+
+    def _has_buffered(self) -> bool:
+        fp = self._response.fp
+        if fp is None:
+            return True  # the end was reached: read1 answers at once
+        self._raw.may_block = False
+        try:
+            return bool(fp.peek(1))
+        finally:
+            self._raw.may_block = True
+
+    def _give_back(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            if self._response.will_close:
+                sock.close()
+            else:
+                self._backend.give_back(sock)
+
+
+class Backend:
+    """The HTTP side of whatever listens at one URL, with its idle connections. Thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._host = parts.netloc
+        self._idle: deque[tuple[socket.socket, float]] = deque()
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy variable must not send loopback traffic elsewhere
+        self._session_lock = threading.Lock()
+
+    def readiness(self, timeout_s: float = 2.0) -> Readiness:
+        """Asks `/health` once. Never raises."""
+        try:
+            with self._session_lock:
+                reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})
+        except requests.ConnectionError:
+            return Readiness.SILENT
+        except requests.RequestException:
+            return Readiness.LOADING  # something listens, but is too busy to say so in time
+        return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
+
+    def send(
+        self, path: str, body: bytes, content_type: str, client: Client, deadline: float
+    ) -> Iterator[Exchange]:
+        """Sends a request, at most twice: an idle connection may turn out to have been closed by the backend,
+        and then nothing of the request was seen by it.
+
+        Yields the exchange to wait on; the caller asks for the next one only when `begin()` raised BackendLost.
+
+        Raises:
+            BackendLost: no connection.
+        """
+        message = (
+            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode("latin-1", "replace") + body
+        sock = self._take_idle()
+        if sock is not None:
+            try:
+                sock.sendall(message)
+            except OSError:
+                sock.close()
+            else:
+                yield Exchange(self, sock, client, deadline)
+        try:
+            sock = self._connect()
+            sock.sendall(message)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            raise BackendLost(_reason(error)) from error
+        yield Exchange(self, sock, client, deadline)
+
+    def give_back(self, sock: socket.socket) -> None:
+        """Keeps a connection whose reply was read to its end."""
+        self._idle.append((sock, time.monotonic()))
+
+    def drop_idle(self) -> None:
+        """Closes the idle connections: the process behind them is gone, or about to be."""
+        while self._idle:
+            try:
+                self._idle.pop()[0].close()
+            except IndexError:
+                return
+
+    def is_silent(self) -> bool:
+        """Whether nothing at all listens at the URL."""
+        try:
+            self._connect().close()
+        except OSError:
+            return True
+        return False
+
+    def _connect(self) -> socket.socket:
+        sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel's time-out, and a blocking socket: with Python's own time-out MSG_DONTWAIT would wait.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
+        sock.settimeout(None)
+        return sock
+
+    def _take_idle(self) -> socket.socket | None:
+        oldest_good = time.monotonic() - _MAX_IDLE_S
+        while self._idle:
+            try:
+                sock, idle_since = self._idle.pop()  # the youngest: the others may age and go
+            except IndexError:
+                return None
+            if idle_since >= oldest_good and _is_quiet(sock):
+                return sock
+            sock.close()
+        return None
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Whether the peer neither closed an idle connection nor sent anything unasked."""
+    try:
+        sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it closed the connection without an answer"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the reply ended early"
+    return str(error) or type(error).__name__

@@ -1,0 +1,454 @@
+"""The configuration: frozen records, a strict parser, and the file that may change while we run.
+
+Knows nothing of units that run, HTTP or logging. `parse` collects every problem with its path in the file,
+so that `--check` can name all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+PACKAGED = Path(__file__).with_name("config.yaml")
+
+# systemd.unit(5), "Description": the characters a unit name may have.
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
+_STREAMING = ("buffered", "live")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and where in the file (`models.bge-m3.unit`)."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(Exception):
+    """The config cannot be used; `problems` names every reason."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as config.yaml says."""
+
+    host: str = "127.0.0.1"
+    port: int = 3002
+    llama_url: str = "http://127.0.0.1:3004"
+    health_timeout: float = 120.0
+    request_timeout: float = 1800.0
+    queue_limit: int = 64
+    max_body_mb: float = 64.0
+    streaming: str = "buffered"
+    vram: float | None = None
+    max_wait: float | None = None
+    min_resident: float | None = None
+    drain_timeout: float | None = None
+    preload: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    api_keys_file: str | None = None
+    allow_unauthenticated: bool = False
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the proxy."""
+        return is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One public model id and the unit that serves it."""
+
+    id: str
+    unit: str
+    llama_url: str
+    aliases: tuple[str, ...] = ()
+    vram: float | None = None
+    ttl: float | None = None
+    streaming: str = "buffered"
+    params: Mapping[str, object] = field(default_factory=dict)
+    force: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RepairSettings:
+    """`repair:`. What the repair of replies may do."""
+
+    rescue: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid configuration. `names` maps each id and alias to its model."""
+
+    server: Server
+    models: Mapping[str, Model]
+    names: Mapping[str, Model]
+    repair: RepairSettings = RepairSettings()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address is this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# --- casts: value in, value out, ValueError with a readable reason --------------------------------
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text")
+    return value.strip()
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _positive(value: object) -> float:
+    number = _number(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be greater than 0")
+    return number
+
+
+def _not_negative(value: object) -> float:
+    number = _number(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError("must be 0 or more")
+    return number
+
+
+def _count(value: object) -> int:
+    number = _not_negative(value)
+    if number != int(number):
+        raise ValueError("must be a whole number")
+    return int(number)
+
+
+def _port(value: object) -> int:
+    port = _count(value)
+    if not 1 <= port <= 65535:
+        raise ValueError("must be a port, 1 to 65535")
+    return port
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    return tuple(_text(item) for item in value)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("must be a mapping of request fields")
+    for name in ("model", "stream", "messages", "prompt", "input"):
+        if name in value:
+            raise ValueError(f"must not set {name!r}")
+    return MappingProxyType(dict(value))
+
+
+def _streaming(value: object) -> str:
+    if value not in _STREAMING:
+        raise ValueError(f"must be one of {', '.join(_STREAMING)}")
+    return str(value)
+
+
+def _unit(value: object) -> str:
+    unit = _text(value)
+    if not _UNIT_NAME.fullmatch(unit):
+        hint = "" if "." in unit else f"; did you mean {unit}.service?"
+        raise ValueError(f"{unit!r} is no systemd service name{hint}")
+    return unit
+
+
+def _url(value: object) -> str:
+    url = _text(value).rstrip("/")
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or port is None or parts.path or parts.query:
+        raise ValueError(f"must look like http://127.0.0.1:3004, not {url!r}")
+    return url
+
+
+Cast = Callable[[object], Any]
+
+_SERVER: Mapping[str, Cast] = {
+    "host": _text,
+    "port": _port,
+    "llama_url": _url,
+    "health_timeout": _positive,
+    "request_timeout": _positive,
+    "queue_limit": _count,
+    "max_body_mb": _positive,
+    "streaming": _streaming,
+    "vram": _positive,
+    "max_wait": _not_negative,
+    "min_resident": _not_negative,
+    "drain_timeout": _not_negative,
+    "preload": _texts,
+    "api_keys": _texts,
+    "api_keys_file": _text,
+    "allow_unauthenticated": _flag,
+    "cors_origins": _texts,
+    "allowed_hosts": _texts,
+}
+_MODEL: Mapping[str, Cast] = {
+    "unit": _unit,
+    "aliases": _texts,
+    "llama_url": _url,
+    "vram": _not_negative,
+    "ttl": _positive,
+    "streaming": _streaming,
+    "params": _mapping,
+    "force": _mapping,
+}
+_REPAIR: Mapping[str, Cast] = {"rescue": _flag}
+_TOP = ("server", "models", "repair")
+
+
+# --- parsing --------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Casts sections by their tables and remembers what was wrong."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def problem(self, path: str, message: str) -> None:
+        self.problems.append(Problem(path, message))
+
+    def unknown(self, path: str, key: object, known: Mapping[str, Any] | tuple[str, ...]) -> None:
+        near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)
+        self.problem(f"{path}.{key}" if path else str(key), f"unknown key; did you mean {near[0]!r}?")
+
+    def section(self, path: str, raw: object, table: Mapping[str, Cast]) -> dict[str, Any]:
+        if raw is None:
+            return {}
+        if not isinstance(raw, dict):
+            self.problem(path, "must be a mapping")
+            return {}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key not in table:
+                self.unknown(path, key, table)
+            else:
+                try:
+                    values[key] = table[key](value)
+                except ValueError as error:
+                    self.problem(f"{path}.{key}", str(error))
+        return values
+
+    def model(self, name: str, raw: object, server: Server) -> Model | None:
+        path = f"models.{name}"
+        before = len(self.problems)
+        values = self.section(path, {"unit": raw} if isinstance(raw, str) else raw, _MODEL)
+        if "unit" not in values and len(self.problems) == before:
+            self.problem(path, "needs a unit, for instance unit: my-model.service")
+        if len(self.problems) > before:
+            return None
+        defaults = {"llama_url": server.llama_url, "streaming": server.streaming}
+        return Model(id=name, **(defaults | values))
+
+
+def parse(raw: object) -> Config:
+    """Makes a `Config` of what YAML gave.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    reader = _Reader()
+    if not isinstance(raw, dict):
+        raise ConfigError([Problem("", "the file must hold a mapping with `models:`")])
+    for key in raw:
+        if key not in _TOP:
+            reader.unknown("", key, _TOP)
+    server = Server(**reader.section("server", raw.get("server"), _SERVER))
+    repair = RepairSettings(**reader.section("repair", raw.get("repair"), _REPAIR))
+    models = _parse_models(reader, raw.get("models"), server)
+    names = _parse_names(reader, models)
+    for index, name in enumerate(server.preload):
+        if models and name not in names:
+            reader.problem(f"server.preload.{index}", f"{name!r} is no model of this config")
+    _check_shared_ports(reader, server, models)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return Config(server, MappingProxyType(models), MappingProxyType(names), repair)
+
+
+def _parse_models(reader: _Reader, raw: object, server: Server) -> dict[str, Model]:
+    if not isinstance(raw, dict) or not raw:
+        reader.problem("models", "must name at least one model, for instance my-model: my-model.service")
+        return {}
+    models: dict[str, Model] = {}
+    for name, value in raw.items():
+        if not isinstance(name, str) or not name.strip():
+            reader.problem(f"models.{name}", "the model id must be a text (put it in quotes)")
+            continue
+        model = reader.model(name, value, server)
+        if model is not None:
+            models[name] = model
+    return models
+
+
+def _parse_names(reader: _Reader, models: Mapping[str, Model]) -> dict[str, Model]:
+    names = dict(models)
+    for model in models.values():
+        for alias in model.aliases:
+            other = names.get(alias)
+            if other is not None:
+                reader.problem(f"models.{model.id}.aliases", f"{alias!r} already names {other.id!r}")
+            names[alias] = model
+    return names
+
+
+def _check_shared_ports(reader: _Reader, server: Server, models: Mapping[str, Model]) -> None:
+    """Two models that fit beside each other need a port each, or one would answer for the other."""
+    seen = list(models.values())
+    for index, model in enumerate(seen):
+        for other in seen[:index]:
+            if model.unit == other.unit:
+                if model.llama_url != other.llama_url:
+                    reader.problem(
+                        f"models.{model.id}.llama_url", f"differs from that of {other.id!r}, the same unit"
+                    )
+            elif model.llama_url == other.llama_url and fit_together(server.vram, model.vram, other.vram):
+                reader.problem(
+                    f"models.{model.id}.llama_url",
+                    f"{model.id!r} and {other.id!r} may be loaded together, so each needs its own port; "
+                    f"both use {model.llama_url}",
+                )
+
+
+def fit_together(card: float | None, one: float | None, other: float | None) -> bool:
+    """Whether two models may be loaded at once (GiB; None: a model needs the whole card)."""
+    if one == 0 or other == 0:
+        return True
+    return card is not None and one is not None and other is not None and one + other <= card
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later key win in silence; a doubled model line is a mistake worth a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            if isinstance(key, str | int | float | bool):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load(path: Path) -> Config:
+    """Reads and parses a file, and the key file it names.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or is no valid config.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigError([Problem("", f"cannot read {path}: {error.strerror}")]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("", f"{path} is no valid YAML: {' '.join(str(error).split())}")]) from error
+    return parse(raw)
+
+
+def find(argument: str | None, environ: Mapping[str, str]) -> Path:
+    """The config file to use: `--config`, `$LLM_SWITCH_CONFIG`, the user's, else the packaged one."""
+    named = argument or environ.get("LLM_SWITCH_CONFIG")
+    if named:
+        return Path(named)
+    home = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    users = Path(home) / "systemd-llm-switch" / "config.yaml"
+    return users if users.exists() else PACKAGED
+
+
+class LiveConfig:
+    """The config of a file that may change at any time.
+
+    `current()` costs one `stat` when nothing changed. A broken edit leaves the last good config in force and
+    is told by `error`. Thread-safe; raises only from the constructor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.error: str | None = None
+        # Called once per change, with the new config before any request sees it, or None and the reason.
+        self.on_change: Callable[[Config | None, str | None], None] = lambda config, error: None
+        self._lock = threading.Lock()
+        self._stamp = self._read_stamp()
+        self._config = load(path)
+
+    def current(self) -> Config:
+        """The config in force now."""
+        if self._read_stamp() != self._stamp:
+            self._reload()
+        return self._config
+
+    def _read_stamp(self) -> tuple[int, ...]:
+        try:
+            stat = os.stat(self.path)  # noqa: PTH116  (on the hot path; Path.stat takes twice as long)
+        except OSError:
+            return ()
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
+
+    def _reload(self) -> None:
+        with self._lock:
+            stamp = self._read_stamp()
+            if stamp == self._stamp:
+                return
+            try:
+                config = load(self.path)
+            except ConfigError as error:
+                self.error = str(error)
+                self.on_change(None, self.error)
+            else:
+                self.error = None
+                self.on_change(config, None)
+                self._config = config
+            self._stamp = stamp

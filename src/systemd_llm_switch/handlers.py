@@ -1,0 +1,326 @@
+"""The routes: web.py classes that read a request, call, and write the answer.
+
+Knows HTTP and nothing of how a request is served. An answer is bytes, or a body that goes on as a story.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import web
+
+from systemd_llm_switch import protocol
+from systemd_llm_switch.config import Config, LiveConfig, Model
+from systemd_llm_switch.errors import (
+    ClientGone,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    MissingModel,
+    ProxyError,
+    RequestTooLarge,
+    UnknownUrl,
+)
+from systemd_llm_switch.proxy import Answer, Proxy, Story, find_model
+from systemd_llm_switch.scheduler import State
+from systemd_llm_switch.switcher import ModelStatus, Switcher
+from systemd_llm_switch.waiting import Client
+
+log = logging.getLogger(__name__)
+
+# The gateway (server.py) leaves the client's socket here; a test of the bare application has none.
+CLIENT_FD = "llm_switch.client_fd"
+_BODY = "llm_switch.body"
+# llama-server's router words for what we call states; Open WebUI shows loaded models by them.
+_STATUS_VALUE = {
+    State.READY.value: "loaded",
+    State.DRAINING.value: "loaded",
+    State.STARTING.value: "loading",
+}
+
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
+
+    live: LiveConfig
+    proxy: Proxy
+    switcher: Switcher
+    started: float = dataclasses.field(default_factory=time.time)
+
+
+class _Handler:
+    """Base of the routes: reading and writing."""
+
+    services: ClassVar[Services]
+
+    @property
+    def client(self) -> Client:
+        return Client(web.ctx.env.get(CLIENT_FD))
+
+    def read_body(self) -> bytes:
+        """The whole body, bounded before it is read.
+
+        Raises:
+            RequestTooLarge, InvalidRequest, ClientGone
+        """
+        limit_mb = self.services.live.current().server.max_body_mb
+        limit = int(limit_mb * 1_000_000)
+        source = web.ctx.env["wsgi.input"]
+        if web.ctx.env.get("wsgi.input_terminated"):
+            try:
+                body: bytes = source.read(limit + 1)
+            except ValueError as error:
+                raise InvalidRequest(f"malformed chunked body: {error}") from error
+            except OSError as error:
+                raise RequestTooLarge(limit_mb) from error
+            if len(body) > limit:
+                raise RequestTooLarge(limit_mb)
+            return body
+        length = int(web.ctx.env.get("CONTENT_LENGTH") or 0)
+        if length > limit:
+            raise RequestTooLarge(limit_mb)
+        body = source.read(length) if length > 0 else b""
+        if len(body) < length:
+            raise ClientGone("the client closed its connection before its request was complete")
+        return body
+
+    def read_object(self) -> protocol.Json:
+        """The body as an object; an empty one is an empty object."""
+        raw = self.read_body()
+        return protocol.parse_object(raw) if raw.strip() else {}
+
+    def write(self, value: object) -> bytes:
+        """Answers with JSON."""
+        return _write(Answer(200, (protocol.JSON_TYPE,), protocol.dump(value)))
+
+
+class Completions(_Handler):
+    """Every route that is forwarded to the model its body names."""
+
+    def POST(self, path: str) -> bytes | Iterator[bytes]:
+        story = self.services.proxy.serve(path, self.read_body(), self.client)
+        try:
+            first = next(story)
+        except StopIteration as end:
+            return _write(end.value)
+        except ProxyError as error:
+            return _refuse(error)  # the story has told the journal
+        _write(Answer(200, protocol.SSE_HEADERS, b""))
+        web.ctx.env[_BODY] = story
+        return _resume(first, story)
+
+
+class Models(_Handler):
+    """The configured models; never touches a unit."""
+
+    def GET(self) -> bytes:
+        states = self.services.switcher.status()
+        config = self.services.live.current()
+        data = [self.describe(model, states.get(model.id)) for model in config.models.values()]
+        return self.write({"object": "list", "data": data})
+
+    def describe(self, model: Model, status: ModelStatus | None) -> protocol.Json:
+        value = _STATUS_VALUE.get(status.state, "unloaded") if status is not None else "unloaded"
+        return {
+            "id": model.id,
+            "object": "model",
+            "created": int(self.services.started),
+            "owned_by": "systemd-llm-switch",
+            "aliases": list(model.aliases),
+            "status": {"value": value},
+        }
+
+
+class OneModel(Models):
+    """One configured model, by id or alias."""
+
+    def GET(self, name: str) -> bytes:  # type: ignore[override]
+        model = find_model(self.services.live.current(), name)
+        return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
+
+
+class Health(_Handler):
+    """The proxy's own health."""
+
+    def GET(self) -> bytes:
+        return self.write({"status": "ok"})
+
+
+class Status(_Handler):
+    """What is loaded, who waits, what went wrong."""
+
+    def GET(self) -> bytes:
+        services = self.services
+        services.live.current()  # an edit shows here, not only after the next request
+        switcher = services.switcher
+        return self.write(
+            {
+                "models": {name: dataclasses.asdict(state) for name, state in switcher.status().items()},
+                "waiting": switcher.waiting,
+                "on_hold": switcher.on_hold,
+                "switches": [record.as_json() for record in switcher.switches()],
+                "repairs": services.proxy.repairs(),
+                "config": {"path": str(services.live.path), "error": services.live.error},
+            }
+        )
+
+
+class Load(_Handler):
+    """Loads a model by hand; answers when it is ready."""
+
+    def POST(self) -> bytes:
+        model = self.named_model(self.read_object())
+        lease = self.services.switcher.lease(model)
+        try:
+            while not lease.wait(self.client, 60):
+                continue
+        finally:
+            self.services.switcher.release(lease)
+        status = self.services.switcher.status()[model.id]
+        return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
+
+    def named_model(self, body: protocol.Json) -> Model:
+        config = self.services.live.current()
+        name = body.get("model")
+        if name is None or name == "":
+            raise MissingModel(config.models)
+        if not isinstance(name, str):
+            raise InvalidRequest("`model` must be a text", param="model")
+        return find_model(config, name)
+
+
+class Unload(Load):
+    """Frees the VRAM of one model, or of all; answers when it is free."""
+
+    def POST(self) -> bytes:
+        body = self.read_object()
+        force = body.get("force", False)
+        if not isinstance(force, bool):
+            raise InvalidRequest("`force` must be true or false", param="force")
+        config: Config = self.services.live.current()
+        models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
+        self.services.switcher.unload(models, force, self.client)
+        return self.write({"success": True, "models": [model.id for model in models]})
+
+
+ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
+    (r"(/v1/chat/completions|/v1/completions|/v1/embeddings|/v1/rerank)", Completions),
+    (r"(?:/v1)?/models", Models),
+    (r"/v1/models/(.+)", OneModel),
+    (r"/health", Health),
+    (r"/api/status", Status),
+    (r"/api/load|/models/load", Load),
+    (r"/api/unload|/models/unload", Unload),
+)
+LISTED = (
+    "POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /api/load, /api/unload; "
+    "GET /v1/models, /health, /api/status"
+)
+
+
+def make_wsgi(services: Services) -> Wsgi:
+    """The whole application as a WSGI callable."""
+    web.config.debug = False
+    mapping: list[object] = []
+    for pattern, handler in ROUTES:
+        mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
+    return _Closing(_Application(mapping, {}, autoreload=False).wsgifunc())
+
+
+class _Application(web.application):  # type: ignore[misc]
+    """web.py's dispatch; whatever goes wrong in a route leaves in OpenAI's shape, with a line in the journal."""
+
+    def handle(self) -> Any:
+        try:
+            return super().handle()
+        except ProxyError as error:
+            return self._refuse(error)
+        except web.HTTPError:
+            return self._refuse(_translate_refusal())
+        except Exception:
+            log.exception("route_crashed path=%s", web.ctx.path)
+            return _refuse(InternalError("the proxy failed; its journal has the reason"))
+
+    @staticmethod
+    def _refuse(error: ProxyError) -> bytes:
+        level = logging.WARNING if error.status < 500 else logging.ERROR
+        log.log(level, "refused path=%s status=%d reason=%r", web.ctx.path, error.status, error.message)
+        return _refuse(error)
+
+
+class _Closing:
+    """Keeps hold of a story that goes on as the body: web.py hands the server a chain without `close()`, so a
+    body whose client went away would never be ended."""
+
+    def __init__(self, wsgi: Wsgi) -> None:
+        self._wsgi = wsgi
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        chunks = self._wsgi(environ, start_response)
+        story = environ.pop(_BODY, None)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return ()
+        return chunks if story is None else _StoryBody(chunks, story)
+
+
+class _StoryBody:
+    """A body that ends its story, started or not, when the server is done with it."""
+
+    def __init__(self, chunks: Iterable[bytes], story: Story) -> None:
+        self._chunks = chunks
+        self._story = story
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    def close(self) -> None:
+        """Idempotent: closing a generator that has ended does nothing."""
+        self._story.close()
+
+
+def _resume(first: bytes, story: Story) -> Iterator[bytes]:
+    yield first
+    try:
+        yield from story
+    except ClientGone:
+        return
+
+
+def _translate_refusal() -> ProxyError:
+    """web.py's own: no such route, no such method."""
+    status = int(web.ctx.status[:3])
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")
+        return MethodNotAllowed(web.ctx.method, web.ctx.path, [name.strip() for name in allowed.split(",")])
+    if status == HTTPStatus.NOT_FOUND:
+        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path}; there are {LISTED}")
+    return InternalError(f"web.py refused the request with status {status}")
+
+
+def _refuse(error: ProxyError) -> bytes:
+    web.ctx.headers = []
+    return _write(Answer(error.status, (protocol.JSON_TYPE, *error.headers()), protocol.dump(error.body())))
+
+
+def _write(answer: Answer) -> bytes:
+    web.ctx.status = _STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status"
+    for name, value in answer.headers:
+        web.header(name, value)
+    if answer.body:
+        web.header("Content-Length", str(len(answer.body)))
+    return answer.body
+
+
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
+    ClientGone.status: f"{ClientGone.status} Client Closed Request"
+}

@@ -1,0 +1,78 @@
+"""A lease: one request's right to use a model, from its place in the queue until it is given back.
+
+Knows nothing of units or of who decides; the switcher resolves it, the request's thread waits on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from systemd_llm_switch.config import Model
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.loading import Resident
+from systemd_llm_switch.waiting import Client, Signal
+
+
+class Lease:
+    """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for."""
+
+    __slots__ = (
+        "_error", "_on_interrupt", "_signal", "interruption", "model", "number", "queue_s", "resident",
+        "submitted", "switch_s",
+    )  # fmt: skip
+
+    def __init__(self, number: int, model: Model) -> None:
+        self.number = number
+        self.model = model
+        self.submitted = time.monotonic()
+        self.queue_s = 0.0
+        self.switch_s = 0.0
+        self.resident: Resident | None = None
+        self.interruption: ProxyError | None = None
+        self._error: ProxyError | None = None
+        self._signal = Signal()
+        self._on_interrupt: Callable[[], None] | None = None
+
+    def wait(self, client: Client, timeout_s: float) -> bool:
+        """Blocks until the model may be used (True) or the time is over (False).
+
+        Raises:
+            ProxyError: the request was turned away, or its model failed to start.
+            ClientGone: the client hung up first.
+        """
+        if not self._signal.wait(client, timeout_s):
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def on_interrupt(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called, by another thread, when the lease must end; at once if it must already."""
+        self._on_interrupt = callback
+        if self.interruption is not None:
+            callback()
+
+    @property
+    def is_resolved(self) -> bool:
+        return self._signal.is_set
+
+    def grant(self) -> None:
+        """The model, `resident`, may be used now."""
+        resident = self.resident
+        if resident is not None and resident.ready > self.submitted:
+            self.switch_s = resident.ready - max(resident.began, self.submitted)
+        self.queue_s = max(0.0, time.monotonic() - self.submitted - self.switch_s)
+        self._signal.set()
+
+    def reject(self, error: ProxyError) -> None:
+        """The wait is over, in vain."""
+        self.queue_s = time.monotonic() - self.submitted
+        self._error = error
+        self._signal.set()
+
+    def interrupt(self, error: ProxyError) -> None:
+        """The running request must end with this error."""
+        self.interruption = error
+        if self._on_interrupt is not None:
+            self._on_interrupt()

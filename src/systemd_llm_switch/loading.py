@@ -1,0 +1,218 @@
+"""Loading and unloading on systemd: stop units and confirm it, bring one up and wait until it is ready.
+
+Blocks; runs in a switch's own thread, never under a lock. Knows nothing of requests and who waits.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from systemd_llm_switch.backend import Backend, Readiness
+from systemd_llm_switch.config import Model
+from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout
+from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
+
+# Health is asked for in small steps at first (a small model is ready within a second), in larger ones later:
+# a twentieth of the time waited, so that the steps never cost more than 5 % of a load.
+_FIRST_STEP_S = 0.01
+_LARGEST_STEP_S = 0.25
+_STEP_PART = 0.05
+# How long a stopped predecessor's port may take to fall silent; the kernel closes it with the process.
+_SILENCE_TIMEOUT_S = 5.0
+_MEMORY_WORDS = ("out of memory", "outofdevicememory", "failed to allocate", "cannot allocate memory")
+
+
+class LoadAborted(Exception):
+    """Nobody wants the model any more; its unit is still to be stopped."""
+
+
+class StopUnconfirmed(Exception):
+    """Units that were told to stop still run; what they hold is not free."""
+
+    def __init__(self, statuses: Sequence[UnitStatus]) -> None:
+        listed = ", ".join(f"unit {status.unit} did not stop ({status.describe()})" for status in statuses)
+        super().__init__(f"{listed}; see `systemctl --user status {statuses[0].unit}`")
+        self.units = frozenset(status.unit for status in statuses)
+
+
+class Resident:
+    """A unit whose backend was ready: which process it is, and how it was started.
+
+    `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`.
+    """
+
+    def __init__(
+        self, model: Model, backend: Backend, watch: ProcessWatch, invocation_id: str, began: float
+    ) -> None:
+        self.model = model
+        self.backend = backend
+        self.watch = watch
+        self.invocation_id = invocation_id
+        self.began = began
+        self.ready = time.monotonic()
+        self.since = time.time()
+
+
+def stop_units(systemd: Systemd, units: Sequence[str], show: Sequence[str] = ()) -> dict[str, UnitStatus]:
+    """Stops units in one call and confirms it; tells the state of them and of those in `show`.
+
+    Raises:
+        StopUnconfirmed: some still run.
+        SystemdError: systemd cannot be asked.
+    """
+    if units:
+        systemd.stop(units)
+    statuses = systemd.show([*units, *show])
+    running = [statuses[unit] for unit in units if not statuses[unit].is_stopped]
+    if running:
+        raise StopUnconfirmed(running)
+    return statuses
+
+
+class Start:
+    """Brings one model up. `abort_fd` is readable once nobody wants it any more."""
+
+    def __init__(self, systemd: Systemd, model: Model, backend: Backend, abort_fd: int) -> None:
+        self._systemd = systemd
+        self._model = model
+        self._backend = backend
+        self._abort_fd = abort_fd
+        self._began = time.monotonic()
+
+    def bring_up(self, status: UnitStatus, health_timeout_s: float) -> Resident:
+        """Starts the unit unless it runs already, and waits until its backend is ready.
+
+        `status` is what systemd said of it after everything else was stopped. A unit that runs was started by
+        hand or by an earlier proxy: it is adopted.
+
+        Raises:
+            ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
+            LoadAborted: `abort_fd` became readable.
+        """
+        deadline = time.monotonic() + health_timeout_s
+        if status.is_missing:
+            raise self._failure(status)
+        if not status.is_running:
+            self._start_unit(status)
+            status = self._show()
+        watch = self._watch(status)
+        self._wait_until_ready(watch, status, deadline, health_timeout_s)
+        return Resident(self._model, self._backend, watch, status.invocation_id, self._began)
+
+    def _start_unit(self, status: UnitStatus) -> None:
+        if not status.is_stopped:
+            # In auto-restart, `start` would wait out RestartSec; while it stops, it would be stopped again.
+            self._systemd.stop([status.unit])
+        if status.active_state == "failed":
+            self._systemd.reset_failed(status.unit)
+        self._wait_until_silent()
+        try:
+            self._systemd.start(status.unit)
+        except SystemdError as error:
+            raise self._failure(self._show(), str(error)) from error
+
+    def _wait_until_silent(self) -> None:
+        """Whoever answers later must be the unit that is about to start."""
+        deadline = time.monotonic() + _SILENCE_TIMEOUT_S
+        while not self._backend.is_silent():
+            if time.monotonic() > deadline:
+                raise ModelStartFailed(
+                    f"model {self._model.id!r} was not started: {self._backend.url} is taken by something that is "
+                    f"none of the configured units; find it with `ss -ltnp` and stop it"
+                )
+            time.sleep(_FIRST_STEP_S)
+
+    def _watch(self, status: UnitStatus) -> ProcessWatch:
+        """Holds the unit's main process; between `show` and now it may have died and its pid been reused."""
+        try:
+            watch = ProcessWatch(status.main_pid)
+            cgroup = Path(f"/proc/{status.main_pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            raise self._failure(self._show()) from error
+        if status.control_group and status.control_group not in cgroup:
+            raise self._failure(self._show())
+        return watch
+
+    def _wait_until_ready(
+        self, watch: ProcessWatch, status: UnitStatus, deadline: float, health_timeout_s: float
+    ) -> None:
+        poll = select.poll()
+        poll.register(watch.fileno(), select.POLLIN)
+        poll.register(self._abort_fd, select.POLLIN)
+        began = time.monotonic()
+        while True:
+            readiness = self._backend.readiness()
+            events = dict(poll.poll(0))
+            if watch.fileno() in events:
+                raise self._failure(self._systemd.show_after_exit(status.unit, watch.pid))
+            if readiness is Readiness.READY:
+                return
+            waited = time.monotonic() - began
+            if time.monotonic() >= deadline:
+                raise self._timeout(health_timeout_s, readiness, status)
+            step = min(_LARGEST_STEP_S, max(_FIRST_STEP_S, waited * _STEP_PART))
+            poll.poll(int(step * 1000))
+            if is_readable(self._abort_fd):
+                raise LoadAborted
+
+    def _show(self) -> UnitStatus:
+        return self._systemd.show([self._model.unit])[self._model.unit]
+
+    def _failure(self, status: UnitStatus, said: str = "") -> ModelStartFailed:
+        """The error with all that is known: systemd's result and the last lines of this start."""
+        lines = self._systemd.journal(status.invocation_id)
+        parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, said)}."]
+        if lines:
+            parts.append(quote_journal(lines))
+        parts.append(_next_step(status))
+        memory = status.was_out_of_memory or _tells_of_memory(lines)
+        return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
+
+    def _timeout(self, after_s: float, readiness: Readiness, status: UnitStatus) -> ModelStartTimeout:
+        seen = "nothing listened" if readiness is Readiness.SILENT else "it was still loading"
+        lines = self._systemd.journal(status.invocation_id)
+        return ModelStartTimeout(
+            f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): {seen} at "
+            f"{self._backend.url}. Unit {self._model.unit} was stopped again. {quote_journal(lines)}".strip(),
+            param="model",
+        )
+
+
+def quote_journal(lines: Sequence[str]) -> str:
+    """The last lines of a start as a sentence; empty where there are none."""
+    return f"Last journal lines: {' | '.join(lines)}" if lines else ""
+
+
+def is_readable(fd: int) -> bool:
+    """Whether a descriptor can be read now."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _reason(status: UnitStatus, said: str) -> str:
+    if status.is_missing or status.result not in ("", "success") or not status.is_stopped:
+        return status.describe()
+    return said or f"it was stopped, or ended by itself, while it loaded; now {status.describe()}"
+
+
+def _next_step(status: UnitStatus) -> str:
+    if status.load_state == "not-found":
+        return "Install it (./setup.sh), or correct `unit:` in the config."
+    if status.needs_daemon_reload:
+        return "Its unit file changed on disk: run `systemctl --user daemon-reload`, then try again."
+    return f"See `journalctl --user -u {status.unit}` and `systemctl --user status {status.unit}`."
+
+
+def _is_permanent(status: UnitStatus, memory: bool) -> bool:
+    """Whether a client's own retries are of no use: a missing file stays missing until somebody acts."""
+    exited = status.exec_code == os.CLD_EXITED and status.exec_status != 0
+    return status.is_missing or (exited and not memory)
+
+
+def _tells_of_memory(lines: list[str]) -> bool:
+    return any(word in line.lower() for line in lines for word in _MEMORY_WORDS)

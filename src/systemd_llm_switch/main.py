@@ -1,0 +1,155 @@
+"""The command: arguments, logging, wiring, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from systemd_llm_switch import __version__
+from systemd_llm_switch.config import Config, ConfigError, LiveConfig, find, load
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.handlers import Services, make_wsgi
+from systemd_llm_switch.notify import notify
+from systemd_llm_switch.proxy import Proxy
+from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
+from systemd_llm_switch.switcher import IN_FLIGHT_LIMIT, Switcher
+from systemd_llm_switch.systemd import Systemd, SystemdError
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the proxy, or checks its config. Returns the exit code: 0, or 1 for a config or port that cannot be
+    used."""
+    arguments = _parse_arguments(argv)
+    path = find(arguments.config, os.environ)
+    if arguments.check:
+        return _check(path)
+    _set_up_logging()
+    try:
+        live = LiveConfig(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("config_error path=%s %s", path, problem)
+        return 1
+    return _run(live, arguments.host, arguments.port)
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m systemd_llm_switch",
+        description="An OpenAI-compatible proxy that switches llama-server units of systemd --user.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one"
+    )
+    parser.add_argument("--host", metavar="H", help="address to listen on, instead of server.host")
+    parser.add_argument("--port", metavar="P", type=int, help="port to listen on, instead of server.port")
+    parser.add_argument("--check", action="store_true", help="check the config and exit: 0 if it is valid, else 1")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser.parse_args(argv)
+
+
+def _check(path: Path) -> int:
+    try:
+        config = load(path)
+    except ConfigError as error:
+        print(f"{path}: {len(error.problems)} problem(s)", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return 1
+    print(f"{path}: ok; models: {', '.join(config.models)}")
+    return 0
+
+
+def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
+    config = live.current()
+    host, port = host or config.server.host, port or config.server.port
+    switcher = Switcher(Systemd(), config)
+    proxy = Proxy(live, switcher)
+    application = make_wsgi(Services(live, proxy, switcher))
+    server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
+    live.on_change = _Reloading(switcher, server)
+    _stop_on_signals(server, switcher)
+    threading.Thread(target=_adopt, args=(switcher,), name="adopt", daemon=True).start()
+    log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
+    try:
+        server.run()
+    except OSError as error:
+        log.error("cannot_listen %s", describe_bind_error(host, port, error))
+        return 1
+    log.info("stopped")
+    return 0
+
+
+def _threads(config: Config) -> int:
+    return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
+
+
+def _body_limit(live: LiveConfig) -> int:
+    return int(live.current().server.max_body_mb * 1_000_000)
+
+
+class _Reloading:
+    """What a changed config file means for what runs."""
+
+    def __init__(self, switcher: Switcher, server: Server) -> None:
+        self._switcher = switcher
+        self._server = server
+
+    def __call__(self, config: Config | None, error: str | None) -> None:
+        if config is None:
+            log.error("config_broken the last good config stays in force: %s", error)
+            return
+        log.info("config_reloaded models=%s", ",".join(config.models))
+        self._switcher.configure(config)
+        self._server.grow_to(_threads(config))
+
+
+def _adopt(switcher: Switcher) -> None:
+    try:
+        switcher.adopt()
+    except (SystemdError, ProxyError) as error:
+        log.error("systemd_unavailable %s", error)
+
+
+def _stop_on_signals(server: Server, switcher: Switcher) -> None:
+    """SIGTERM and SIGINT end the proxy in order: waiting requests are told, running ones end, models stay."""
+
+    def stop() -> None:
+        notify("STOPPING=1")
+        switcher.close()
+        server.stop()
+
+    def on_signal(number: int, frame: object) -> None:
+        log.info("stopping signal=%s", signal.Signals(number).name)
+        threading.Thread(target=stop, name="stop").start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Lines with a syslog priority that `journalctl -p` understands: sd-daemon(3)."""
+
+    _PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{next((number for level, number in self._PRIORITY if record.levelno >= level), 7)}>"
+        return prefix + super().format(record).replace("\n", f"\n{prefix}")
+
+
+def _set_up_logging() -> None:
+    """To stderr: for the journal with priorities, for a person with the time."""
+    handler = logging.StreamHandler()
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

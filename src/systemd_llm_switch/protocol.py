@@ -1,0 +1,245 @@
+"""The OpenAI protocol, pure: a request's bytes in, what must be known of it out; errors and SSE frames.
+
+Knows no socket, no unit and no web framework. What real clients need is in docs/design.md, "For clients".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel, ProxyError
+
+Json = dict[str, Any]
+
+JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
+SSE_HEADERS = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),
+)
+# A comment that starts with "ping" ends the answer for Continue; an event of any other kind breaks SDKs.
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+# Older Open WebUI dies at lines of 128 KiB. A character takes at most 12 bytes as JSON: 48 KiB a line.
+_PIECE_CHARS = 4096
+_LOGPROBS_A_CHUNK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the proxy must know of a request. `body` must not be changed: `raw` are the same bytes."""
+
+    path: str
+    model: str
+    body: Json
+    raw: bytes
+    is_streamed: bool
+    wants_usage: bool
+
+    @property
+    def is_chat(self) -> bool:
+        return self.path == "/v1/chat/completions"
+
+    @property
+    def is_repairable(self) -> bool:
+        """Whether the reply is a chat's or a completion's."""
+        return self.is_chat or self.path == "/v1/completions"
+
+
+def parse_request(path: str, raw: bytes, known_models: Iterable[str]) -> Request:
+    """Reads a request's body.
+
+    Raises:
+        InvalidJson, InvalidRequest, MissingModel: what the client must mend.
+    """
+    body = parse_object(raw)
+    model = body.get("model")
+    if model is None or model == "":
+        raise MissingModel(known_models)
+    if not isinstance(model, str):
+        raise InvalidRequest("`model` must be a text", param="model")
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("`stream` must be true or false", param="stream")
+    options = body.get("stream_options")
+    wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    return Request(path, model, body, raw, is_streamed=bool(stream), wants_usage=wants_usage)
+
+
+def parse_object(raw: bytes) -> Json:
+    """Reads a body that must be a JSON object.
+
+    Raises:
+        InvalidJson, InvalidRequest
+    """
+    try:
+        body = json.loads(raw, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        detail = str(error) if raw.strip() else "it is empty"
+        raise InvalidJson(f"the request body is no valid JSON: {detail}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return body
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def to_backend(
+    request: Request,
+    body: Json,
+    params: Mapping[str, object],
+    force: Mapping[str, object],
+    stream: bool = False,
+) -> bytes:
+    """The bytes for the backend: as they came, unless something must differ.
+
+    `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden.
+    """
+    changed = {name: value for name, value in params.items() if name not in body} | dict(force)
+    if stream:
+        changed["stream"] = True
+        if request.path == "/v1/chat/completions" and request.wants_usage:
+            changed["stream_options"] = {"include_usage": True}
+    elif body.get("stream") or "stream_options" in body:
+        changed["stream"] = False
+    if not changed and body is request.body:
+        return request.raw
+    sent = body | changed
+    if not stream:
+        sent.pop("stream_options", None)
+    return dump(sent)
+
+
+def dump(value: object) -> bytes:
+    """Compact JSON, all ASCII: a lone surrogate in a text, which UTF-8 cannot carry, survives."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+# --- SSE ------------------------------------------------------------------------------------------
+
+
+def frame(chunk: object) -> bytes:
+    """One event of a stream."""
+    return b"data: " + dump(chunk) + b"\n\n"
+
+
+def error_frame(error: ProxyError) -> bytes:
+    """An error after the headers are sent."""
+    may_get_better = not error.permanent and (error.status >= 500 or error.status in _WORTH_A_RETRY)
+    return _error_frame(error.body(), may_get_better)
+
+
+def foreign_error_frame(status: int, body: Json) -> bytes:
+    """A backend's own error (of `foreign_error`) after the headers are sent."""
+    return _error_frame(body, may_get_better=status >= 500 or status in _WORTH_A_RETRY)
+
+
+def _error_frame(body: Json, may_get_better: bool) -> bytes:
+    """Where trying again cannot help, the *message* must say so: it is all that litellm looks at before it sends
+    the request again, up to eight times (measured; docs/design.md, "For clients")."""
+    if not may_get_better:
+        told = body["error"]
+        body = {"error": told | {"message": f"invalid_request_error: {told['message']}"}}
+    return frame(body)
+
+
+def foreign_error(status: int, raw: bytes) -> Json:
+    """What a backend said of a failure, with whatever OpenAI's shape has and it left out."""
+    try:
+        told = json.loads(raw)["error"]
+        told = dict(told) if isinstance(told, dict) else {"message": str(told)}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        told = {"message": raw.decode("utf-8", "replace")[:_MAX_TOLD_CHARS]}
+    message = str(told.get("message") or f"the backend answered {status} without a word")
+    if any(words in message for words in _OVERFLOW_WORDS) and _OVERFLOW_FOR_CLIENTS not in message:
+        message = f"{message} ({_OVERFLOW_FOR_CLIENTS})"
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"type": kind, "param": None, "code": "backend_error"} | told | {"message": message}}
+
+
+_WORTH_A_RETRY = (408, 409, 429)
+_MAX_TOLD_CHARS = 2000
+# llama-server's words for a prompt that is too long; Roo and Cline condense only when they read the other.
+_OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
+_OVERFLOW_FOR_CLIENTS = "context length exceeded"
+
+
+def sse_frames(reply: Json, wants_usage: bool) -> Iterator[bytes]:
+    """Splits a finished chat or text completion into the events a streaming client expects, in the order
+    role, reasoning, content, tool calls, finish_reason, usage, `[DONE]`: a chunk holds one of them only, since
+    some clients read one a chunk."""
+    is_chat = reply.get("object") != "text_completion"
+    envelope: Json = {
+        name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply
+    }
+    envelope["object"] = "chat.completion.chunk" if is_chat else "text_completion"
+    choices = [choice for choice in reply.get("choices") or [] if isinstance(choice, dict)]
+    extras = {name: reply[name] for name in ("timings",) if name in reply}
+    for position, choice in enumerate(choices):
+        index = choice.get("index", position)
+        pieces = _chat_pieces(choice) if is_chat else _text_pieces(choice)
+        for piece in pieces:
+            yield frame(envelope | {"choices": [{"index": index, **piece, "finish_reason": None}]})
+        last: Json = {"delta": {}} if is_chat else {"text": ""}
+        reason = choice.get("finish_reason") or "stop"
+        tail = extras if position == len(choices) - 1 else {}
+        yield frame(envelope | {"choices": [{"index": index, **last, "finish_reason": reason}]} | tail)
+    if wants_usage:
+        yield frame(envelope | {"choices": [], "usage": reply.get("usage") or _NO_USAGE})
+    yield DONE
+
+
+_NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+_SPLIT_FIELDS = ("role", "reasoning_content", "content", "tool_calls", "function_call")
+
+
+def _chat_pieces(choice: Json) -> Iterator[Json]:
+    message = choice.get("message") or {}
+    others = {name: value for name, value in message.items() if name not in _SPLIT_FIELDS}
+    yield {"delta": {"role": message.get("role") or "assistant", **others}}
+    for name in ("reasoning_content", "content"):
+        for text in _split(message.get(name)):
+            yield {"delta": {name: text}}
+    for position, call in enumerate(message.get("tool_calls") or []):
+        yield from ({"delta": {"tool_calls": [delta]}} for delta in tool_call_deltas(position, call))
+    legacy = message.get("function_call")
+    if isinstance(legacy, dict):
+        yield {"delta": {"function_call": {"name": legacy.get("name"), "arguments": ""}}}
+        for text in _split(legacy.get("arguments")):
+            yield {"delta": {"function_call": {"arguments": text}}}
+    yield from ({"delta": {}, "logprobs": part} for part in _split_logprobs(choice.get("logprobs")))
+
+
+def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
+    """One whole tool call as deltas: what identifies it comes in the first, its arguments in pieces after."""
+    function = call.get("function") or {}
+    texts = list(_split(function.get("arguments"))) or [""]
+    head = {name: value for name, value in call.items() if name != "function"}
+    yield {"index": position, **head, "function": {"name": function.get("name"), "arguments": texts[0]}}
+    for text in texts[1:]:
+        yield {"index": position, "function": {"arguments": text}}
+
+
+def _text_pieces(choice: Json) -> Iterator[Json]:
+    logprobs = choice.get("logprobs")
+    texts = list(_split(choice.get("text"))) or [""]
+    for position, text in enumerate(texts):
+        yield {"text": text, "logprobs": logprobs if position == 0 else None}
+
+
+def _split(text: object) -> Iterator[str]:
+    if isinstance(text, str):
+        for start in range(0, len(text), _PIECE_CHARS):
+            yield text[start : start + _PIECE_CHARS]
+
+
+def _split_logprobs(logprobs: object) -> Iterator[Json]:
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    for start in range(0, len(tokens or []), _LOGPROBS_A_CHUNK):
+        yield {"content": (tokens or [])[start : start + _LOGPROBS_A_CHUNK]}

@@ -1,0 +1,161 @@
+"""cheroot: the listening socket, the threads, an orderly end; and what systemd wants to know of it.
+
+Knows HTTP's wire and nothing of routes or models. A request that waits holds a thread, so there are as many as
+requests may wait and run, and a reserve that keeps /health and /v1/models answering.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from cheroot import server as cheroot_server
+from cheroot import wsgi
+
+from systemd_llm_switch.errors import InvalidRequest, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
+from systemd_llm_switch.notify import notify, watchdog_interval_s
+
+log = logging.getLogger(__name__)
+
+RESERVE_THREADS = 16
+_BACKLOG = 512
+_IDLE_CONNECTIONS = 512
+# A client may pause for so long, between its requests and within one.
+_SOCKET_TIMEOUT_S = 30
+_MAX_HEADER_BYTES = 64 * 1024
+# Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
+SHUTDOWN_TIMEOUT_S = 25
+
+
+class _Request(cheroot_server.HTTPRequest):
+    """cheroot's own refusals, in OpenAI's shape."""
+
+    def simple_response(self, status: str, msg: str = "") -> None:
+        code = int(str(status)[:3])
+        error = self._error(code, msg or str(status)[4:])
+        body = json.dumps(error.body()).encode()
+        self.close_connection = True
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        log.warning("request_refused status=%d reason=%r", code, error.message)
+        try:
+            self.conn.wfile.write(head.encode("latin-1") + body)
+        except OSError:
+            return  # the client did not wait for it
+
+    def _error(self, code: int, message: str) -> ProxyError:
+        if code == 413 and self.server.max_request_body_size and "entity" in message:
+            return RequestTooLarge(self.server.max_request_body_size / 1_000_000)
+        if code == 408:
+            return RequestTimeout("the request came too slowly")
+        return InvalidRequest(message)
+
+
+class _Connection(cheroot_server.HTTPConnection):
+    RequestHandlerClass = _Request
+
+
+class _Gateway(wsgi.Gateway_10):
+    def get_environ(self) -> dict[str, object]:  # type: ignore[override]
+        environ: dict[str, object] = super().get_environ()  # type: ignore[no-untyped-call]
+        environ[CLIENT_FD] = self.req.conn.socket.fileno()
+        return environ
+
+
+class Server(wsgi.Server):
+    """cheroot with our sizes, our errors and our log.
+
+    `max_body_bytes` is asked for each request: the config may change.
+    """
+
+    ConnectionClass = _Connection
+    keep_alive_conn_limit = _IDLE_CONNECTIONS
+    max_request_header_size = _MAX_HEADER_BYTES
+
+    def __init__(
+        self, host: str, port: int, application: Wsgi, threads: int, max_body_bytes: Callable[[], int]
+    ) -> None:
+        super().__init__(
+            (host, port),
+            application,
+            numthreads=threads,
+            server_name="systemd-llm-switch",
+            request_queue_size=_BACKLOG,
+            timeout=_SOCKET_TIMEOUT_S,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        )
+        self.gateway = _Gateway
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def max_request_body_size(self) -> int:  # type: ignore[override]
+        """Bytes; cheroot refuses a larger body before it reads it."""
+        return self._max_body_bytes()
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        log.log(level, "server %s", msg, exc_info=traceback)
+
+    def grow_to(self, threads: int) -> None:
+        """More threads, for a longer queue; never fewer while running."""
+        missing = threads - self.requests.min
+        if missing > 0 and self.ready:
+            self.requests.min = threads
+            self.requests.grow(missing)
+
+    def run(self) -> None:
+        """Listens and serves until `stop()` is called from another thread; tells systemd on the way.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        self.prepare()
+        interval_s = watchdog_interval_s()
+        if interval_s is not None:
+            threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
+        notify("READY=1")
+        self.serve()
+
+    def _watch(self, interval_s: float) -> None:
+        """Tells systemd's watchdog that we live as long as /health really answers."""
+        pause = threading.Event()
+        host, port = self.bind_addr[:2]
+        while self.ready:
+            if _answers(host, port, interval_s):
+                notify("WATCHDOG=1")
+            pause.wait(interval_s)
+
+
+def _answers(host: str, port: int, timeout_s: float) -> bool:
+    connection = http.client.HTTPConnection(_reachable(host), port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/health", headers={"Connection": "close"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        log.error("watchdog /health does not answer")
+        return False
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a bind address by."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def describe_bind_error(host: str, port: int, error: OSError) -> str:
+    """Why the port cannot be had, and the next step."""
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    with probe:
+        probe.settimeout(1)
+        in_use = probe.connect_ex((_reachable(host), port)) == 0
+    if in_use:
+        return (
+            f"port {port} is taken by another program; find it with `ss -ltnp 'sport = :{port}'`, stop it, or set "
+            f"server.port"
+        )
+    return f"cannot listen on {host}:{port}: {error}"

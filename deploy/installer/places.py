@@ -22,16 +22,24 @@ class Places:
     home: Path
     config_home: Path
     data_home: Path
+    cache_home: Path
+    state_home: Path
     repository: Path = REPOSITORY
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Places:
         """The XDG base directories of this environment, with their defaults."""
         home = Path(environ.get("HOME") or Path.home()).absolute()
+
+        def folder(name: str, default: str) -> Path:
+            return Path(environ.get(name) or home / default).absolute()
+
         return cls(
             home,
-            Path(environ.get("XDG_CONFIG_HOME") or home / ".config").absolute(),
-            Path(environ.get("XDG_DATA_HOME") or home / ".local/share").absolute(),
+            folder("XDG_CONFIG_HOME", ".config"),
+            folder("XDG_DATA_HOME", ".local/share"),
+            folder("XDG_CACHE_HOME", ".cache"),
+            folder("XDG_STATE_HOME", ".local/state"),
         )
 
     @property

@@ -10,18 +10,20 @@ from pathlib import Path
 
 from installer.places import SetupError
 
-# Each needs a mount (or UTS) namespace of its own. A user manager without the right to make one either leaves them
-# out or fails to start the unit (226/NAMESPACE), depending on its version and on the kernel's settings.
-NAMESPACE_SETTINGS = (
+# These two bring a fresh tmpfs on /run where that is no mount point of its own, as in a container: without the
+# manager's socket the proxy can do nothing.
+_FRESH_RUN_SETTINGS = ("ProtectControlGroups=yes", "ProtectKernelTunables=yes")
+# Each needs a mount (or UTS) namespace. A user manager without the right to make one leaves them out or fails
+# to start it (226/NAMESPACE), depending on its version and on the kernel's settings.
+_NAMESPACE_SETTINGS = (
+    *_FRESH_RUN_SETTINGS,
     "ProtectSystem=strict",
     "ProtectHome=read-only",
     "PrivateTmp=yes",
     "PrivateDevices=yes",
     "ProtectClock=yes",
-    "ProtectControlGroups=yes",
     "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
     "ProtectHostname=yes",
 )
 
@@ -82,11 +84,18 @@ class Systemd:
         lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q")
         return self._call("journalctl", *lines, *(of_run or ("--user-unit", unit))).stdout.strip()
 
-    def has_namespaces(self) -> bool:
-        """Can a unit of this manager have a file system view of its own? Tried, since no setting tells."""
-        settings = [f"--property={setting}" for setting in NAMESPACE_SETTINGS]
-        tried = self._call("systemd-run", "--user", "--wait", "--quiet", "--collect", *settings, "/bin/true")
-        return tried.returncode == 0
+    def unusable_settings(self) -> tuple[str, ...]:
+        """The hardening that keeps a unit from reaching this manager. Tried, since nothing tells it beforehand."""
+        for left_out in ((), _FRESH_RUN_SETTINGS):
+            if self._can_run_with([s for s in _NAMESPACE_SETTINGS if s not in left_out]):
+                return left_out
+        return _NAMESPACE_SETTINGS
+
+    def _can_run_with(self, settings: Sequence[str]) -> bool:
+        run = ("systemd-run", "--user", "--wait", "--quiet", "--collect")
+        properties = [f"--property={setting}" for setting in settings]
+        ask = ("systemctl", "--user", "show", "--property=Version")
+        return self._call(*run, *properties, *ask).returncode == 0
 
     def lingers(self, user: str) -> bool:
         return self._call("loginctl", "show-user", user, "--property=Linger", "--value").stdout.strip() == "yes"

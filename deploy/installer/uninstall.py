@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from installer import console
 from installer.ledger import Ledger, Outcome, remove_empty
-from installer.places import Places
+from installer.places import NAME, Places
 from installer.proxy import UNIT
 from installer.systemd import Systemd
 from user_manager import UserManager, is_reachable
@@ -52,9 +52,11 @@ def _remove_files(places: Places, ledger: Ledger) -> list[str]:
 
 
 def _remove_own_data(places: Places) -> None:
-    shutil.rmtree(places.wheels, ignore_errors=True)
+    for folder in (places.wheels, places.cache_home / NAME, places.state_home / NAME):
+        shutil.rmtree(folder, ignore_errors=True)
     places.ledger.unlink(missing_ok=True)
-    remove_empty((places.rendered, places.own_data, places.user_config.parent, places.linked))
+    own_folders = (places.rendered, places.own_data, places.user_config.parent)
+    remove_empty((*own_folders, places.linked, places.linked.parent))
 
 
 def _tell_kept(places: Places, kept: list[str]) -> None:

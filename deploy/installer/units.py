@@ -10,7 +10,6 @@ from pathlib import Path
 
 from installer.models import WantedModel
 from installer.places import SetupError
-from installer.systemd import NAMESPACE_SETTINGS
 
 # The default paths that stand in the tracked files, where systemd reads %h as the home folder.
 LLAMA_SERVER = "%h/llama.cpp/build/bin/llama-server"
@@ -27,7 +26,7 @@ class Machine:
     python: Path
     llama_server: Path
     models_dir: Path
-    has_namespaces: bool
+    left_out: tuple[str, ...] = ()  # settings that this machine's user manager cannot do
     config: Path | None = None  # only when the proxy would not find it by itself
 
 
@@ -72,8 +71,7 @@ class UnitSource:
             setting = quote(f"LLM_SWITCH_CONFIG={machine.config}", is_variable=True)
             text = text.replace("[Service]\n", f"[Service]\nEnvironment={setting}\n")
             seen_by_unit.append(machine.config)
-        if not machine.has_namespaces:
-            text = without(text, NAMESPACE_SETTINGS)
+        text = without(text, machine.left_out)
         if any(path.is_relative_to(folder) for path in seen_by_unit for folder in _SHARED_TMP):
             text = without(text, ("PrivateTmp=yes",))  # it would hide the very files that the unit runs or reads
         return text

@@ -21,6 +21,7 @@ class Finding:
 
     what: str
     mend: str
+    is_download: bool = False
 
 
 def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Finding]:
@@ -58,10 +59,7 @@ def _of_model_file(model: str, text: str, program: Path | None, places: Places) 
     what = f"{model}: no model file {places.short(missing[0])}"
     wanted = wanted_model(text)
     if wanted and program:
-        yield Finding(
-            what,
-            f"{quote(str(program))} -hf {wanted.download_name}   # Ctrl-C when it listens, then ./setup.sh again",
-        )
+        yield Finding(what, f"{quote(str(program))} -hf {wanted.download_name}", is_download=True)
     else:
         yield Finding(what, "put it there, or run ./setup.sh again and name its folder")
 

@@ -115,8 +115,8 @@ def _install(
     if not machine.models_dir.is_dir():
         console.note(f"{places.short(machine.models_dir)} does not exist yet")
     if machine.left_out:
-        console.note("this system cannot do all of the units' hardening; left out:")
-        console.note(f"  {' '.join(machine.left_out)}")
+        names = ", ".join(setting.partition("=")[0] for setting in machine.left_out)
+        console.note(f"left out of the units' hardening, since this system cannot do it: {names}")
     sources = UnitSource.read_all(places.unit_sources)
     demo_units, ledger.demo_units = ledger.demo_units, []
     systemd.stop(demo_units)
@@ -161,6 +161,8 @@ def _check(places: Places, systemd: Systemd) -> bool:
     found = check.findings(config, systemd, places)
     for finding in found:
         console.warn(finding.what, finding.mend)
+    if any(finding.is_download for finding in found):
+        console.note("after a download (Ctrl-C once it listens) run ./setup.sh again")
     if not found:
         console.done(f"llama-server, units and model files of all {len(config.models)} models are there")
     return bool(found)

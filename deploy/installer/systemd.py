@@ -17,6 +17,8 @@ _FRESH_RUN_SETTINGS = ("ProtectControlGroups=yes", "ProtectKernelTunables=yes")
 # to start it (226/NAMESPACE), depending on its version and on the kernel's settings.
 _NAMESPACE_SETTINGS = (
     *_FRESH_RUN_SETTINGS,
+    "PrivateUsers=yes",
+    "CapabilityBoundingSet=",
     "ProtectSystem=strict",
     "ProtectHome=read-only",
     "PrivateTmp=yes",

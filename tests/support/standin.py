@@ -1,0 +1,214 @@
+"""A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
+
+    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
+
+A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
+
+    delay_s   wait before the answer      crash    end the process, with this exit code
+    hang      never answer                raw      the reply's body, as text, byte for byte
+    status    the reply's HTTP status     message  the reply's message object
+    finish    its finish_reason           cut      close the connection in the middle of the body
+    deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+
+`GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+
+class Seen:
+    """Counters of what happened; `bodies` are the last requests as they arrived."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counts = {"requests": 0, "running": 0, "most_running": 0, "dropped": 0, "connections": 0}
+        self.bodies: list[Any] = []
+        self.headers: list[dict[str, str]] = []
+
+
+class Dropped(Exception):
+    """The client went away."""
+
+
+class StandIn(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(("127.0.0.1", options.port), Handler)
+        self.options = options
+        self.ready_at = time.monotonic() + options.load_s
+        self.seen = Seen()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError | Dropped):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.seen.lock:
+            self.server.seen.counts["connections"] += 1
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            ready = time.monotonic() >= self.server.ready_at and not self.server.options.never_ready
+            loading = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+            self.reply(200 if ready else 503, {"status": "ok"} if ready else loading)
+        elif self.path == "/standin":
+            seen = self.server.seen
+            self.reply(200, {**seen.counts, "bodies": seen.bodies[-20:], "headers": seen.headers[-20:]})
+        else:
+            self.reply(200, {"path": self.path, "name": self.server.options.name})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        seen = self.server.seen
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            body = {}
+        with seen.lock:
+            seen.counts["requests"] += 1
+            seen.counts["running"] += 1
+            seen.counts["most_running"] = max(seen.counts["most_running"], seen.counts["running"])
+            seen.bodies.append(body if len(raw) < 100_000 else {"large": len(raw)})
+            seen.headers.append(dict(self.headers))
+        try:
+            self.act(body, body.get("standin") or {}, raw)
+        except (Dropped, ConnectionError):
+            self.close_connection = True
+            with seen.lock:
+                seen.counts["dropped"] += 1
+        finally:
+            with seen.lock:
+                seen.counts["running"] -= 1
+
+    def act(self, body: dict[str, Any], orders: dict[str, Any], raw: bytes) -> None:
+        self.wait(1e9 if orders.get("hang") else orders.get("delay_s", 0))
+        if "crash" in orders:
+            print("about to crash, as told", flush=True)
+            os._exit(orders["crash"])
+        if body.get("stream"):
+            self.stream(body, orders)
+        elif "raw" in orders:
+            self.reply(orders.get("status", 200), orders["raw"].encode())
+        elif orders.get("cut"):
+            self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n{"choices": [')
+            self.close_connection = True
+        elif orders.get("status", 200) >= 400:
+            error = {"message": f"the stand-in says {orders['status']}", "type": "standin_error", "code": 77}
+            self.reply(orders["status"], {"error": error})
+        elif self.path.endswith("/embeddings"):
+            inputs = body.get("input")
+            count = len(inputs) if isinstance(inputs, list) else 1
+            data = [{"object": "embedding", "index": i, "embedding": [0.5, float(i)]} for i in range(count)]
+            self.reply(200, {"object": "list", "model": self.server.options.name, "data": data})
+        else:
+            self.reply(200, self.completion(body, orders))
+
+    def completion(self, body: dict[str, Any], orders: dict[str, Any]) -> dict[str, Any]:
+        name = self.server.options.name
+        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+        envelope = {"id": "standin-1", "created": 1, "model": name, "usage": usage}
+        finish = orders.get("finish", "stop")
+        if self.path.endswith("/v1/completions"):
+            choice = {"index": 0, "text": f"text from {name}", "finish_reason": finish, "logprobs": None}
+            return {**envelope, "object": "text_completion", "choices": [choice]}
+        message = {"role": "assistant", "content": f"hello from {name}"}
+        choice = {"index": 0, "message": orders.get("message", message), "finish_reason": finish}
+        return {**envelope, "object": "chat.completion", "choices": [choice]}
+
+    def stream(self, body: dict[str, Any], orders: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        name = self.server.options.name
+        deltas = orders.get("deltas") or [{"role": "assistant"}, *({"content": f"{word} "} for word in ("a", "b", name))]
+        envelope = {"id": "standin-1", "created": 1, "model": name, "object": "chat.completion.chunk"}
+        for delta in deltas:
+            self.wait(orders.get("delta_s", 0))
+            self.event({**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        if orders.get("cut_stream"):
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if "stream_error" in orders:
+            self.event({"error": orders["stream_error"]})
+        else:
+            last = {"index": 0, "delta": {}, "finish_reason": orders.get("finish", "stop")}
+            self.event({**envelope, "choices": [last]})
+            if (body.get("stream_options") or {}).get("include_usage"):
+                usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+                self.event({**envelope, "choices": [], "usage": usage})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
+    def event(self, value: Any) -> None:
+        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+    def chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def wait(self, seconds: float) -> None:
+        """Waits as llama-server does: a client that went away ends it."""
+        poll = select.poll()
+        poll.register(self.connection, HANGUP)
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(min(left, 60) * 1000):
+                raise Dropped
+
+    def reply(self, status: int, value: Any) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        head = f"HTTP/1.1 {status} Standin\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.wfile.write(head.encode() + data)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--name", default="standin")
+    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--never-ready", action="store_true")
+    parser.add_argument("--exit", type=int)
+    parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--say", default="")
+    options = parser.parse_args()
+    if options.say:
+        print(options.say, file=sys.stderr, flush=True)
+    if options.exit is not None:
+        time.sleep(options.load_s)
+        return int(options.exit)
+    if options.ignore_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    StandIn(options).serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

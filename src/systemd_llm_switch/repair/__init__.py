@@ -1,0 +1,21 @@
+"""Repair: a model's reply (or a client's replayed history) in, a sound one out. Pure: no I/O, no logging, no threads."""
+
+from .calls import repair_tool_calls
+from .content import repair_content
+from .history import repair_history
+from .model import Repair, RequestFacts, Schema, UnrepairableReply
+from .reply import parse_reply, repair_reply
+from .rescue import rescue_calls
+
+__all__ = [
+    "Repair",
+    "RequestFacts",
+    "Schema",
+    "UnrepairableReply",
+    "parse_reply",
+    "repair_content",
+    "repair_history",
+    "repair_reply",
+    "repair_tool_calls",
+    "rescue_calls",
+]

@@ -1,0 +1,111 @@
+"""A reply's tool calls: each with an id of its own, a type, a name the request knows, and sound arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from .arguments import mend_arguments
+from .model import Repair, RequestFacts, Schema
+from .text import fold
+
+_ARGUMENT_KEYS = ("arguments", "parameters", "input")
+Call = dict[str, object]
+
+
+def repair_tool_calls(
+    calls: list[Call], facts: RequestFacts, *, truncated: bool
+) -> tuple[list[Call], tuple[Repair, ...]]:
+    """Tool calls with what clients stumble over set right; the identical list if nothing was to be changed.
+
+    `truncated` says that the model was stopped before it had finished. Never mutates, never raises.
+    """
+    repairs: list[Repair] = []
+    taken: set[str] = set()
+    mended = [_mended_call(call, facts, truncated, taken, repairs) for call in calls]
+    if all(new is old for new, old in zip(mended, calls, strict=True)):
+        return calls, tuple(repairs)
+    return mended, tuple(repairs)
+
+
+def repair_function(
+    function: Call, facts: RequestFacts, *, truncated: bool
+) -> tuple[Call, tuple[Repair, ...]]:
+    """The name and the arguments of a call (also the legacy `function_call`); identical if both are sound."""
+    changes: Call = {}
+    name = function.get("name")
+    known = known_name(name, facts.tools) if isinstance(name, str) else None
+    tool = known or (name if isinstance(name, str) else None)
+    repairs: list[Repair] = []
+    if known is not None and known != name:
+        changes["name"] = known
+        repairs.append(Repair("tool_name", tool))
+    key = next((key for key in _ARGUMENT_KEYS if key in function), "arguments")
+    written = function.get(key)
+    try:
+        mended = mend_arguments(written, facts.tools.get(known or ""), truncated=truncated)
+    except (ValueError, RecursionError):
+        return ({**function, **changes} if changes else function), (*repairs, Repair("unrepairable_arguments", tool))
+    if mended.text != written or key != "arguments":
+        changes["arguments"] = mended.text
+    repairs += [Repair(kind, tool) for kind in mended.kinds]
+    if not changes:
+        return function, tuple(repairs)
+    return {**{name: part for name, part in function.items() if name != key}, **changes}, tuple(repairs)
+
+
+def known_name(name: str, tools: Iterable[str]) -> str | None:
+    """The request's tool that a model meant by this name; None if no tool, or more than one, comes into question."""
+    names = list(tools)
+    if name in names:
+        return name
+    for spelling in (fold(name), fold(name.replace("/", ".").replace(":", ".").rpartition(".")[2])):
+        matches = [known for known in names if spelling and fold(known) == spelling]
+        if len(matches) == 1:
+            return matches[0]
+    return None
+
+
+def new_call_id() -> str:
+    """An id that no other call has: clients merge calls whose ids are equal, across a whole conversation."""
+    return f"call_{os.urandom(12).hex()}"
+
+
+def function_of(call: Call) -> Call | None:
+    """The part of a call that has its name and arguments, also where a model left out the level between."""
+    function = call.get("function")
+    if isinstance(function, dict):
+        return function
+    if isinstance(call.get("name"), str) and any(key in call for key in _ARGUMENT_KEYS):
+        return {key: call[key] for key in ("name", *_ARGUMENT_KEYS) if key in call}
+    return None
+
+
+def _mended_call(
+    call: Call, facts: RequestFacts, truncated: bool, taken: set[str], repairs: list[Repair]
+) -> Call:
+    function = function_of(call) if isinstance(call, dict) else None
+    if function is None or call.get("type", "function") not in ("function", None, ""):
+        return call
+    changes: Call = {}
+    new_function, function_repairs = repair_function(function, facts, truncated=truncated)
+    tool = new_function.get("name")
+    tool = tool if isinstance(tool, str) else None
+    call_id = call.get("id")
+    if not isinstance(call_id, str) or not call_id or call_id in taken:
+        call_id = changes["id"] = new_call_id()
+        repairs.append(Repair("tool_call_id", tool))
+    taken.add(call_id)
+    if call.get("type") != "function":
+        changes["type"] = "function"
+        repairs.append(Repair("tool_call_type", tool))
+    repairs.extend(function_repairs)
+    if new_function is not call.get("function"):
+        changes["function"] = new_function
+        if function is not call.get("function"):
+            repairs.append(Repair("tool_call_shape", tool))
+            call = {key: part for key, part in call.items() if key not in function}
+    return {**call, **changes} if changes else call
+
+
+__all__ = ["Call", "Schema", "function_of", "known_name", "new_call_id", "repair_function", "repair_tool_calls"]

@@ -1,0 +1,81 @@
+"""The conversation that a client replays: a call with broken arguments in it must not block every further request."""
+
+from __future__ import annotations
+
+from .arguments import mend_arguments
+from .lenient import Unreadable
+from .model import Repair
+from .text import decode, encode
+
+MALFORMED = "malformed_arguments"
+"""The member that holds the text of arguments that nothing could be made of: the model sees what it wrote."""
+KIND = "history_arguments"
+Message = dict[str, object]
+
+
+def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Repair, ...]]:
+    """A request whose replayed tool calls all have a string with a JSON object as arguments.
+
+    llama-server answers 500 to anything else, for as long as it is in the history. The identical object if nothing was
+    to be changed. Never mutates, never raises. What a broken call meant no longer matters here, only that it can be read.
+    """
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        return body, ()
+    repairs: list[Repair] = []
+    mended = [
+        _mended_message(message, repairs)
+        if isinstance(message, dict) and ("tool_calls" in message or "function_call" in message)
+        else message
+        for message in messages
+    ]
+    return ({**body, "messages": mended}, tuple(repairs)) if repairs else (body, ())
+
+
+def _mended_message(message: Message, repairs: list[Repair]) -> Message:
+    changes: Message = {}
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        mended = [_mended_call(call, repairs) for call in calls]
+        if any(new is not old for new, old in zip(mended, calls, strict=True)):
+            changes["tool_calls"] = mended
+    legacy = message.get("function_call")
+    if isinstance(legacy, dict) and (function := _mended_function(legacy, repairs)) is not legacy:
+        changes["function_call"] = function
+    return {**message, **changes} if changes else message
+
+
+def _mended_call(call: object, repairs: list[Repair]) -> object:
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        return call
+    mended = _mended_function(function, repairs)
+    return call if mended is function else {**call, "function": mended}
+
+
+def _mended_function(function: Message, repairs: list[Repair]) -> Message:
+    arguments = function.get("arguments")
+    if _is_sound(arguments):
+        return function
+    name = function.get("name")
+    repairs.append(Repair(KIND, name if isinstance(name, str) else None))
+    return {**function, "arguments": _as_object(arguments)}
+
+
+def _is_sound(arguments: object) -> bool:
+    """Lone surrogates are valid JSON to Python, but not to llama-server."""
+    if not isinstance(arguments, str):
+        return False
+    try:
+        return type(decode(arguments)) is dict and "\\ud" not in arguments.lower()
+    except (ValueError, RecursionError):
+        return False
+
+
+def _as_object(arguments: object) -> str:
+    try:
+        mended = mend_arguments(arguments, {}, truncated=False)
+        if mended.is_sound and _is_sound(mended.text):
+            return mended.text
+        return encode({MALFORMED: mended.text})
+    except (ValueError, RecursionError, Unreadable):
+        return "{}"

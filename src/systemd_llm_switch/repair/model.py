@@ -1,0 +1,83 @@
+"""What a repair must know of a request, and what it says it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Schema = Mapping[str, object]
+"""A JSON schema as the client sent it; nothing about it has been checked."""
+
+
+class UnrepairableReply(ValueError):
+    """The backend's body is no JSON object, and none can be made of it without inventing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One thing that was mended (or, for `unrepairable_*` and `unfit_*`, could not be).
+
+    `kind` is a stable snake_case word (docs/repair.md lists them all); `tool` names the tool it happened to.
+    """
+
+    kind: str
+    tool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """The part of a request that decides what a sound reply to it looks like."""
+
+    tools: Mapping[str, Schema] = field(default_factory=dict)
+    wants_json: bool = False
+    json_schema: Schema | None = None
+    rescue: bool = True
+    is_legacy: bool = False
+    """The request knows only `functions`, so a rescued call goes into `function_call`."""
+    max_tokens: int | None = None
+    """A reply of that many tokens was cut, whatever its finish_reason claims (some backends say "tool_calls")."""
+
+    @classmethod
+    def of(cls, body: Mapping[str, object], *, rescue: bool = True) -> RequestFacts:
+        """Read the facts off a request body of any shape; what is odd in it counts as absent. Never raises."""
+        legacy = _functions(body.get("functions"))
+        tools = _functions([_inner(tool) for tool in _list(body.get("tools"))])
+        wants_json, json_schema = _response_format(body.get("response_format"))
+        return cls(
+            tools={**legacy, **tools},
+            wants_json=wants_json,
+            json_schema=json_schema,
+            rescue=rescue and "none" not in (body.get("tool_choice"), body.get("function_call")),
+            is_legacy=bool(legacy) and not tools,
+            max_tokens=_limit(body.get("max_completion_tokens")) or _limit(body.get("max_tokens")),
+        )
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _inner(tool: object) -> object:
+    return tool.get("function") if isinstance(tool, dict) else None
+
+
+def _functions(declared: object) -> dict[str, Schema]:
+    tools: dict[str, Schema] = {}
+    for function in _list(declared):
+        if isinstance(function, dict) and isinstance(name := function.get("name"), str) and name:
+            parameters = function.get("parameters")
+            tools[name] = parameters if isinstance(parameters, dict) else {}
+    return tools
+
+
+def _response_format(declared: object) -> tuple[bool, Schema | None]:
+    """Both `{"type": "json_schema", "json_schema": {"schema": …}}` and llama.cpp's `{"type": …, "schema": …}`."""
+    if not isinstance(declared, dict) or declared.get("type") not in ("json_object", "json_schema"):
+        return False, None
+    wrapper = declared.get("json_schema")
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else declared.get("schema")
+    return True, schema if isinstance(schema, dict) else None
+
+
+def _limit(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

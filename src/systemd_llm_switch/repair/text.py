@@ -1,0 +1,48 @@
+"""JSON text in and out, as strict as the strictest client: no NaN, no infinity, nothing that UTF-8 cannot carry."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_NOT_IN_NAMES = re.compile(r"[\W_]+")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def decode(text: str) -> Any:
+    """The value of a strictly valid JSON text.
+
+    Raises ValueError where the text is not valid JSON, and RecursionError where it is nested too deeply to tell.
+    """
+    return _STRICT.decode(text)
+
+
+def encode(value: object) -> str:
+    """The compact JSON text of a value; non-ASCII stays readable unless UTF-8 could not carry it.
+
+    Raises ValueError for numbers that JSON has not, RecursionError for values nested too deeply.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if text.isascii() or _is_encodable(text):
+        return text
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def fold(name: str) -> str:
+    """A name without case and separators: `filePath`, `file_path` and `File-Path` are the same to a model."""
+    return _NOT_IN_NAMES.sub("", name).casefold()
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -267,11 +267,13 @@ class Backend:
                 return
 
     def is_silent(self) -> bool:
-        """Whether nothing at all listens at the URL."""
+        """Whether nothing at all listens at the URL. A listener too busy to accept is none."""
         try:
-            self._connect().close()
-        except OSError:
+            socket.create_connection(self._address, timeout=1).close()
+        except ConnectionRefusedError:
             return True
+        except OSError:
+            return False
         return False
 
     def _connect(self) -> socket.socket:

@@ -107,24 +107,39 @@ class Start:
         if not status.is_stopped:
             # In auto-restart, `start` would wait out RestartSec; while it stops, it would be stopped again.
             self._systemd.stop([status.unit])
+            self._systemd.reset_failed(status.unit)
         if status.active_state == "failed":
             self._systemd.reset_failed(status.unit)
         self._wait_until_silent()
         try:
             self._systemd.start(status.unit)
         except SystemdError as error:
+            status = self._show()
+            if status.result != "start-limit-hit":
+                raise self._failure(status, str(error)) from error
+            self._start_over_the_limit(status.unit)
+
+    def _start_over_the_limit(self, unit: str) -> None:
+        """Models that are switched back and forth are started more often than systemd's start limit likes; the
+        limit is for crash loops, and a crash ends our wait anyway."""
+        self._systemd.reset_failed(unit)
+        try:
+            self._systemd.start(unit)
+        except SystemdError as error:
             raise self._failure(self._show(), str(error)) from error
 
     def _wait_until_silent(self) -> None:
         """Whoever answers later must be the unit that is about to start."""
         deadline = time.monotonic() + _SILENCE_TIMEOUT_S
+        step_s = _FIRST_STEP_S
         while not self._backend.is_silent():
             if time.monotonic() > deadline:
                 raise ModelStartFailed(
                     f"model {self._model.id!r} was not started: {self._backend.url} is taken by something that is "
                     f"none of the configured units; find it with `ss -ltnp` and stop it"
                 )
-            time.sleep(_FIRST_STEP_S)
+            time.sleep(step_s)
+            step_s = min(_LARGEST_STEP_S, step_s * 2)
 
     def _watch(self, status: UnitStatus) -> ProcessWatch:
         """Holds the unit's main process; between `show` and now it may have died and its pid been reused."""

@@ -1,0 +1,296 @@
+"""Whatever a backend or a unit does wrong, the client learns why, in time, and the next request is served."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+from support.stack import Stack, in_background, run_all, wait_for
+
+
+def test_a_unit_that_exits_is_reported_at_once_with_its_own_words(stack: Stack) -> None:
+    """503 with systemd's result and the last journal lines of this start; a broken model does not take 120 s."""
+    proxy = stack.run({"broken": stack.standin("broken", "--exit", "3", "--say", "error: no such model file")})
+    began = time.monotonic()
+    answer = proxy.chat("broken")
+    assert time.monotonic() - began < 5
+    assert answer.status == 503
+    assert answer.error["code"] == "model_start_failed"
+    assert "exit status 3" in answer.error["message"]
+    assert "error: no such model file" in answer.error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+    assert proxy.status()["models"]["broken"]["last_error"] == answer.error["message"]
+
+
+def test_only_this_starts_lines_are_told(stack: Stack) -> None:
+    """A journal full of older starts does not leak into the reason."""
+    unit = stack.standin("m", "--exit", "3", "--say", "the first reason")
+    proxy = stack.run({"m": unit})
+    assert "the first reason" in proxy.chat("m").error["message"]
+    stack.standin("m", "--exit", "4", "--say", "the second reason")
+    message = proxy.chat("m").error["message"]
+    assert "the second reason" in message
+    assert "the first reason" not in message
+
+
+def test_a_unit_in_a_crash_loop_is_stopped_not_left_to_restart(stack: Stack) -> None:
+    """Restart=always does not go on behind our back after the failure was told."""
+    unit = stack.standin("loop", "--exit", "1", service="Restart=always\nRestartSec=0.2")
+    proxy = stack.run({"loop": unit})
+    assert proxy.chat("loop").error["code"] == "model_start_failed"
+    assert stack.active_state(unit) in ("inactive", "failed")
+
+
+def test_a_unit_in_auto_restart_does_not_make_its_start_wait(stack: Stack) -> None:
+    """`systemctl start` would wait out RestartSec."""
+    unit = stack.standin("m", service="Restart=always\nRestartSec=60")
+    proxy = stack.run({"m": unit})
+    assert proxy.chat("m").status == 200
+    os.kill(stack.main_pid(unit), signal.SIGKILL)
+    wait_for(lambda: stack.active_state(unit) == "activating")
+    began = time.monotonic()
+    assert proxy.chat("m").status == 200
+    assert time.monotonic() - began < 20
+
+
+def test_a_model_that_never_gets_ready_is_a_504_and_is_stopped(stack: Stack) -> None:
+    unit = stack.standin("slow", "--never-ready", "--say", "still fetching")
+    proxy = stack.run({"slow": unit}, health_timeout=1)
+    answer = proxy.chat("slow")
+    assert answer.status == 504
+    assert answer.error["code"] == "model_start_timeout"
+    assert "1 s" in answer.error["message"]
+    assert "still fetching" in answer.error["message"]
+    assert stack.active_state(unit) in ("inactive", "failed")
+
+
+def test_a_missing_unit_is_named(stack: Stack) -> None:
+    answer = stack.run({"m": "no-such-unit.service"}).chat("m")
+    assert answer.status == 503
+    assert "no-such-unit.service" in answer.error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_the_port_must_be_silent_before_a_start(stack: Stack) -> None:
+    """Whoever answers on the port is the unit that was started: a stranger on it is an error, not an answer."""
+    proxy = stack.run({"m": stack.standin("m")})
+    with socket.create_server(("127.0.0.1", stack.port)):
+        answer = proxy.chat("m")
+    assert answer.status == 503
+    assert str(stack.port) in answer.error["message"]
+    assert proxy.chat("m").status == 200
+
+
+def test_a_unit_that_will_not_stop_keeps_its_place(stack: Stack) -> None:
+    """A stop that systemd does not confirm fails the switch; nothing is started on top of what still runs."""
+    stubborn = stack.standin(
+        "stubborn", "--ignore-term", service="TimeoutStopSec=infinity\nSendSIGKILL=no\nTimeoutStopFailureMode=abort"
+    )
+    proxy = stack.run({"stubborn": stubborn, "other": stack.standin("other")}, health_timeout=5)
+    assert proxy.chat("stubborn").status == 200
+    with in_background(lambda: proxy.chat("other")) as results:
+        wait_for(lambda: stack.active_state(stubborn) == "deactivating")
+        assert proxy.state("stubborn") == "stopping"
+        assert stack.active_state(f"{stack.prefix}-other.service") == "inactive"
+        os.kill(stack.main_pid(stubborn), signal.SIGKILL)  # what a person would do
+    assert results[0].status == 200
+    assert results[0].text == "hello from other"
+
+
+def test_a_failed_switch_leaves_nothing_half_dead(stack: Stack) -> None:
+    """After B failed to start, A is what systemd says it is: stopped; and it is served again when asked for."""
+    proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b", "--exit", "1")})
+    assert proxy.chat("a").text == "hello from a"
+    assert proxy.chat("b").status == 503
+    assert proxy.state("a") == "stopped"
+    assert proxy.state("b") == "failed"
+    assert proxy.chat("a").text == "hello from a"
+
+
+def test_a_failed_start_is_told_to_everybody_who_waited(stack: Stack) -> None:
+    proxy = stack.run({"m": stack.standin("m", "--exit", "1", "--load-s", "0.5")})
+    answers = run_all(*[lambda: proxy.chat("m") for _ in range(5)])
+    assert [answer.status for answer in answers] == [503] * 5
+    assert len(proxy.status()["switches"]) == 1
+
+
+def test_a_backend_that_dies_under_a_request_is_a_502_with_the_reason(stack: Stack) -> None:
+    """systemd's result and the journal's last lines; the next request starts it again."""
+    proxy = stack.run({"m": stack.standin("m")})
+    answer = proxy.chat("m", standin={"crash": 7})
+    assert answer.status == 502
+    assert answer.error["code"] == "backend_crashed"
+    assert "exit status 7" in answer.error["message"]
+    assert "about to crash, as told" in answer.error["message"]
+    assert proxy.chat("m").status == 200
+
+
+def test_a_backend_that_breaks_off_is_a_502(stack: Stack) -> None:
+    """Its process lives, so it is no crash; the reply is not passed on in half."""
+    proxy = stack.run({"m": stack.standin("m")})
+    answer = proxy.chat("m", standin={"cut": True})
+    assert answer.status == 502
+    assert answer.error["code"] == "backend_error"
+    assert proxy.chat("m").status == 200
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_a_backends_own_error_keeps_status_and_message(stack: Stack, status: int) -> None:
+    proxy = stack.run({"m": stack.standin("m")})
+    answer = proxy.chat("m", standin={"status": status})
+    assert answer.status == status
+    assert answer.error == {
+        "message": f"the stand-in says {status}", "type": "standin_error", "param": None, "code": 77,
+    }  # fmt: skip
+
+
+def test_a_backends_error_that_is_no_json_gets_the_shape(stack: Stack) -> None:
+    """Plain text loses its message in the clients."""
+    proxy = stack.run({"m": stack.standin("m")})
+    answer = proxy.chat("m", standin={"status": 500, "raw": "out of cheese"})
+    assert answer.status == 500
+    assert answer.error["message"] == "out of cheese"
+
+
+def test_an_overflow_is_told_in_words_that_clients_know(stack: Stack) -> None:
+    """Roo and Cline condense the conversation when they read "context length exceeded"."""
+    raw = '{"error": {"code": 400, "type": "exceed_context_size_error", "message": "request (99 tokens) exceeds the available context size (9 tokens)"}}'  # noqa: E501
+    answer = stack.run({"m": stack.standin("m")}).chat("m", standin={"status": 400, "raw": raw})
+    assert answer.status == 400
+    assert "exceeds the available context size" in answer.error["message"]
+    assert "context length exceeded" in answer.error["message"]
+
+
+def test_a_wedged_backend_is_a_504_and_is_restarted_before_it_is_used_again(stack: Stack) -> None:
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=1)
+    assert proxy.chat("m").status == 200
+    pid = stack.main_pid(unit)
+    began = time.monotonic()
+    answer = proxy.chat("m", standin={"hang": True})
+    assert answer.status == 504
+    assert answer.error["code"] == "backend_timeout"
+    assert time.monotonic() - began < 5
+    assert proxy.chat("m").status == 200
+    assert stack.main_pid(unit) != pid
+
+
+def test_a_stopped_process_under_a_request_is_a_504_too(stack: Stack) -> None:
+    """SIGSTOP: the kernel still accepts connections, nobody answers."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=1)
+    assert proxy.chat("m").status == 200
+    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    assert proxy.chat("m").status == 504
+    assert proxy.chat("m").status == 200
+
+
+def test_a_request_killed_by_hand_is_told_and_the_next_is_served(stack: Stack) -> None:
+    """Somebody stops the unit under a running request."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit})
+    assert proxy.chat("m").status == 200
+    with in_background(lambda: proxy.chat("m", standin={"delay_s": 20})) as results:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        stack.systemctl("stop", unit)
+    assert results[0].status == 502
+    assert unit in results[0].error["message"]
+    assert proxy.chat("m").status == 200
+
+
+def test_a_load_that_is_stopped_by_hand_ends_its_wait_at_once(stack: Stack) -> None:
+    unit = stack.standin("m", "--load-s", "60")
+    proxy = stack.run({"m": unit})
+    began = time.monotonic()
+    with in_background(lambda: proxy.chat("m")) as results:
+        wait_for(lambda: stack.active_state(unit) == "active")
+        stack.systemctl("stop", unit)
+    assert time.monotonic() - began < 20
+    assert results[0].status == 503
+    assert "stopped" in results[0].error["message"]
+
+
+def test_an_idle_connection_that_the_backend_closed_is_not_a_lost_request(stack: Stack) -> None:
+    """A restart by hand keeps the port and kills our idle connections."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit})
+    assert proxy.chat("m").status == 200
+    stack.systemctl("restart", unit)
+    answers = [proxy.chat("m") for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+
+
+def test_a_dropped_request_drops_the_backends(stack: Stack) -> None:
+    """Noticed within a second; logged as 499; the backend's connection is closed so that it stops generating."""
+    proxy = stack.run({"m": stack.standin("m")})
+    assert proxy.chat("m").status == 200
+    for fields in ({}, {"stream": True}):
+        before = stack.seen()["dropped"]
+        sock = _send_chat(proxy.port, "m", standin={"hang": True}, **fields)
+        wait_for(lambda: stack.seen()["running"] == 1)
+        began = time.monotonic()
+        sock.close()
+        wait_for(lambda before=before: stack.seen()["dropped"] == before + 1, 5)
+        assert time.monotonic() - began < 2
+    wait_for(lambda: proxy.log.count("status=499") == 2)
+    assert proxy.status()["models"]["m"]["in_flight"] == 0
+
+
+def test_a_dropped_stream_is_noticed_after_its_headers_too(stack: Stack) -> None:
+    """After the grace the body is a generator in the server's hands; it is closed all the same."""
+    proxy = stack.run({"m": stack.standin("m")})
+    assert proxy.chat("m").status == 200
+    sock = _send_chat(proxy.port, "m", standin={"hang": True}, stream=True)
+    assert b"200 OK" in sock.recv(1000)  # after the grace
+    sock.close()
+    wait_for(lambda: stack.seen()["dropped"] == 1, 5)
+    wait_for(lambda: "status=499" in proxy.log)
+
+
+def test_a_request_that_waits_and_is_dropped_leaves_the_queue(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 2})) as results:
+        wait_for(lambda: proxy.state("a") == "ready" and stack.seen()["running"] == 1)
+        sock = _send_chat(proxy.port, "b")
+        wait_for(lambda: proxy.status()["waiting"] == 1)
+        sock.close()
+        wait_for(lambda: proxy.status()["waiting"] == 0, 2)
+    assert results[0].status == 200
+    assert proxy.state("a") == "ready"  # nobody asked for b any more
+
+
+def test_a_load_for_nobody_is_stopped(stack: Stack) -> None:
+    unit = stack.standin("slow", "--load-s", "60")
+    proxy = stack.run({"slow": unit})
+    sock = _send_chat(proxy.port, "slow")
+    wait_for(lambda: stack.active_state(unit) == "active")
+    sock.close()
+    wait_for(lambda: stack.active_state(unit) in ("inactive", "failed"), 8)
+    wait_for(lambda: proxy.state("slow") == "stopped")
+
+
+def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
+    """No bus: the proxy runs, says so in the journal, and each request gets the reason."""
+    stack.write_config({"m": "m.service"})
+    proxy = stack.start_proxy(env={"XDG_RUNTIME_DIR": str(stack.folder)})
+    answer = proxy.chat("m")
+    assert answer.status == 503
+    assert "systemctl --user" in answer.error["message"]
+    wait_for(lambda: "systemd_unavailable" in proxy.log)
+
+
+def _send_chat(port: int, model: str, **fields: Any) -> socket.socket:
+    """Sends a chat request and leaves the answer to come."""
+    import json
+
+    from support.stack import chat
+
+    body = json.dumps(chat(model, **fields)).encode()
+    sock = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock.sendall(head.encode() + body)
+    return sock

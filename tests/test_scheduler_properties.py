@@ -26,7 +26,8 @@ from systemd_llm_switch.scheduler import (
     Switch,
 )
 
-COST_S = 10.0  # of every switch; also what an unmeasured one is taken for, so the bound is known
+COST_S = 12.0  # of every switch: costly enough for the next request of an agent to be awaited
+LEAST_COST_S = 10.0  # what a switch may be taken for: an unmeasured one for 10 s
 NAMES = ("a", "b", "c", "d", "e")
 URLS = ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3")
 
@@ -65,7 +66,7 @@ def share(spec: Spec, card: float | None) -> float:
 
 @dataclass
 class Loaded:
-    spec: Spec
+    url: str
     since: float
     running: set[int] = field(default_factory=set)
 
@@ -76,7 +77,7 @@ class World(RuleBasedStateMachine):
     @initialize(policy=policies, config=configs())
     def start(self, policy: Policy, config: dict[str, Spec]) -> None:
         self.now = 0.0
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.known = policy, config, config
         self.scheduler = Scheduler(policy, config.values())
         self.loaded: dict[str, Loaded] = {}
         self.waiting: dict[int, tuple[str, float]] = {}
@@ -86,6 +87,7 @@ class World(RuleBasedStateMachine):
         self.drains: dict[str, float] = {}  # since when
         self.dismissed: set[str] = set()  # units that must go for another reason than a waiter
         self.switch: Switch | None = None
+        self.starting_url = ""
         self.aborting = False
         self.tickets = 0
 
@@ -110,6 +112,7 @@ class World(RuleBasedStateMachine):
                 case Switch():
                     self.check_switch(action)
                     self.switch = action
+                    self.starting_url = self.config[action.target].url if action.target else ""
                 case Abort(target):
                     assert self.switch is not None
                     assert self.switch.target == target
@@ -138,9 +141,8 @@ class World(RuleBasedStateMachine):
             assert switch.evict
             return
         target = self.config[switch.target]
-        kept = [self.loaded[unit].spec for unit in switch.keep]
-        assert target.url not in {spec.url for spec in kept}
-        shares = [share(self.config.get(it.unit, it), self.policy.vram_gib) for it in kept]
+        assert target.url not in {self.loaded[unit].url for unit in switch.keep}
+        shares = [share(self.known[unit], self.policy.vram_gib) for unit in switch.keep]
         own = share(target, self.policy.vram_gib)
         assert own == 0 or own + sum(shares) <= 1 + 1e-9, "loaded more than the card holds"
 
@@ -156,11 +158,15 @@ class World(RuleBasedStateMachine):
             if unit in self.dismissed or not loaded.running:
                 continue
             min_resident = self.policy.min_resident_s
-            assert self.now >= loaded.since + (COST_S if min_resident is None else min_resident)
-            max_wait = COST_S if self.policy.max_wait_s is None else self.policy.max_wait_s
+            assert self.now >= loaded.since + (2 * LEAST_COST_S if min_resident is None else min_resident)
+            max_wait = LEAST_COST_S if self.policy.max_wait_s is None else self.policy.max_wait_s
             others = [since for it, since in self.waiting.values() if it != unit]
             assert others, "drains for nobody"
             assert self.now >= min(others) + max_wait, "drains too early"
+
+    def is_stale(self, unit: str) -> bool:
+        is_up = unit in self.loaded and unit in self.config
+        return is_up and self.loaded[unit].url != self.config[unit].url
 
     def stop(self, unit: str) -> None:
         for ticket in self.loaded.pop(unit).running:
@@ -168,8 +174,8 @@ class World(RuleBasedStateMachine):
         self.dismissed.discard(unit)
         self.drains.pop(unit, None)
 
-    def load(self, unit: str) -> None:
-        self.loaded[unit] = Loaded(self.config.get(unit, Spec(unit, "gone")), self.now)
+    def load(self, unit: str, url: str) -> None:
+        self.loaded[unit] = Loaded(url, self.now)
 
     def end_switch(self) -> Switch:
         assert self.switch is not None
@@ -185,11 +191,8 @@ class World(RuleBasedStateMachine):
         for _ in range(count):
             self.tickets += 1
             self.waiting[self.tickets] = (unit, self.now)
-            if unit in self.loaded and self.config.get(unit) is not None:
-                if self.loaded[unit].spec.url != self.config[unit].url:
-                    self.dismissed.add(unit)
-                if self.scheduler.state(unit) is State.STOPPING:
-                    self.dismissed.add(unit)
+            if self.scheduler.state(unit) is State.STOPPING or self.is_stale(unit):
+                self.dismissed.add(unit)
             self.perform(self.scheduler.submit(self.tickets, unit, self.now))
 
     @rule(data=st.data())
@@ -222,7 +225,7 @@ class World(RuleBasedStateMachine):
         for unit in switch.evict:
             self.stop(unit)
         if switch.target is not None:
-            self.load(switch.target)
+            self.load(switch.target, self.starting_url)
         self.perform(self.scheduler.switch_done(self.now, COST_S))
 
     @precondition(lambda self: self.switch is not None)
@@ -265,7 +268,7 @@ class World(RuleBasedStateMachine):
         is_up = self.scheduler.state(unit) in (State.READY, State.DRAINING)
         if unit in self.config and not is_changing and not is_up:
             self.loaded.pop(unit, None)
-            self.load(unit)
+            self.load(unit, self.config[unit].url)
             self.dismissed.add(unit)  # it may not fit
         self.perform(self.scheduler.adopt(unit, self.now))
 
@@ -288,7 +291,8 @@ class World(RuleBasedStateMachine):
 
     @rule(policy=policies, config=configs())
     def configure(self, policy: Policy, config: dict[str, Spec]) -> None:
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.known = policy, config, self.known | config
+        self.dismissed |= {unit for unit in self.loaded if self.is_stale(unit)}
         self.perform(self.scheduler.configure(policy, config.values(), self.now))
         assert all(unit in config for unit, _ in self.waiting.values())
 

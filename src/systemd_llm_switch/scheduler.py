@@ -7,11 +7,23 @@ event, and performs the returned actions in order, outside the lock. docs/schedu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from .decisions import Abort, Action, Grant, Interrupt, Policy, Reason, Reject, State, Switch
-from .placement import Resident, Spec, choose_evictions, fit_together
+from systemd_llm_switch.decisions import (
+    Abort,
+    Action,
+    Grant,
+    Interrupt,
+    Policy,
+    Reason,
+    Reject,
+    State,
+    Switch,
+)
+from systemd_llm_switch.placement import Spec, fit_together
+from systemd_llm_switch.planning import Placement, Planner, typical_cost_s
+from systemd_llm_switch.units import Unit
 
 __all__ = [
     "Abort",
@@ -27,69 +39,18 @@ __all__ = [
     "Switch",
 ]
 
-UNMEASURED_COST_S = 10.0  # what a switch is taken to cost before any was seen
-COST_SMOOTHING = 0.5  # the weight of the last measured cost
 RETRY_EVICTION_S = 30.0  # an unload that failed is not tried again sooner, unless somebody waits for it
 INDEFINITE_HOLD_RETRY_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class _Unit:
-    spec: Spec
-    is_known: bool = True  # False: gone from the config, but still loaded
-    state: State = State.STOPPED
-    loaded: Spec | None = None  # the spec it was started with, while its process may exist
-    running: dict[int, bool] = field(default_factory=dict)  # ticket: was it interrupted
-    waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when, oldest first
-    cost_s: float | None = None  # of a switch to it, smoothed
-    ready_since: float = -math.inf
-    drain_since: float = math.inf
-    used_at: float = -math.inf
-    spared_until: float = -math.inf  # its eviction failed: not tried again before
-    is_leaving: bool = False  # an operator wants it unloaded
-    is_alone: bool = False  # it found too little memory beside others
-
-    @property
-    def name(self) -> str:
-        return self.spec.unit
-
-    @property
-    def waits_since(self) -> float:
-        return next(iter(self.waiting.values()))
-
-    @property
-    def is_stale(self) -> bool:
-        """Its process listens where the config no longer looks."""
-        return self.loaded is not None and self.loaded.url != self.spec.url
-
-    def stopped(self, state: State = State.STOPPED) -> None:
-        """Its process is gone. Whatever still ran on it ends by itself and holds nothing off."""
-        self.state, self.loaded, self.is_leaving = state, None, False
-        self.running.clear()
-
-    def ready(self, now: float) -> None:
-        self.state, self.ready_since, self.used_at = State.READY, now, now
-
-
-@dataclass(slots=True, eq=False)
 class _SwitchInProgress:
-    target: _Unit | None
-    evict: tuple[_Unit, ...]
-    keep: tuple[_Unit, ...]
-    started: float
+    target: Unit | None
+    evict: tuple[Unit, ...]
+    keep: tuple[Unit, ...]
+    ready_at: float  # as far as was measured
     abandoned_at: float | None = None
     is_aborted: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Placement:
-    """How a waiting unit can be loaded: who goes, from when on, and whether its turn may come now."""
-
-    unit: _Unit
-    victims: list[_Unit]
-    due: float
-    keeps: list[_Unit]
-    is_blocked: bool = False
 
 
 class Scheduler:
@@ -97,31 +58,28 @@ class Scheduler:
 
     def __init__(self, policy: Policy, specs: Iterable[Spec] = ()) -> None:
         self._policy = policy
-        self._units = {spec.unit: _Unit(spec) for spec in specs}
-        self._running: dict[int, _Unit] = {}
-        self._waiting: dict[int, _Unit] = {}  # in the order of arrival
+        self._units = {spec.unit: Unit(spec) for spec in specs}
+        self._running: dict[int, Unit] = {}  # those of lost units included: each holds a thread
+        self._waiting: dict[int, Unit] = {}  # in the order of arrival
         self._switch: _SwitchInProgress | None = None
-        self._hold_until: float | None = None  # inf: until released
+        self._hold_until: float | None = None  # None: no hold; inf: until released
         self._deadline: float | None = None
-        self._next_turn_at = -math.inf
+        self._next_turn_at = -math.inf  # when the next waiting unit is expected to be ready
 
-    # -- events ------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------
 
     def submit(self, ticket: int, unit: str, now: float) -> list[Action]:
         """A request asks for `unit`; its ticket is answered by one Grant or one Reject, now or later."""
         wanted = self._units.get(unit)
-        if (
-            wanted is not None
-            and wanted.state is State.READY
-            and len(self._running) < self._policy.in_flight_limit
-            and not wanted.is_stale
-            and wanted.is_known
-        ):
-            return [self._grant(ticket, wanted, now)]
         if wanted is None or not wanted.is_known:
             return [Reject(ticket, Reason.UNKNOWN_UNIT)]
         if self._hold_until is not None:
             return [self._reject_on_hold(ticket, now)]
+        if not wanted.running and not wanted.waiting:
+            wanted.note_request(now)
+        is_open = wanted.state is State.READY and not wanted.is_stale
+        if is_open and len(self._running) < self._policy.in_flight_limit:
+            return [self._grant(ticket, wanted, now)]
         if len(self._waiting) >= self._policy.queue_limit:
             return [Reject(ticket, Reason.QUEUE_FULL, _retry_after(self._next_turn_at - now))]
         self._waiting[ticket] = wanted
@@ -129,54 +87,35 @@ class Scheduler:
         return self._settle(now)
 
     def finish(self, ticket: int, now: float) -> list[Action]:
-        """The ticket is over, served or not, waiting or running. Idempotent."""
+        """The ticket is over: served, failed or left by its client, waiting or running. Idempotent."""
         unit = self._running.pop(ticket, None)
         if unit is None:
-            unit = self._waiting.pop(ticket, None)
-            if unit is None:
-                return []
-            del unit.waiting[ticket]
-            return self._settle(now)
-        unit.running.pop(ticket, None)
+            return self._leave_queue(ticket, now)
+        unit.running.pop(ticket, None)  # not there if the unit was lost meanwhile
         unit.used_at = now
         if self._waiting or unit.state is not State.READY:
             return self._settle(now)
         if unit.spec.ttl_s is not None and not unit.running:
-            self._deadline = _earlier(self._deadline, now + unit.spec.ttl_s)
+            idles_out_at = now + unit.spec.ttl_s
+            self._deadline = idles_out_at if self._deadline is None else min(self._deadline, idles_out_at)
         return []
 
-    def configure(self, policy: Policy, specs: Iterable[Spec], now: float) -> list[Action]:
-        """The config changed. What is loaded stays loaded; who waits for a vanished unit is rejected.
+    def _leave_queue(self, ticket: int, now: float) -> list[Action]:
+        unit = self._waiting.pop(ticket, None)
+        if unit is None:
+            return []
+        del unit.waiting[ticket]
+        return self._settle(now)
 
-        A unit whose url changed runs its requests to their end at the old one; the next request for it
-        has it stopped and started again.
-        """
-        self._policy = policy
-        known = {spec.unit: spec for spec in specs}
-        actions: list[Action] = []
-        for name, spec in known.items():
-            unit = self._units.setdefault(name, _Unit(spec))
-            unit.spec, unit.is_known = spec, True
-            if unit.loaded is not None:
-                unit.loaded = replace(spec, url=unit.loaded.url)
-        for unit in [unit for name, unit in self._units.items() if name not in known]:
-            unit.is_known = False
-            actions += self._reject_waiting(unit, Reason.UNKNOWN_UNIT)
-            self._forget_if_gone(unit)
-        return actions + self._settle(now)
+    # --- answers to a Switch ------------------------------------------------------------------------
 
     def switch_done(self, now: float, cost_s: float) -> list[Action]:
-        """The evicted are confirmed stopped and the target, if any, is ready, `cost_s` after the start."""
-        switch = self._end_switch()
+        """The evicted are confirmed stopped and the target, if any, is ready, after `cost_s` in all."""
+        switch = self._end_switch(now)
         if switch.target is not None:
-            target = switch.target
-            target.ready(now)
-            target.is_alone = False
-            known_s = cost_s if target.cost_s is None else target.cost_s
-            target.cost_s = COST_SMOOTHING * cost_s + (1 - COST_SMOOTHING) * known_s
-            if self._must_leave(target, now):
-                self._drain(target, now)
-        self._confirm_evicted(switch, frozenset(), now)
+            switch.target.become_ready(now)
+            switch.target.note_cost(cost_s)
+            switch.target.is_alone = False
         return self._settle(now)
 
     def switch_failed(
@@ -186,67 +125,84 @@ class Scheduler:
         resident: frozenset[str] = frozenset(),
         out_of_memory: bool = False,
     ) -> list[Action]:
-        """The target did not get ready and is stopped, or one of the evicted (`resident`) did not stop.
+        """The target did not get ready and is stopped again, or one of the evicted did not stop.
 
-        Who waits for the target is rejected with the cause; out of memory beside others, it is tried once
-        more alone first. Without a target, who waits for those that did not stop is rejected.
+        `resident` are those that systemd says are still active. Who waits for the target is rejected with
+        the cause; but if memory was short beside others, it is tried once more alone. Without a target, who
+        waits for a unit that did not stop is rejected.
         """
-        switch = self._end_switch()
-        self._confirm_evicted(switch, resident, now)
+        switch = self._end_switch(now, resident)
         if switch.target is None:
-            actions: list[Action] = []
-            for unit in switch.evict:
-                if unit.name in resident:
-                    actions += self._reject_waiting(unit, Reason.START_FAILED, cause)
-            return actions + self._settle(now)
-        target = switch.target
-        target.stopped(State.FAILED)
-        self._confirm_target(target, resident)
-        target.is_alone = out_of_memory and bool(switch.keep) and not target.is_alone and not resident
-        if target.is_alone:
-            return self._settle(now)
-        return self._reject_waiting(target, Reason.START_FAILED, cause) + self._settle(now)
+            refused = [unit for unit in switch.evict if unit.name in resident]
+        else:
+            had_company = bool(switch.keep) and not resident
+            switch.target.is_alone = out_of_memory and had_company and not switch.target.is_alone
+            self._confirm_stopped(switch.target, resident, State.FAILED, now)
+            refused = [] if switch.target.is_alone else [switch.target]
+        actions = [it for unit in refused for it in self._reject_waiting(unit, Reason.START_FAILED, cause)]
+        return actions + self._settle(now)
 
     def switch_aborted(self, now: float, resident: frozenset[str] = frozenset()) -> list[Action]:
         """The target is stopped again, as asked by Abort; who waits for it anew gets a new Switch."""
-        switch = self._end_switch()
-        self._confirm_evicted(switch, resident, now)
+        switch = self._end_switch(now, resident)
         if switch.target is not None:
-            switch.target.stopped()
-            self._confirm_target(switch.target, resident)
+            self._confirm_stopped(switch.target, resident, State.STOPPED, now)
         return self._settle(now)
 
+    # --- what was seen of a unit --------------------------------------------------------------------
+
     def lost(self, unit: str, now: float) -> list[Action]:
-        """The unit's process is gone. Ignored unless it was resident and no Switch is stopping it."""
+        """The unit's process is gone. Ignored for one that is not loaded, or that a Switch is changing."""
         gone = self._units.get(unit)
-        if gone is None or gone not in self._present() or gone.state is State.STARTING:
+        if gone is None or gone.state is State.STARTING or gone not in self._present():
             return []
-        gone.stopped()
+        gone.become_stopped()
         self._forget_if_gone(gone)
         return self._settle(now)
 
     def adopt(self, unit: str, now: float) -> list[Action]:
-        """The unit was found loaded and healthy. If it does not fit beside the others it is unloaded."""
+        """The unit was found loaded and healthy. If it does not fit beside the others, it is unloaded."""
         found = self._units.get(unit)
-        if found is None or found.state in (State.STARTING, State.READY, State.DRAINING):
-            return []
-        if self._switch is not None and found in self._switch.evict:
+        is_up = found is None or found.state in (State.STARTING, State.READY, State.DRAINING)
+        if found is None or is_up or (self._switch is not None and found in self._switch.evict):
             return []
         others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
         found.loaded = found.spec
-        found.ready(now)
         found.is_leaving = not fit_together([found.spec, *others], self._policy.vram_gib)
+        found.become_ready(now)
         return self._settle(now)
 
-    def unload(self, units: Iterable[str], force: bool, now: float) -> list[Action]:
-        """An operator wants the units stopped, after their running tickets or, with `force`, at once."""
+    # --- the operator -------------------------------------------------------------------------------
+
+    def configure(self, policy: Policy, specs: Iterable[Spec], now: float) -> list[Action]:
+        """The config changed. What is loaded stays so; who waits for a vanished unit is rejected.
+
+        A unit whose url changed serves what runs at the old one; the next request has it loaded anew.
+        """
+        self._policy = policy
+        known = {spec.unit: spec for spec in specs}
+        for name, spec in known.items():
+            unit = self._units.setdefault(name, Unit(spec))
+            unit.spec, unit.is_known = spec, True
+            if unit.loaded is not None:
+                unit.loaded = replace(spec, url=unit.loaded.url)
         actions: list[Action] = []
-        for unit in [self._units[name] for name in units if name in self._units]:
-            if unit in self._present():
-                unit.is_leaving = True
-                if force:
-                    actions += _interrupt(unit)
+        for unit in [unit for name, unit in self._units.items() if name not in known]:
+            unit.is_known = False
+            actions += self._reject_waiting(unit, Reason.UNKNOWN_UNIT)
+            self._forget_if_gone(unit)
         return actions + self._settle(now)
+
+    def unload(self, units: Iterable[str], force: bool, now: float) -> list[Action]:
+        """Stop these units after their running tickets or, with `force`, at once; also while they load.
+
+        A request that waits for one of them afterwards loads it again.
+        """
+        names = frozenset(units)
+        leaving = [unit for unit in self._present() if unit.name in names]
+        for unit in leaving:
+            unit.is_leaving = True
+        return (_interrupt(leaving) if force else []) + self._settle(now)
 
     def hold(self, until: float | None, force: bool, now: float) -> list[Action]:
         """Unload everything and turn every request away, until then or (None) until `release_hold`."""
@@ -255,47 +211,50 @@ class Scheduler:
         self._waiting.clear()
         for unit in self._units.values():
             unit.waiting.clear()
-            if force:
-                actions += _interrupt(unit)
-        return actions + self._settle(now)
+        return actions + (_interrupt(self._present()) if force else []) + self._settle(now)
 
     def release_hold(self, now: float) -> list[Action]:
         """Requests are served again; what still drains for the hold is simply ready."""
         self._hold_until = None
         return self._settle(now)
 
+    # --- time ---------------------------------------------------------------------------------------
+
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: rights of way, drain timeouts, idle units, the hold and abandoned loads."""
+        """Time has passed: rights of way, drain timeouts, idle units, the hold, abandoned loads."""
         return self._settle(now)
 
-    # -- advisory reads ----------------------------------------------------------------------------------
-
     def next_deadline(self) -> float | None:
-        """When `tick` is needed next; an earlier one does no harm."""
+        """When `tick` is needed next; one that comes earlier does no harm."""
         return self._deadline
+
+    # --- advisory reads -----------------------------------------------------------------------------
 
     def state(self, unit: str) -> State:
         """STOPPED for an unknown unit."""
         return self._units[unit].state if unit in self._units else State.STOPPED
 
     def in_flight(self, unit: str) -> int:
+        """Its running tickets, but for those that its process left behind."""
         return len(self._units[unit].running) if unit in self._units else 0
 
     def waiting(self, unit: str) -> int:
+        """Its waiting tickets."""
         return len(self._units[unit].waiting) if unit in self._units else 0
 
     def ready_since(self, unit: str) -> float | None:
         """When the unit became ready, if it still is."""
-        found = self._units.get(unit)
-        is_up = found is not None and found.state in (State.READY, State.DRAINING)
-        return found.ready_since if found is not None and is_up else None
+        is_up = self.state(unit) in (State.READY, State.DRAINING)
+        return self._units[unit].ready_since if is_up else None
 
     @property
     def waiting_total(self) -> int:
+        """All waiting tickets."""
         return len(self._waiting)
 
     @property
     def on_hold(self) -> bool:
+        """Whether every request is turned away."""
         return self._hold_until is not None
 
     @property
@@ -303,148 +262,94 @@ class Scheduler:
         """The units whose process may exist, those that start or stop included."""
         return frozenset(unit.name for unit in self._units.values() if unit.loaded is not None)
 
-    # -- deciding ----------------------------------------------------------------------------------------
+    # --- deciding -----------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> list[Action]:
         """Draw every consequence of what has happened; all decisions but the fast path's are made here."""
         if self._hold_until is not None and self._hold_until <= now:
             self._hold_until = None
-        actions: list[Action] = list(self._grant_waiting(now))
+        actions = self._grant_waiting(now)
         placements = self._plan(now)
         while granted := self._grant_waiting(now):  # who was granted is busy now: that may change the plan
             actions += granted
             placements = self._plan(now)
-        for unit in self._present():
-            if now >= unit.drain_since + self._policy.drain_timeout_s and unit.state is State.DRAINING:
-                actions += _interrupt(unit)
+        actions += _interrupt([unit for unit in self._present() if self._drains_too_long(unit, now)])
         actions += self._next_switch(placements, now) if self._switch is None else self._abandon(now)
-        self._deadline = min(
-            (at for at in self._deadlines(placements, now) if at > now and at < math.inf), default=None
-        )
+        self._deadline = min((at for at in self._deadlines(placements) if now < at < math.inf), default=None)
         self._next_turn_at = self._estimate_next_turn(placements)
         return actions
+
+    def _plan(self, now: float) -> list[Placement]:
+        """Decide who must make room for whom, and have exactly those drain."""
+        present = self._present()
+        planner = Planner(self._policy, present, typical_cost_s(self._units.values()), now)
+        waiting = dict.fromkeys(self._waiting.values())  # the unit with the oldest ticket first
+        placements, draining = planner.plan(waiting, [it for it in present if self._must_leave(it, now)])
+        for unit in present:
+            if unit in draining:
+                unit.drain(now)
+            else:
+                unit.undrain()
+        return placements
 
     def _grant_waiting(self, now: float) -> list[Action]:
         """Grant, oldest first, what waits for a ready unit."""
         grants: list[Action] = []
-        free = self._policy.in_flight_limit - len(self._running)
         for ticket, unit in list(self._waiting.items()):
-            if len(grants) >= free:
+            if len(self._running) >= self._policy.in_flight_limit:
                 break
-            if unit.state is State.READY and not unit.is_stale:
+            if unit.state is State.READY and not self._must_leave(unit, now):
                 del self._waiting[ticket], unit.waiting[ticket]
                 grants.append(self._grant(ticket, unit, now))
         return grants
 
-    def _grant(self, ticket: int, unit: _Unit, now: float) -> Grant:
+    def _grant(self, ticket: int, unit: Unit, now: float) -> Grant:
         self._running[ticket] = unit
-        unit.running[ticket] = False
-        unit.used_at = now
+        unit.run(ticket, now)
         return Grant(ticket)
 
-    def _plan(self, now: float) -> list[_Placement]:
-        """Decide who must make room for whom, the longest-waiting first, and who drains because of it."""
-        present = self._present()
-        draining = {unit for unit in present if self._must_leave(unit, now)}
-        placements: list[_Placement] = []
-        older: set[_Unit] = set()
-        for unit in dict.fromkeys(self._waiting.values()):
-            if unit not in present:
-                placement = self._place(unit, present, older, draining, now)
-                placement.is_blocked = any(self._would_delay(placement, other) for other in placements)
-                placements.append(placement)
-                if placement.due <= now and not placement.is_blocked:
-                    draining.update(placement.victims)
-            older.add(unit)
-        for unit in present:
-            if unit in draining:
-                self._drain(unit, now)
-            elif unit.state is State.DRAINING:
-                unit.state, unit.drain_since = State.READY, math.inf
-        return placements
-
-    def _place(
-        self, unit: _Unit, present: list[_Unit], older: set[_Unit], leaving: set[_Unit], now: float
-    ) -> _Placement:
-        takeable_at = {
-            it.name: now if it in leaving else max(now, self._takeable_at(it, unit, older)) for it in present
-        }
-        seen = [
-            Resident(it.loaded, takeable_at[it.name], bool(it.running or it.waiting), it.used_at)
-            for it in present
-            if it.loaded is not None
-        ]
-        names = takeable_at.keys() if unit.is_alone else choose_evictions(unit.spec, seen, self._policy.vram_gib)
-        victims = [it for it in present if it.name in names]
-        due = max((takeable_at[it.name] for it in victims), default=now)
-        return _Placement(unit, victims, due, [it for it in present if it not in victims])
-
-    def _takeable_at(self, victim: _Unit, waiter: _Unit, older: set[_Unit]) -> float:
-        """The moment from which `victim` may be drained and stopped for `waiter`: its right of way."""
-        policy = self._policy
-        if victim.state is State.STARTING or victim in older:
-            return math.inf
-        if not victim.running and not victim.waiting:
-            return victim.ready_since + (policy.min_resident_s or 0.0)
-        bound = self._cost_s(waiter)
-        return max(
-            waiter.waits_since + (bound if policy.max_wait_s is None else policy.max_wait_s),
-            victim.ready_since + (bound if policy.min_resident_s is None else policy.min_resident_s),
-        )
-
-    def _would_delay(self, placement: _Placement, older: _Placement) -> bool:
-        """Whether loading the younger waiter's unit would take what the older one is going to need."""
-        if older.unit.is_alone:
-            return True
-        kept = [it.loaded for it in older.keeps if it not in placement.victims and it.loaded is not None]
-        together = [older.unit.spec, placement.unit.spec, *kept]
-        return not fit_together(together, self._policy.vram_gib)
-
-    def _must_leave(self, unit: _Unit, now: float) -> bool:
-        """Whether a present unit is to be unloaded whoever waits for whatever."""
+    def _must_leave(self, unit: Unit, now: float) -> bool:
+        """Whether a present unit is to be unloaded, whoever waits for whatever."""
         if unit.state is State.STARTING:
             return False
         if unit.waiting and (unit.is_stale or unit.state is State.STOPPING):
             return True  # it can only serve again when started anew
-        if now < unit.spared_until:
-            return False
-        return unit.is_leaving or self._hold_until is not None or self._has_idled_out(unit, now)
+        has_idled_out = self._switch is None and unit.idles_out_at <= now
+        return unit.is_leaving or ((self.on_hold or has_idled_out) and now >= unit.spared_until)
 
-    def _has_idled_out(self, unit: _Unit, now: float) -> bool:
-        if unit.spec.ttl_s is None or unit.running or unit.waiting or self._switch is not None:
-            return False
-        return unit.state is not State.STOPPING and now >= unit.used_at + unit.spec.ttl_s
+    def _drains_too_long(self, unit: Unit, now: float) -> bool:
+        return unit.state is State.DRAINING and now >= unit.drain_since + self._policy.drain_timeout_s
 
-    def _next_switch(self, placements: list[_Placement], now: float) -> list[Action]:
+    def _next_switch(self, placements: Sequence[Placement], now: float) -> list[Action]:
         leaving = [it for it in self._present() if self._must_leave(it, now) and not it.running]
         if leaving:
             return [self._begin_switch(None, leaving, now)]
         for placement in placements:
             is_vacant = not any(victim.running for victim in placement.victims)
-            if placement.due <= now and not placement.is_blocked and is_vacant:
+            if is_vacant and placement.due <= now and not placement.is_blocked:
                 return [self._begin_switch(placement.unit, placement.victims, now)]
         return []
 
-    def _begin_switch(self, target: _Unit | None, victims: list[_Unit], now: float) -> Switch:
-        kept = tuple(unit for unit in self._present() if unit not in victims)
-        victims = sorted(victims, key=lambda it: it.used_at)
-        for unit in victims:
+    def _begin_switch(self, target: Unit | None, victims: Iterable[Unit], now: float) -> Switch:
+        evict = tuple(sorted(victims, key=lambda it: it.used_at))
+        keep = tuple(unit for unit in self._present() if unit not in evict)
+        for unit in evict:
             unit.state, unit.drain_since = State.STOPPING, math.inf
+        cost_s = 0.0
         if target is not None:
             target.state, target.loaded, target.is_leaving = State.STARTING, target.spec, False
-        self._switch = _SwitchInProgress(target, tuple(victims), kept, now)
-        return Switch(
-            target.name if target is not None else None,
-            tuple(unit.name for unit in victims),
-            frozenset(unit.name for unit in kept),
-        )
+            cost_s = target.cost_s or typical_cost_s(self._units.values())
+        self._switch = _SwitchInProgress(target, evict, keep, now + cost_s)
+        names = tuple(unit.name for unit in evict)
+        return Switch(target.name if target else None, names, frozenset(unit.name for unit in keep))
 
     def _abandon(self, now: float) -> list[Action]:
-        """Abort the switch in progress if its target is wanted by nobody any more, or unwanted."""
+        """Abort the switch in progress once nobody has wanted its target for a while, or at once if an
+        operator does not want it."""
         switch = self._switch
         if switch is None or switch.target is None or switch.is_aborted:
             return []
-        is_unwanted = switch.target.is_leaving or self._hold_until is not None
+        is_unwanted = switch.target.is_leaving or self.on_hold
         if switch.target.waiting and not is_unwanted:
             switch.abandoned_at = None
             return []
@@ -455,42 +360,54 @@ class Scheduler:
         switch.is_aborted = True
         return [Abort(switch.target.name)]
 
-    # -- bookkeeping -------------------------------------------------------------------------------------
+    def _deadlines(self, placements: Iterable[Placement]) -> Iterator[float]:
+        if self._hold_until is not None:
+            yield self._hold_until
+        if self._switch is not None and self._switch.abandoned_at is not None:
+            yield self._switch.abandoned_at + self._policy.abandon_after_s
+        for placement in placements:
+            if not placement.is_blocked:
+                yield placement.due
+        for unit in self._present():
+            yield unit.drain_since + self._policy.drain_timeout_s
+            yield unit.idles_out_at
+            yield unit.spared_until
 
-    def _present(self) -> list[_Unit]:
+    def _estimate_next_turn(self, placements: Sequence[Placement]) -> float:
+        """When places in the queue will get free: the next waiting unit is ready then."""
+        if self._switch is not None:
+            return self._switch.ready_at
+        typical_s = typical_cost_s(self._units.values())
+        return min((it.due + (it.unit.cost_s or typical_s) for it in placements), default=-math.inf)
+
+    # --- bookkeeping --------------------------------------------------------------------------------
+
+    def _present(self) -> list[Unit]:
         """The units that will be loaded once the switch in progress is over."""
         evicted = self._switch.evict if self._switch is not None else ()
         return [unit for unit in self._units.values() if unit.loaded is not None and unit not in evicted]
 
-    def _drain(self, unit: _Unit, now: float) -> None:
-        if unit.state is State.READY:
-            unit.state, unit.drain_since = State.DRAINING, now
-
-    def _end_switch(self) -> _SwitchInProgress:
+    def _end_switch(self, now: float, resident: frozenset[str] = frozenset()) -> _SwitchInProgress:
         if self._switch is None:
             raise RuntimeError("no switch is in progress")
         switch, self._switch = self._switch, None
+        for unit in switch.evict:
+            self._confirm_stopped(unit, resident, State.STOPPED, now)
         return switch
 
-    def _confirm_evicted(self, switch: _SwitchInProgress, resident: frozenset[str], now: float) -> None:
-        for unit in switch.evict:
-            if unit.name in resident:
-                unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
-            else:
-                unit.stopped()
-                self._forget_if_gone(unit)
-
-    def _confirm_target(self, target: _Unit, resident: frozenset[str]) -> None:
-        if target.name in resident:
-            target.state, target.loaded = State.STOPPING, target.spec
+    def _confirm_stopped(self, unit: Unit, resident: frozenset[str], state: State, now: float) -> None:
+        if unit.name in resident:
+            unit.state = State.STOPPING  # told to stop, not confirmed: it may still hold its VRAM
+            unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
         else:
-            self._forget_if_gone(target)
+            unit.become_stopped(state)
+            self._forget_if_gone(unit)
 
-    def _forget_if_gone(self, unit: _Unit) -> None:
+    def _forget_if_gone(self, unit: Unit) -> None:
         if not unit.is_known and unit.loaded is None:
             del self._units[unit.name]
 
-    def _reject_waiting(self, unit: _Unit, reason: Reason, cause: object | None = None) -> list[Action]:
+    def _reject_waiting(self, unit: Unit, reason: Reason, cause: object | None = None) -> list[Action]:
         tickets = list(unit.waiting)
         unit.waiting.clear()
         for ticket in tickets:
@@ -498,47 +415,15 @@ class Scheduler:
         return [Reject(ticket, reason, cause=cause) for ticket in tickets]
 
     def _reject_on_hold(self, ticket: int, now: float) -> Reject:
-        left = math.inf if self._hold_until is None else self._hold_until - now
-        retry_s = INDEFINITE_HOLD_RETRY_S if left == math.inf else _retry_after(left)
+        until = math.inf if self._hold_until is None else self._hold_until
+        retry_s = INDEFINITE_HOLD_RETRY_S if until == math.inf else _retry_after(until - now)
         return Reject(ticket, Reason.ON_HOLD, retry_s)
 
-    def _cost_s(self, unit: _Unit) -> float:
-        """What a switch to this unit costs: as measured, else as the others do."""
-        if unit.cost_s is not None:
-            return unit.cost_s
-        known = [it.cost_s for it in self._units.values() if it.cost_s is not None]
-        return sum(known) / len(known) if known else UNMEASURED_COST_S
 
-    def _deadlines(self, placements: list[_Placement], now: float) -> Iterator[float]:
-        if self._hold_until is not None:
-            yield self._hold_until
-        yield from (placement.due for placement in placements if not placement.is_blocked)
-        if self._switch is not None and self._switch.abandoned_at is not None:
-            yield self._switch.abandoned_at + self._policy.abandon_after_s
-        for unit in self._present():
-            if unit.state is State.DRAINING:
-                yield unit.drain_since + self._policy.drain_timeout_s
-            if unit.spec.ttl_s is not None and not unit.running and not unit.waiting:
-                yield unit.used_at + unit.spec.ttl_s
-            yield unit.spared_until
-
-    def _estimate_next_turn(self, placements: list[_Placement]) -> float:
-        """When places in the queue will get free: the next waiting unit is ready then."""
-        if self._switch is not None:
-            target = self._switch.target
-            return self._switch.started + (self._cost_s(target) if target is not None else 0.0)
-        return min((it.due + self._cost_s(it.unit) for it in placements), default=-math.inf)
-
-
-def _interrupt(unit: _Unit) -> list[Action]:
-    tickets = [ticket for ticket, was_interrupted in unit.running.items() if not was_interrupted]
-    unit.running.update(dict.fromkeys(tickets, True))
-    return [Interrupt(ticket) for ticket in tickets]
+def _interrupt(units: Iterable[Unit]) -> list[Action]:
+    return [Interrupt(ticket) for unit in units for ticket in unit.interrupt()]
 
 
 def _retry_after(seconds: float) -> float:
-    return min(59.0, max(1.0, float(math.ceil(seconds)))) if math.isfinite(seconds) else 1.0
-
-
-def _earlier(one: float | None, other: float) -> float:
-    return other if one is None else min(one, other)
+    """Whole seconds, at least one, and less than the minute beyond which clients ignore the advice."""
+    return float(math.ceil(min(59.0, max(1.0, seconds))))

@@ -1,0 +1,103 @@
+"""What the scheduler remembers of one unit: its state, its tickets, and what was measured.
+
+Knows nothing of other units. The clock is passed in, in seconds, monotonic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from systemd_llm_switch.decisions import State
+from systemd_llm_switch.placement import Spec
+
+PATIENCE_S = 2.0  # an agent's next request comes so soon after the last reply, if it comes soon at all
+PATIENCE_WORTH = 5.0  # waiting for it pays where a switch costs more than so many times the patience
+RETURNS_SMOOTHING = 0.3  # the weight of the last request in the share that returned soon
+COST_SMOOTHING = 0.5  # the weight of the last measured switch
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """Compared by identity. `loaded` tells whether its process may exist, `state` what it is told to do."""
+
+    spec: Spec
+    is_known: bool = True  # False: gone from the config, but still loaded
+    state: State = State.STOPPED
+    loaded: Spec | None = None  # the spec it was started with, while its process may exist
+    running: dict[int, bool] = field(default_factory=dict)  # ticket: was it interrupted
+    waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when; the oldest first
+    ready_since: float = -math.inf
+    drain_since: float = math.inf
+    used_at: float = -math.inf  # its last request began or ended, or it became ready
+    spared_until: float = -math.inf  # its eviction failed; not tried again before, unless for a waiter
+    is_leaving: bool = False  # an operator wants it unloaded
+    is_alone: bool = False  # it ran out of memory beside others: the next start is without them
+    cost_s: float | None = None  # of a switch to it, smoothed; None: not measured yet
+    returns: float = 0.0  # share of the requests that followed the last reply within PATIENCE_S, smoothed
+
+    @property
+    def name(self) -> str:
+        return self.spec.unit
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest of its waiting tickets came; there must be one."""
+        return next(iter(self.waiting.values()))
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    @property
+    def is_stale(self) -> bool:
+        """Its process listens where the config no longer looks."""
+        return self.loaded is not None and self.loaded.url != self.spec.url
+
+    @property
+    def idles_out_at(self) -> float:
+        """The moment its idle time is over; inf for a unit that is busy or stays for ever."""
+        if self.spec.ttl_s is None or self.is_busy or self.state is State.STOPPING:
+            return math.inf
+        return self.used_at + self.spec.ttl_s
+
+    def expected_until(self, cost_s: float) -> float:
+        """Until when its next request is awaited, as its agent always came back at once."""
+        is_worth_it = cost_s > PATIENCE_WORTH * PATIENCE_S and self.returns >= 0.5
+        return self.used_at + PATIENCE_S if is_worth_it else -math.inf
+
+    def note_request(self, now: float) -> None:
+        """Learn from a request to the idle unit how soon its requests come, loaded or not."""
+        is_soon = now <= self.used_at + PATIENCE_S
+        self.returns += RETURNS_SMOOTHING * (is_soon - self.returns)
+
+    def note_cost(self, cost_s: float) -> None:
+        known_s = cost_s if self.cost_s is None else self.cost_s
+        self.cost_s = COST_SMOOTHING * cost_s + (1 - COST_SMOOTHING) * known_s
+
+    def run(self, ticket: int, now: float) -> None:
+        self.running[ticket] = False
+        self.used_at = now
+
+    def interrupt(self) -> list[int]:
+        """The running tickets that were not interrupted before; each is returned once."""
+        tickets = [ticket for ticket, was_interrupted in self.running.items() if not was_interrupted]
+        self.running.update(dict.fromkeys(tickets, True))
+        return tickets
+
+    def become_ready(self, now: float) -> None:
+        self.state, self.ready_since, self.used_at = State.READY, now, now
+
+    def drain(self, now: float) -> None:
+        if self.state is State.READY:
+            self.state, self.drain_since = State.DRAINING, now
+
+    def undrain(self) -> None:
+        if self.state is State.DRAINING:
+            self.state, self.drain_since = State.READY, math.inf
+
+    def become_stopped(self, state: State = State.STOPPED) -> None:
+        """Its process is gone. Whatever still runs on it ends by itself and holds nothing off."""
+        self.state, self.loaded, self.is_leaving = state, None, False
+        self.drain_since, self.spared_until = math.inf, -math.inf
+        self.running.clear()

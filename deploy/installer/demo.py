@@ -40,7 +40,7 @@ class Ports:
 def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     """Sets the demo up, asks its questions and says how to stop it. Safe to run again."""
     ports = Ports.of(environ)
-    systemd = Systemd(_reach_manager(places, environ))
+    systemd = Systemd(_reach_manager(places, environ, ledger))
     sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
     _make_room(ports, sources, systemd, ledger)
     console.heading("llama-server and model")
@@ -56,7 +56,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     _tell_next(url, systemd, places)
 
 
-def _reach_manager(places: Places, environ: Mapping[str, str]) -> Mapping[str, str]:
+def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -> Mapping[str, str]:
     """The environment that leads to a user manager: the running one, else a private one, started if need be."""
     usual = Systemd.of(environ).env
     if is_reachable(dict(usual)):
@@ -69,6 +69,8 @@ def _reach_manager(places: Places, environ: Mapping[str, str]) -> Mapping[str, s
             manager = UserManager.start(places.home, config_home)
         except UserManagerError as error:
             raise SetupError(str(error)) from error
+        ledger.manager = True
+        ledger.save()
     console.done(f"private user manager, process {manager.pid}, since none runs for you here")
     return manager.env
 

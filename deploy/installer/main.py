@@ -57,7 +57,8 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
         uninstall.run(places, os.environ, ledger)
         return 0
     if asked.check:
-        return 1 if _check(places, Systemd.of(os.environ)) else 0
+        systemd = Systemd.of(os.environ)
+        return 1 if _check(proxy.ProxyConfig.read(places, os.environ), places, systemd) else 0
     console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
     python_env.install_missing_packages(may_install=asked.yes or asked.demo)
     if asked.demo:
@@ -89,9 +90,9 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
         Path(environ["LLM_SWITCH_CONFIG"]).absolute() if environ.get("LLM_SWITCH_CONFIG") else None,
     )
     _install(machine, places, environ, ledger, systemd)
-    _start(places, environ, ledger, systemd)
-    _check(places, systemd)
-    _tell_next(places, environ)
+    config = _start(places, environ, ledger, systemd)
+    _check(config, places, systemd)
+    _tell_next(config, places)
 
 
 def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
@@ -130,7 +131,7 @@ def _install(
     systemd.reload()
 
 
-def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> None:
+def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> proxy.ProxyConfig:
     console.heading("Proxy")
     if not systemd.is_known(proxy.UNIT):
         raise SetupError(f"your user manager finds no units in {places.linked}; is XDG_CONFIG_HOME right?")
@@ -140,6 +141,7 @@ def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: 
     proxy.wait_until_healthy(config.url)
     console.done(f"{proxy.UNIT} runs and is started at log-in: {config.url}/v1")
     _provide_linger(ledger, systemd)
+    return config
 
 
 def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
@@ -154,10 +156,9 @@ def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
         console.note(f"it ends when you log out; to keep it: sudo loginctl enable-linger {user}")
 
 
-def _check(places: Places, systemd: Systemd) -> bool:
+def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> bool:
     """Shows the findings; True when there are any."""
     console.heading("Check")
-    config = proxy.ProxyConfig.read(places, systemd.env)
     found = check.findings(config, systemd, places)
     for finding in found:
         console.warn(finding.what, finding.mend)
@@ -168,8 +169,7 @@ def _check(places: Places, systemd: Systemd) -> bool:
     return bool(found)
 
 
-def _tell_next(places: Places, environ: Mapping[str, str]) -> None:
-    config = proxy.ProxyConfig.read(places, environ)
+def _tell_next(config: proxy.ProxyConfig, places: Places) -> None:
     console.heading("Next")
     console.plain(f"  Point your client (Roo Code, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
     console.plain(f"    {', '.join(config.models)}")

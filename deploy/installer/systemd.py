@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,10 @@ class Systemd:
         asked = self._call("systemctl", "--user", "show", f"--property={name}", "--value", unit)
         return asked.stdout.strip()
 
-    def last_lines(self, unit: str, count: int = 15) -> str:
-        """The end of the unit's latest run in the journal; empty where the journal cannot be read."""
-        run = self.show(unit, "InvocationID")
-        of_run = (f"_SYSTEMD_INVOCATION_ID={run}", "+", f"USER_INVOCATION_ID={run}") if run else ()
-        lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q")
-        return self._call("journalctl", *lines, *(of_run or ("--user-unit", unit))).stdout.strip()
+    def last_lines(self, unit: str, since: float, count: int = 15) -> str:
+        """The unit's newest journal lines since that time (as of time.time()); empty where they cannot be read."""
+        lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q", f"--since=@{since:.6f}")
+        return self._call("journalctl", "--user-unit", unit, *lines).stdout.strip()
 
     def unusable_settings(self) -> tuple[str, ...]:
         """The hardening that keeps a unit from reaching this manager. Tried, since nothing tells it beforehand."""
@@ -109,9 +108,10 @@ class Systemd:
 
     def _run_unit(self, verb: str, unit: str) -> None:
         self._call("systemctl", "--user", "reset-failed", unit)
+        began = time.time()
         ran = self._call("systemctl", "--user", verb, unit)
         if ran.returncode:
-            told = self.last_lines(unit) or ran.stderr.strip()
+            told = self.last_lines(unit, began) or ran.stderr.strip()
             indented = "\n".join(f"    {line}" for line in told.splitlines())
             raise SetupError(
                 f"{unit} did not start. Its last words:\n{indented}\n  More: journalctl --user -u {unit} -n 50"

@@ -31,7 +31,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
         systemd.reload()
     if ledger.linger and systemd.set_linger(getpass.getuser(), on=False):
         console.done("lingering switched off again")
-    if private:
+    if private and ledger.manager:
         private.stop()
         console.done("ended the private user manager")
     _remove_own_data(places)

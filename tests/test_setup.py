@@ -1,0 +1,321 @@
+"""The set-up, end to end: a fresh HOME, a real user manager, a folder whose name has all the letters that hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installer.ledger import Ledger
+from installer.places import Places
+from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
+from support.stack import chat, free_port
+from user_manager import UserManager
+
+MODELS = ("bge-m3", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
+SERVER_PROMPT = "📂 Path to your llama-server binary [default: "
+MODELS_PROMPT = "📂 Directory where your GGUF models are stored [default: "
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory, llama_server: Path, model_file: Path) -> Iterator[Newcomer]:
+    """Somebody with a llama-server, one chat model, and paths with blanks, dollars, percents and quotes."""
+    folder = tmp_path_factory.mktemp("new")
+    repository = copy_repository(folder / "my $repo 100%")
+    server = folder / "llama $HOME 5%"
+    server.symlink_to(llama_server.parent)
+    models = folder / """models "it's" $5 100% \\n"""
+    models.mkdir()
+    (models / "Qwen3-Coder-30B-A3B-Instruct-UD-Q8_K_XL.gguf").symlink_to(model_file)
+    manager = UserManager.start(folder / "home")
+    answers = {"LLAMA_SERVER_PATH": str(server / "llama-server"), "MODELS_DIR": str(models)}
+    person = Newcomer(folder / "home", repository, manager, answers)
+    _use_free_ports(person)
+    yield person
+    manager.stop()
+
+
+def _use_free_ports(person: Newcomer) -> None:
+    """The proxy's by the user's config, the models' in the (copied) unit files: other tests run side by side."""
+    backend = free_port()
+    text = (person.repository / "src/systemd_llm_switch/config.yaml").read_text()
+    person.config.parent.mkdir(parents=True)
+    ports = f"server:\n  port: {free_port()}\n  llama_url: http://127.0.0.1:{backend}\n"
+    person.config.write_text(text.replace("server:\n", ports))
+    for unit in (person.repository / "deploy/systemd").glob("*.service"):
+        unit.write_text(unit.read_text().replace("--port 3004", f"--port {backend} --threads 1"))
+
+
+def _url(person: Newcomer) -> str:
+    port = re.search(r"^  port: (\d+)", person.config.read_text(), re.MULTILINE)
+    assert port
+    return f"http://127.0.0.1:{port[1]}"
+
+
+@pytest.fixture
+def settled(newcomer: Newcomer) -> Newcomer:
+    """After a successful run."""
+    ran = newcomer.setup("--yes")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return newcomer
+
+
+def test_leaves_a_running_proxy(settled: Newcomer) -> None:
+    assert get_json(f"{_url(settled)}/health")
+    assert settled.systemctl("is-active", "llm-switch.service") == "active"
+
+
+def test_enables_the_proxy_and_nothing_else(settled: Newcomer) -> None:
+    assert settled.systemctl("is-enabled", "llm-switch.service") == "enabled"
+    assert [settled.systemctl("is-active", f"{name}.service") for name in MODELS] == ["inactive"] * 5
+    assert [path.name for path in settled.linked.rglob("*.wants/*")] == ["llm-switch.service"]
+
+
+def test_a_found_model_answers_through_the_proxy(settled: Newcomer) -> None:
+    """The rendered unit, the real llama-server, a real model: nothing in between is made up."""
+    reply = get_json(f"{_url(settled)}/v1/chat/completions", chat("qwen3-coder-flash"))
+    assert reply["choices"][0]["message"]["content"].strip()
+    settled.systemctl("stop", "llm.slice")
+    assert settled.systemctl("is-active", "qwen3-coder-flash.service") == "inactive"
+
+
+def test_a_second_run_changes_no_unit(settled: Newcomer) -> None:
+    before = tree_sums(settled.rendered)
+    ran = settled.setup("--yes")
+    assert ran.returncode == 0
+    assert tree_sums(settled.rendered) == before
+    assert "0 written, the others are up to date" in ran.stdout
+
+
+def test_changes_no_tracked_file(newcomer: Newcomer) -> None:
+    before = tree_sums(newcomer.repository)
+    newcomer.setup("--yes")
+    assert tree_sums(newcomer.repository) == before
+
+
+def test_keeps_an_edit_of_a_rendered_unit(settled: Newcomer, tmp_path: Path) -> None:
+    unit = settled.rendered / "qwen3-thinking.service"
+    made = unit.read_text()
+    unit.write_text(made + "# my own line\n")
+    ran = settled.setup("--yes", MODELS_DIR=tmp_path)
+    assert unit.read_text() == made + "# my own line\n"
+    assert f"kept your own ~/{unit.relative_to(settled.home)}" in ran.stdout
+    assert str(tmp_path) in (settled.rendered / "qwen3-thinking-next.service").read_text()
+    unit.unlink()
+    settled.setup("--yes", MODELS_DIR=tmp_path)
+    assert str(tmp_path) in unit.read_text()
+
+
+def test_keeps_a_unit_file_of_the_users_own(settled: Newcomer) -> None:
+    own = settled.linked / "bge-m3.service"
+    own.unlink()
+    own.write_text("[Service]\nExecStart=/bin/true\n")
+    ran = settled.setup("--yes")
+    assert own.read_text() == "[Service]\nExecStart=/bin/true\n"
+    assert "kept your own ~/.config/systemd/user/bge-m3.service" in ran.stdout
+    own.unlink()
+    settled.setup("--yes")
+    assert own.readlink() == settled.rendered / "bge-m3.service"
+
+
+def test_keeps_drop_ins(settled: Newcomer) -> None:
+    drop_in = settled.linked / "bge-m3.service.d/override.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nNice=5\n")
+    settled.setup("--yes")
+    assert drop_in.read_text() == "[Service]\nNice=5\n"
+    assert settled.systemctl("show", "-p", "Nice", "--value", "bge-m3.service") == "5"
+
+
+def test_picks_up_changed_paths_and_remembers_them(settled: Newcomer, tmp_path: Path) -> None:
+    settled.setup("--yes", MODELS_DIR=tmp_path)
+    without_answers = Newcomer(settled.home, settled.repository, settled.manager)
+    assert without_answers.setup("--yes").returncode == 0
+    text = (settled.rendered / "bge-m3.service").read_text()
+    assert f"--model {tmp_path}/" in text
+    assert "llama $HOME 5%%/llama-server" in text
+
+
+def test_picks_up_a_new_unit_file_and_takes_a_gone_one_away(settled: Newcomer) -> None:
+    source = settled.repository / "deploy/systemd/my-model.service"
+    shutil.copy(source.with_name("bge-m3.service"), source)
+    settled.setup("--yes")
+    assert settled.systemctl("show", "-p", "LoadState", "--value", "my-model.service") == "loaded"
+    source.unlink()
+    ran = settled.setup("--yes")
+    assert "my-model.service is no longer part of this project: removed" in ran.stdout
+    assert settled.systemctl("show", "-p", "LoadState", "--value", "my-model.service") == "not-found"
+
+
+def test_asks_two_questions_on_a_terminal(settled: Newcomer, tmp_path: Path) -> None:
+    shown = settled.setup_on_terminal("/opt/mine/llama-server", f"{tmp_path}/gguf")
+    assert f"{SERVER_PROMPT}{settled.answers['LLAMA_SERVER_PATH']}]: " in shown
+    assert f"{MODELS_PROMPT}{settled.answers['MODELS_DIR']}]: " in shown
+    text = (settled.rendered / "qwen3-coder-next.service").read_text()
+    assert "ExecStart=/opt/mine/llama-server " in text
+    assert f"--model {tmp_path}/gguf/unsloth_Qwen3-Coder-Next-GGUF_" in text
+
+
+def test_takes_the_defaults_when_only_enter_is_pressed(settled: Newcomer) -> None:
+    before = tree_sums(settled.rendered)
+    shown = settled.setup_on_terminal("", "")
+    assert "runs and is started at log-in" in shown
+    assert tree_sums(settled.rendered) == before
+
+
+def test_the_check_names_each_finding_and_what_mends_it(settled: Newcomer, tmp_path: Path) -> None:
+    text = settled.config.read_text()
+    settled.config.write_text(text + '  ghost: "ghost.service"\n')
+    ran = settled.setup("--yes", LLAMA_SERVER_PATH="/opt/none/llama-server", MODELS_DIR=tmp_path)
+    settled.config.write_text(text)
+    assert ran.returncode == 0
+    assert "! no llama-server at /opt/none/llama-server" in ran.stdout
+    assert "! qwen3-coder-next: no model file" in ran.stdout
+    assert "/opt/none/llama-server -hf unsloth/Qwen3-Coder-Next-GGUF:UD-Q4_K_XL\n" in ran.stdout
+    assert "/opt/none/llama-server -hf ggml-org/bge-m3-Q8_0-GGUF\n" in ran.stdout
+    assert "! ghost: the unit ghost.service does not exist" in ran.stdout
+    assert "qwen3-thinking" not in ran.stdout.partition("Check")[2]
+
+
+def test_check_alone_tells_by_its_exit_code(settled: Newcomer) -> None:
+    ran = settled.setup("--check")
+    assert ran.returncode == 1
+    assert "! bge-m3: no model file" in ran.stdout
+    text = settled.config.read_text()
+    settled.config.write_text(text.partition("models:")[0] + 'models:\n  a: "qwen3-coder-flash.service"\n')
+    ran = settled.setup("--check")
+    settled.config.write_text(text)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_a_broken_config_is_named(settled: Newcomer) -> None:
+    text = settled.config.read_text()
+    settled.config.write_text(text.replace("  port:", "  prot:"))
+    ran = settled.setup("--check")
+    settled.config.write_text(text)
+    assert ran.returncode == 1
+    assert "! config: server.prot: unknown key; did you mean 'port'?" in ran.stdout
+
+
+def test_a_proxy_that_cannot_start_shows_why(settled: Newcomer) -> None:
+    text = settled.config.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        settled.config.write_text(re.sub(r"^  port: \d+", f"  port: {taken}", text, flags=re.MULTILINE))
+        ran = settled.setup("--yes")
+    settled.config.write_text(text)
+    settled.systemctl("stop", "llm-switch.service")
+    assert ran.returncode == 1
+    assert "llm-switch.service did not start. Its last words:" in ran.stderr
+    assert str(taken) in ran.stderr
+
+
+def test_rendered_units_verify_clean(settled: Newcomer) -> None:
+    units = sorted(str(path) for path in settled.linked.iterdir() if path.suffix in (".service", ".slice"))
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", "--user", *units],
+        env=settled.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(units) == 7
+
+
+def test_uninstall_undoes_it_and_keeps_what_is_the_users(settled: Newcomer) -> None:
+    edited = settled.rendered / "qwen3-thinking.service"
+    edited.write_text(edited.read_text() + "# mine\n")
+    models = tree_sums(Path(settled.answers["MODELS_DIR"]))
+    ran = settled.setup("--uninstall")
+    assert ran.returncode == 0, ran.stderr
+    assert settled.systemctl("is-active", "llm-switch.service") == "inactive"
+    assert not any(path.is_symlink() for path in settled.linked.rglob("*"))
+    assert [path.name for path in settled.rendered.iterdir()] == ["qwen3-thinking.service"]
+    assert f"kept ~/{edited.relative_to(settled.home)}" in ran.stdout
+    assert "kept ~/.config/systemd-llm-switch/config.yaml (your config)" in ran.stdout
+    assert settled.config.exists()
+    assert tree_sums(Path(settled.answers["MODELS_DIR"])) == models
+    edited.unlink()
+
+
+def test_uninstall_twice_is_no_error(newcomer: Newcomer) -> None:
+    assert newcomer.setup("--uninstall").returncode == 0
+    ran = newcomer.setup("--uninstall")
+    assert ran.returncode == 0
+    assert "no unit was installed" in ran.stdout
+
+
+def test_without_a_user_manager_it_points_to_the_demo(newcomer: Newcomer, tmp_path: Path) -> None:
+    nobody = Newcomer(tmp_path / "home", newcomer.repository, None)
+    ran = nobody.setup("--yes")
+    assert ran.returncode == 1
+    assert "no systemd user manager answers" in ran.stderr
+    assert "--demo" in ran.stderr
+
+
+def test_an_unknown_option_is_wrong_usage(newcomer: Newcomer) -> None:
+    ran = newcomer.setup("--demmo")
+    assert ran.returncode == 2
+    assert "usage: ./setup.sh" in ran.stderr
+    assert newcomer.setup("--help").stdout.startswith("usage: ./setup.sh")
+
+
+def test_a_python_that_is_too_old_is_named(newcomer: Newcomer, tmp_path: Path) -> None:
+    """Only the shell's own tools are on PATH, so no Python is found."""
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}" if tool != "bash" else "/bin/bash")
+    ran = newcomer.setup(PATH=tmp_path)
+    assert ran.returncode == 1
+    assert "Python 3.11 or newer is needed" in ran.stderr
+
+
+def test_demo_shows_it_at_work_and_leaves_nothing(
+    newcomer: Newcomer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No manager, no llama-server, no model; a config of one's own stays; twice in a row; all of it stops."""
+    visitor = Newcomer(tmp_path / "home", newcomer.repository, None)
+    ports = {"DEMO_PORT": str(free_port()), "DEMO_BACKEND_PORT": str(free_port())}
+    visitor.answers.update(ports)
+    visitor.config.parent.mkdir(parents=True)
+    visitor.config.write_text("models: {mine: mine.service}\n")
+    with _torn_down(visitor):
+        with socket.create_server(("127.0.0.1", int(ports["DEMO_PORT"]))):
+            refused = visitor.setup("--demo")
+        first = visitor.setup("--demo", timeout_s=900)
+        second = visitor.setup("--demo")
+        listed = get_json(f"http://127.0.0.1:{ports['DEMO_PORT']}/v1/models")
+    assert refused.returncode == 1
+    assert f"port {ports['DEMO_PORT']} is in use by another program" in refused.stderr
+    for ran in (first, second):
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert re.search(r"demo-chat: .*\n +“\w.+”\n +switched in \d+\.\d\d s", ran.stdout), ran.stdout
+        assert "demo-embed: a vector of 576 numbers" in ran.stdout
+        assert "--uninstall" in ran.stdout
+    assert [model["id"] for model in listed["data"]] == ["demo-chat", "demo-writer", "demo-embed"]
+    assert visitor.config.read_text() == "models: {mine: mine.service}\n"
+    assert not visitor.config.with_name("demo.yaml").exists()
+    assert UserManager.of_home(visitor.home) is None
+    for port in ports.values():
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    assert Ledger.load(Places.of(visitor.env).ledger).units == {}
+
+
+@contextlib.contextmanager
+def _torn_down(visitor: Newcomer) -> Iterator[None]:
+    """Uninstalled at the end, as the demo's last line says; and ended in any case."""
+    try:
+        yield
+        ran = visitor.setup("--uninstall")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    finally:
+        manager = UserManager.of_home(visitor.home)
+        if manager:
+            manager.stop()

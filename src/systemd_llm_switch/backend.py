@@ -31,7 +31,17 @@ _RECV_BYTES = 65536
 
 
 class BackendLost(Exception):
-    """The connection broke, or could not be made: the process died, was stopped, or refuses."""
+    """The connection broke, or could not be made: the process died, was stopped, or refuses.
+
+    `was_unread` says that the backend never read the request. When a process ends, the kernel closes its
+    connections with a reset where bytes were left unread, and in order where all were read (RFC 1122, 4.2.2.13).
+    """
+
+    def __init__(self, reason: BaseException | str) -> None:
+        super().__init__(reason if isinstance(reason, str) else _describe(reason))
+        self.was_unread = isinstance(reason, ConnectionError) and not isinstance(
+            reason, http.client.RemoteDisconnected
+        )
 
 
 class BackendDeadline(Exception):
@@ -111,7 +121,7 @@ class Exchange:
             self._response.begin()
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            raise BackendLost(_reason(error)) from error
+            raise BackendLost(error) from error
         except BaseException:
             self.close()
             raise
@@ -132,7 +142,7 @@ class Exchange:
             body = self._response.read()
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            raise BackendLost(_reason(error)) from error
+            raise BackendLost(error) from error
         except BaseException:
             self.close()
             raise
@@ -147,7 +157,7 @@ class Exchange:
             data = self._response.read1(_RECV_BYTES)
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            raise BackendLost(_reason(error)) from error
+            raise BackendLost(error) from error
         except BaseException:
             self.close()
             raise
@@ -251,7 +261,7 @@ class Backend:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            raise BackendLost(_reason(error)) from error
+            raise BackendLost(error) from error
         yield Exchange(self, sock, client, deadline)
 
     def give_back(self, sock: socket.socket) -> None:
@@ -308,7 +318,7 @@ def _is_quiet(sock: socket.socket) -> bool:
     return False
 
 
-def _reason(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return "it closed the connection without an answer"
     if isinstance(error, http.client.IncompleteRead):

@@ -49,6 +49,10 @@ GRACE_S = 2.0
 KEEP_ALIVE_S = 10.0
 
 
+class _WasEnding(Exception):
+    """The backend's process ended, and had not read the request: nobody's work is lost, the next one serves it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer to a client."""
@@ -226,14 +230,26 @@ class _Work:
         body, repairs = repair_history(request.body) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         message = protocol.to_backend(request, body, self._model.params, self._model.force)
-        lease = self._record.lease = self._switcher.lease(self._model)
+        try:
+            reply = yield from self._ask(message)
+        except _WasEnding:
+            reply = yield from self._ask(message)
+        return (yield from self._answer(reply))
+
+    def _ask(self, message: bytes) -> Generator[bytes, None, Reply]:
+        """Waits for the model and its reply.
+
+        Raises:
+            _WasEnding: the first backend's process was on its way out when the request came.
+        """
+        lease = self._switcher.lease(self._model)
+        is_first, self._record.lease = self._record.lease is None, lease
         try:
             yield from self._await_lease(lease)
-            reply = yield from self._forward(lease, message)
+            return (yield from self._forward(lease, message, may_retry=is_first))
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
             self._switcher.release(lease)
-        return (yield from self._answer(reply))
 
     def _await_lease(self, lease: Lease) -> Generator[bytes, None, None]:
         server = self._config.server
@@ -246,7 +262,7 @@ class _Work:
             elif remaining_s(deadline) == 0:
                 raise ModelStartTimeout(f"model {self._model.id!r} did not get its turn within {limit_s:g} s")
 
-    def _forward(self, lease: Lease, message: bytes) -> Generator[bytes, None, Reply]:
+    def _forward(self, lease: Lease, message: bytes, may_retry: bool) -> Generator[bytes, None, Reply]:
         """Sends the request and waits for the whole reply.
 
         Raises:
@@ -263,6 +279,8 @@ class _Work:
             reason = self._switcher.explain_loss(lease)
             if reason is None:
                 raise BackendError(f"the backend of {self._model.id!r} at {backend.url} failed: {lost}") from lost
+            if may_retry and lost.was_unread:
+                raise _WasEnding from lost
             raise BackendCrashed(f"model {self._model.id!r} ended while it answered: {reason}") from lost
         except BackendDeadline as late:
             self._switcher.distrust(lease)

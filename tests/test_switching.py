@@ -1,0 +1,271 @@
+"""Switching and scheduling over HTTP, on units that run the stand-in backend."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from support.stack import Stack, in_background, run_all, wait_for
+
+
+@pytest.fixture
+def pair(stack: Stack) -> dict[str, str]:
+    """Two models on one port."""
+    return {"a": stack.standin("a"), "b": stack.standin("b")}
+
+
+def test_several_waiting_requests_share_one_switch(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a", "--load-s", "0.5")})
+    answers = run_all(*[lambda: proxy.chat("a") for _ in range(10)])
+    assert [answer.status for answer in answers] == [200] * 10
+    assert len(proxy.status()["switches"]) == 1
+
+
+def test_nothing_is_forwarded_before_the_backend_is_ready(stack: Stack) -> None:
+    """Readiness is waited for: the stand-in answers chat at any time, and tells when."""
+    proxy = stack.run({"a": stack.standin("a", "--load-s", "1")})
+    began = time.monotonic()
+    answer = proxy.chat("a")
+    assert time.monotonic() - began >= 1
+    assert answer.timing("switch") >= 900
+
+
+def test_thirty_two_requests_run_side_by_side(stack: Stack, pair: dict[str, str]) -> None:
+    """32 requests of 2 s each take little more than 2 s, and the model list answers meanwhile."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    began = time.monotonic()
+    calls = [lambda: proxy.chat("a", standin={"delay_s": 2}) for _ in range(32)]
+    with in_background(*calls) as answers:
+        wait_for(lambda: stack.seen()["running"] == 32)
+        assert proxy.get("/v1/models").status == 200
+        assert proxy.get("/health").status == 200
+        assert stack.seen()["running"] == 32
+    assert [answer.status for answer in answers] == [200] * 32
+    assert time.monotonic() - began < 10
+    assert stack.seen()["most_running"] == 32
+
+
+def test_a_model_is_not_stopped_while_a_request_runs_on_it(stack: Stack, pair: dict[str, str]) -> None:
+    """The running request ends in peace, then the switch."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 1.5})) as first:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        second = proxy.chat("b")
+    assert first[0].text == "hello from a"
+    assert second.text == "hello from b"
+    assert second.timing("queue") > 500
+
+
+def test_nobody_starves_behind_a_busy_model(stack: Stack, pair: dict[str, str]) -> None:
+    """A stream of requests for the loaded model holds another one off for a bounded time only."""
+    proxy = stack.run(pair, max_wait=0.5, min_resident=0.5)
+    proxy.chat("a")
+    stop_at = time.monotonic() + 6
+
+    def keep_busy() -> int:
+        served = 0
+        while time.monotonic() < stop_at:
+            assert proxy.chat("a", standin={"delay_s": 0.2}).text == "hello from a"
+            served += 1
+        return served
+
+    with in_background(*[keep_busy] * 4) as busy:
+        time.sleep(0.5)
+        waited = proxy.chat("b")
+        assert time.monotonic() < stop_at, "b was served only after the load on a had ended"
+    assert waited.text == "hello from b"
+    assert all(isinstance(count, int) and count > 3 for count in busy), busy
+
+
+def test_switching_back_and_forth_beats_the_start_limit(stack: Stack, pair: dict[str, str]) -> None:
+    """systemd refuses a sixth start within ten seconds; that limit is for crash loops, not for us."""
+    proxy = stack.run(pair)
+    for _ in range(7):
+        assert proxy.chat("a").text == "hello from a"
+        assert proxy.chat("b").text == "hello from b"
+
+
+def test_the_queue_is_bounded(stack: Stack, pair: dict[str, str]) -> None:
+    """Beyond queue_limit: 429 at once, with Retry-After under a minute; the others are served."""
+    proxy = stack.run(pair, queue_limit=2)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 3})) as running:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(*[lambda: proxy.chat("b")] * 2) as waiting:
+            wait_for(lambda: proxy.status()["waiting"] == 2)
+            refused = proxy.chat("b")
+    assert refused.status == 429
+    assert refused.error["code"] == "queue_full"
+    assert 1 <= int(refused.headers["retry-after"]) < 60
+    assert [answer.status for answer in [*running, *waiting]] == [200] * 3
+
+
+def test_an_edit_takes_effect_at_the_next_request(stack: Stack, pair: dict[str, str]) -> None:
+    """A model whose line is removed is unknown at once; the running one is not touched."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    pid = stack.main_pid(pair["a"])
+    stack.write_config({"b": pair["b"], "new": pair["a"]})
+    gone = proxy.chat("a")
+    assert gone.status == 404
+    assert gone.error["code"] == "model_not_found"
+    assert proxy.chat("new").text == "hello from a"
+    assert stack.main_pid(pair["a"]) == pid
+    assert [model["id"] for model in proxy.get("/v1/models").json["data"]] == ["b", "new"]
+
+
+def test_a_model_gone_from_the_config_still_makes_room(stack: Stack, pair: dict[str, str]) -> None:
+    """It stays loaded until its place is needed, and then it is stopped."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    stack.write_config({"b": pair["b"]})
+    assert proxy.chat("b").text == "hello from b"
+    assert stack.active_state(pair["a"]) == "inactive"
+
+
+def test_a_broken_edit_is_told_and_the_last_good_config_stays(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    good = stack.config_path.read_text()
+    stack.config_path.write_text("models: {a: [nonsense")
+    assert proxy.chat("a").status == 200
+    assert "no valid YAML" in proxy.status()["config"]["error"]
+    wait_for(lambda: "config_broken" in proxy.log)
+    stack.config_path.write_text(good)
+    assert proxy.chat("a").status == 200
+    assert proxy.status()["config"]["error"] is None
+
+
+def test_a_proxy_killed_in_the_middle_of_a_switch_finds_its_way(stack: Stack, pair: dict[str, str]) -> None:
+    """kill -9 while a model loads: the next proxy serves it, and any other."""
+    slow = stack.standin("slow", "--load-s", "2")
+    first = stack.run({**pair, "slow": slow})
+    first.chat("a")
+    with in_background(lambda: first.chat("slow")):
+        wait_for(lambda: stack.active_state(slow) == "active")
+        first.kill()
+    second = stack.start_proxy()
+    assert second.chat("slow").text == "hello from slow"
+    assert second.chat("a").text == "hello from a"
+    assert stack.active_state(slow) == "inactive"
+
+
+def test_two_units_started_by_hand_on_one_port_never_answer_for_each_other(
+    stack: Stack, pair: dict[str, str]
+) -> None:
+    """Whoever answers is the model that was asked for, in any order of shell commands."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    stack.systemctl("start", pair["b"])  # it cannot bind the port, and fails
+    assert proxy.chat("b").text == "hello from b"
+    stack.systemctl("restart", pair["b"])
+    assert proxy.chat("b").text == "hello from b"
+    stack.systemctl("kill", "--signal=SIGKILL", pair["b"])
+    stack.systemctl("start", pair["a"], check=False)
+    assert proxy.chat("b").text == "hello from b"
+    assert proxy.chat("a").text == "hello from a"
+
+
+def test_a_unit_deleted_at_run_time_is_a_clear_error(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    stack.delete_unit(pair["b"])
+    answer = proxy.chat("b")
+    assert answer.status == 503
+    assert pair["b"] in answer.error["message"]
+    assert proxy.chat("a").text == "hello from a"
+    stack.standin("b")
+    assert proxy.chat("b").text == "hello from b"
+
+
+def test_unload_drains_and_force_does_not(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 1.5})) as drained:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        assert proxy.post("/api/unload", {"model": "a"}).status == 200
+    assert drained[0].text == "hello from a"
+    assert stack.active_state(pair["a"]) == "inactive"
+    proxy.chat("a")
+    began = time.monotonic()
+    with in_background(lambda: proxy.chat("a", standin={"hang": True})) as forced:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        assert proxy.post("/api/unload", {"force": True}).status == 200
+    assert time.monotonic() - began < 20
+    assert forced[0].status == 503
+    assert forced[0].error["code"] == "model_unloaded"
+
+
+def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    stack.systemctl("start", pair["b"])
+    wait_for(lambda: _answers(stack))
+    assert proxy.post("/api/unload", {}).status == 200
+    assert stack.active_state(pair["b"]) == "inactive"
+
+
+def test_a_stopping_proxy_finishes_what_runs_and_tells_who_waits(stack: Stack, pair: dict[str, str]) -> None:
+    """SIGTERM: running requests end, waiting ones get a 503 to retry, models stay, exit code 0."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    running = lambda: proxy.chat("a", standin={"delay_s": 2})  # noqa: E731
+    with in_background(running, lambda: _after(0.5, lambda: proxy.chat("b"))) as answers:
+        wait_for(lambda: proxy.status()["waiting"] == 1)
+        proxy.process.send_signal(signal.SIGTERM)
+    assert answers[0].text == "hello from a"
+    assert answers[1].status == 503
+    assert answers[1].error["code"] == "shutting_down"
+    assert "retry-after" in answers[1].headers
+    assert proxy.process.wait(30) == 0
+    assert stack.active_state(pair["a"]) == "active"
+
+
+def test_a_port_that_is_taken_is_told(stack: Stack, pair: dict[str, str]) -> None:
+    first = stack.run(pair)
+    second = stack.start_proxy("--port", str(first.port), wait=False)
+    assert second.process.wait(20) == 1
+    assert f"port {first.port} is taken" in second.log
+
+
+def test_models_tell_whether_they_are_loaded(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a"), "slow": stack.standin("slow", "--load-s", "1.5")})
+    proxy.chat("a")
+    assert _values(proxy) == {"a": "loaded", "slow": "unloaded"}
+    with in_background(lambda: proxy.chat("slow")):
+        wait_for(lambda: _values(proxy)["slow"] == "loading")
+    assert _values(proxy) == {"a": "unloaded", "slow": "loaded"}
+
+
+def test_a_daemon_reload_disturbs_nothing(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 1})) as answers:
+        stack.systemctl("daemon-reload")
+    assert answers[0].status == 200
+    assert proxy.chat("a").text == "hello from a"
+
+
+def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    os.kill(stack.main_pid(pair["a"]), signal.SIGKILL)
+    assert proxy.chat("a").text == "hello from a"
+    assert len(proxy.status()["switches"]) == 2
+
+
+def _answers(stack: Stack) -> bool:
+    try:
+        return bool(stack.seen())
+    except OSError:
+        return False
+
+
+def _after(seconds: float, call: object) -> object:
+    time.sleep(seconds)
+    return call()  # type: ignore[operator]
+
+
+def _values(proxy: object) -> dict[str, str]:
+    return {model["id"]: model["status"]["value"] for model in proxy.get("/v1/models").json["data"]}  # type: ignore[attr-defined]

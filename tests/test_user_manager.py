@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.stack import ROOT, wait_for
-from user_manager import HIDDEN_NODES, UserManager, is_reachable
+from user_manager import HIDDEN_NODES, Process, UserManager, is_reachable
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def start_unit(manager: UserManager, name: str, script: str) -> int:
 
 
 def is_alive(pid: int) -> bool:
+    """A killed process that nobody has waited for yet is not."""
     try:
-        os.kill(pid, 0)
+        return Process.of(pid).is_alive()
     except ProcessLookupError:
         return False
-    return True
 
 
 def test_answers_as_soon_as_it_is_started(own_manager: UserManager) -> None:
@@ -114,12 +114,8 @@ def test_the_command_starts_lists_and_stops(tmp_path: Path) -> None:
 
     try:
         exports = command("start", "--home", str(tmp_path)).stdout
-        asked = subprocess.run(
-            ["sh", "-c", f"{exports}\nsystemctl --user is-system-running"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        script = ["sh", "-c", f"{exports}\nsystemctl --user is-system-running"]
+        asked = subprocess.run(script, capture_output=True, text=True, check=False)
         assert asked.stdout.strip() == "running"
         assert command("start", "--home", str(tmp_path)).stdout == exports
         assert str(tmp_path) in command("list").stdout
@@ -133,9 +129,9 @@ def test_the_command_starts_lists_and_stops(tmp_path: Path) -> None:
 def test_a_plain_user_is_told_why_not(tmp_path: Path) -> None:
     """As another user, in a process of its own, since privileges cannot be taken back."""
     script = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT / 'deploy')!r}); import user_manager; from pathlib import Path\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT / 'deploy')!r}); import pathlib, user_manager\n"
         "os.setuid(65534)\n"
-        f"user_manager.UserManager.start(Path({str(tmp_path)!r}))"
+        f"user_manager.UserManager.start(pathlib.Path({str(tmp_path)!r}))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "only root can start a private one" in ran.stderr

@@ -303,7 +303,7 @@ class _Work:
                 exchange.begin()
             except BackendLost as error:
                 lost = error
-                if lease.interruption is not None:
+                if lease.interruption is not None or not lost.was_unread:
                     break
             else:
                 return exchange.read()

@@ -60,8 +60,9 @@ def share(spec: Spec, card: float | None) -> float:
     """The part of the card a unit takes, reckoned apart from the scheduler's own way."""
     if spec.vram_gib == 0:
         return 0.0
-    whole = spec.vram_gib is None or card is None or spec.vram_gib >= card
-    return 1.0 if whole else spec.vram_gib / card
+    if spec.vram_gib is None or card is None:
+        return 1.0
+    return min(1.0, spec.vram_gib / card)
 
 
 @dataclass
@@ -232,8 +233,8 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), out_of_memory=st.booleans())
     def switch_failed(self, data: st.DataObject, out_of_memory: bool) -> None:
         resident = self.some_of_the_evicted(data)
-        waiting = [ticket for ticket, (unit, _) in self.waiting.items() if unit == self.switch.target]
         switch = self.end_switch()
+        waiting = [ticket for ticket, (unit, _) in self.waiting.items() if unit == switch.target]
         for unit in set(switch.evict) - resident:
             self.stop(unit)
         self.perform(self.scheduler.switch_failed(self.now, "why", resident, out_of_memory))

@@ -58,11 +58,9 @@ class Planner:
         """What a switch to the unit costs: as measured, else as the others do."""
         return self.typical_cost_s if unit.cost_s is None else unit.cost_s
 
-    def _place(
-        self, unit: Unit, older: set[Unit], draining: set[Unit], before: Sequence[Placement]
-    ) -> Placement:
+    def _place(self, unit: Unit, older: set[Unit], draining: set[Unit], before: Sequence[Placement]) -> Placement:
         takeable_at = {
-            it.name: self.now if it in draining else self._takeable_at(it, unit, older) for it in self.present
+            it.name: self.now if it in draining else self.takeable_at(it, unit, older) for it in self.present
         }
         seen = [
             Resident(it.loaded, takeable_at[it.name], it.is_busy, it.used_at)
@@ -76,19 +74,19 @@ class Planner:
         is_blocked = any(self._would_delay(unit, victims, other) for other in before)
         return Placement(unit, victims, keeps, due, is_blocked)
 
-    def _takeable_at(self, victim: Unit, waiter: Unit, older: set[Unit]) -> float:
+    def takeable_at(self, victim: Unit, waiter: Unit, older: set[Unit]) -> float:
         """The moment, now or later, from which `victim` may be drained and stopped for `waiter`."""
         if victim.state is State.STARTING or victim in older:
             return math.inf  # its own waiters come first
         if victim.is_busy:
-            return max(self.now, self._right_of_way_ends_at(victim, waiter))
+            return max(self.now, self.right_of_way_ends_at(victim, waiter))
         stays_until = victim.ready_since + (self.policy.min_resident_s or 0.0)
         expected_until = victim.expected_until(self.cost_s(victim))
         if expected_until > self.now:
-            expected_until = min(expected_until, self._right_of_way_ends_at(victim, waiter))
+            expected_until = min(expected_until, self.right_of_way_ends_at(victim, waiter))
         return max(self.now, stays_until, expected_until)
 
-    def _right_of_way_ends_at(self, victim: Unit, waiter: Unit) -> float:
+    def right_of_way_ends_at(self, victim: Unit, waiter: Unit) -> float:
         there_s = self.cost_s(waiter)
         and_back_s = there_s + self.cost_s(victim)
         max_wait_s, min_resident_s = self.policy.max_wait_s, self.policy.min_resident_s

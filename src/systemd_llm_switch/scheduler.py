@@ -56,6 +56,8 @@ class _SwitchInProgress:
 class Scheduler:
     """Keyed by unit name. Not thread-safe: its caller has the lock."""
 
+    planner: type[Planner] = Planner  # the policy; a simulation may try another
+
     def __init__(self, policy: Policy, specs: Iterable[Spec] = ()) -> None:
         self._policy = policy
         self._units = {spec.unit: Unit(spec) for spec in specs}
@@ -282,7 +284,7 @@ class Scheduler:
     def _plan(self, now: float) -> list[Placement]:
         """Decide who must make room for whom, and have exactly those drain."""
         present = self._present()
-        planner = Planner(self._policy, present, typical_cost_s(self._units.values()), now)
+        planner = self.planner(self._policy, present, typical_cost_s(self._units.values()), now)
         waiting = dict.fromkeys(self._waiting.values())  # the unit with the oldest ticket first
         placements, draining = planner.plan(waiting, [it for it in present if self._must_leave(it, now)])
         for unit in present:

@@ -33,15 +33,12 @@ _RECV_BYTES = 65536
 class BackendLost(Exception):
     """The connection broke, or could not be made: the process died, was stopped, or refuses.
 
-    `was_unread` says that the backend never read the request. When a process ends, the kernel closes its
-    connections with a reset where bytes were left unread, and in order where all were read (RFC 1122, 4.2.2.13).
+    `was_unread` says that the backend never read the request.
     """
 
-    def __init__(self, reason: BaseException | str) -> None:
+    def __init__(self, reason: BaseException | str, *, was_unread: bool = False) -> None:
         super().__init__(reason if isinstance(reason, str) else _describe(reason))
-        self.was_unread = isinstance(reason, ConnectionError) and not isinstance(
-            reason, http.client.RemoteDisconnected
-        )
+        self.was_unread = was_unread
 
 
 class BackendDeadline(Exception):
@@ -120,8 +117,9 @@ class Exchange:
         try:
             self._response.begin()
         except (http.client.HTTPException, OSError, ValueError) as error:
+            was_unread = self._was_reset(error)
             self.close()
-            raise BackendLost(error) from error
+            raise BackendLost(error, was_unread=was_unread) from error
         except BaseException:
             self.close()
             raise
@@ -135,6 +133,14 @@ class Exchange:
         """The only header of a reply that is handed on: the others are about this hop, or llama-server's own
         idea of CORS."""
         return self._response.getheader("content-type") or "application/json"
+
+    def _was_reset(self, error: Exception) -> bool:
+        """Whether the kernel behind the connection said that bytes were not read: it answers with a reset where a
+        process ends and leaves some, or where they come after its end, and with an orderly close where all were
+        read (RFC 1122, 4.2.2.13). A reset that follows such a close is pending behind it (tcp(7): EPIPE)."""
+        if isinstance(error, http.client.RemoteDisconnected):
+            return self._sock is not None and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        return isinstance(error, ConnectionError)
 
     def read(self) -> Reply:
         """Reads the rest of the reply and gives the connection back."""
@@ -261,7 +267,7 @@ class Backend:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            raise BackendLost(error) from error
+            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         yield Exchange(self, sock, client, deadline)
 
     def give_back(self, sock: socket.socket) -> None:

@@ -196,6 +196,7 @@ def test_a_request_killed_by_hand_is_told_and_the_next_is_served(stack: Stack) -
     assert proxy.chat("m").status == 200
     with in_background(lambda: proxy.chat("m", standin={"delay_s": 20})) as results:
         wait_for(lambda: stack.seen()["running"] == 1)
+        time.sleep(0.2)  # the request is well under way: younger ones are served by the next process
         stack.systemctl("stop", unit)
     assert results[0].status == 502
     assert unit in results[0].error["message"]

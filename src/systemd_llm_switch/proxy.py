@@ -49,8 +49,12 @@ GRACE_S = 2.0
 KEEP_ALIVE_S = 10.0
 
 
+# A killed process may still have read a request in the moment between the signal and its end.
+_DYING_S = 0.02
+
+
 class _WasEnding(Exception):
-    """The backend's process ended, and had not read the request: nobody's work is lost, the next one serves it."""
+    """The backend's process was ending when the request came: no work is lost, the next process serves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +278,13 @@ class _Work:
         try:
             return (yield from self._exchange(lease, backend, message, deadline))
         except BackendLost as lost:
+            lasted_s = time.monotonic() - began
             if lease.interruption is not None:
                 raise lease.interruption from lost
             reason = self._switcher.explain_loss(lease)
             if reason is None:
                 raise BackendError(f"the backend of {self._model.id!r} at {backend.url} failed: {lost}") from lost
-            if may_retry and lost.was_unread:
+            if may_retry and (lost.was_unread or lasted_s < _DYING_S):
                 raise _WasEnding from lost
             raise BackendCrashed(f"model {self._model.id!r} ended while it answered: {reason}") from lost
         except BackendDeadline as late:

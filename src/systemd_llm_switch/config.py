@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +63,7 @@ class Server:
     min_resident: float | None = None
     drain_timeout: float | None = None
     preload: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_keys_file: str | None = None
     allow_unauthenticated: bool = False
     cors_origins: tuple[str, ...] = ()
@@ -73,6 +73,11 @@ class Server:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the proxy."""
         return is_loopback(self.host)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self.api_keys or self.api_keys_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +313,12 @@ def parse(raw: object) -> Config:
         if models and name not in names:
             reader.problem(f"server.preload.{index}", f"{name!r} is no model of this config")
     _check_shared_ports(reader, server, models)
+    if not (server.is_loopback or server.has_keys or server.allow_unauthenticated):
+        reader.problem(
+            "server.host",
+            f"{server.host} opens the proxy to the network: set server.api_keys (or api_keys_file), or say that "
+            f"everybody may use it with server.allow_unauthenticated: true",
+        )
     if reader.problems:
         raise ConfigError(reader.problems)
     return Config(server, MappingProxyType(models), MappingProxyType(names), repair)
@@ -395,7 +406,30 @@ def load(path: Path) -> Config:
         raise ConfigError([Problem("", f"cannot read {path}: {error.strerror}")]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([Problem("", f"{path} is no valid YAML: {' '.join(str(error).split())}")]) from error
-    return parse(raw)
+    config = parse(raw)
+    if config.server.api_keys_file is None:
+        return config
+    keys = (*config.server.api_keys, *_read_keys(key_file(config, path)))
+    return replace(config, server=replace(config.server, api_keys=keys))
+
+
+def key_file(config: Config, path: Path) -> Path:
+    """Where `server.api_keys_file` points: `~` and variables (`${CREDENTIALS_DIRECTORY}/keys`) are expanded, and
+    a relative path is beside the config file."""
+    named = os.path.expandvars(config.server.api_keys_file or "")
+    return path.parent / Path(named).expanduser()
+
+
+def _read_keys(path: Path) -> list[str]:
+    """One key a line; empty lines and lines that start with # are skipped."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("server.api_keys_file", f"cannot read {path}: {error}")]) from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ConfigError([Problem("server.api_keys_file", f"{path} holds no key")])
+    return keys
 
 
 def find(argument: str | None, environ: Mapping[str, str]) -> Path:
@@ -421,8 +455,10 @@ class LiveConfig:
         # Called once per change, with the new config before any request sees it, or None and the reason.
         self.on_change: Callable[[Config | None, str | None], None] = lambda config, error: None
         self._lock = threading.Lock()
-        self._stamp = self._read_stamp()
-        self._config = load(path)
+        self._files = [path]
+        stamp = self._read_stamp()  # before the load: an edit during it is seen at the next request
+        self._config = self._load()
+        self._stamp = (stamp[0], *self._read_stamp()[1:])
 
     def current(self) -> Config:
         """The config in force now."""
@@ -430,12 +466,14 @@ class LiveConfig:
             self._reload()
         return self._config
 
-    def _read_stamp(self) -> tuple[int, ...]:
-        try:
-            stat = os.stat(self.path)  # noqa: PTH116  (on the hot path; Path.stat takes twice as long)
-        except OSError:
-            return ()
-        return (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
+    def _read_stamp(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(map(_stamp, self._files))
+
+    def _load(self) -> Config:
+        config = load(self.path)
+        keys = [key_file(config, self.path)] if config.server.api_keys_file else []
+        self._files = [self.path, *keys]
+        return config
 
     def _reload(self) -> None:
         with self._lock:
@@ -443,7 +481,7 @@ class LiveConfig:
             if stamp == self._stamp:
                 return
             try:
-                config = load(self.path)
+                config = self._load()
             except ConfigError as error:
                 self.error = str(error)
                 self.on_change(None, self.error)
@@ -451,4 +489,14 @@ class LiveConfig:
                 self.error = None
                 self.on_change(config, None)
                 self._config = config
+                stamp = (stamp[0], *self._read_stamp()[1:])
             self._stamp = stamp
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs once a file was edited or replaced; empty when it is not there."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116  (on the hot path; Path.stat takes twice as long)
+    except OSError:
+        return ()
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)

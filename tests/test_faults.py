@@ -281,7 +281,7 @@ def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
     answer = proxy.chat("m")
     assert answer.status == 503
     assert "systemctl --user" in answer.error["message"]
-    wait_for(lambda: "systemd_unavailable" in proxy.log)
+    wait_for(lambda: "take_up_failed" in proxy.log)
 
 
 def _send_chat(port: int, model: str, **fields: Any) -> socket.socket:

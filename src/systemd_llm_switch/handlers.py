@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from systemd_llm_switch.errors import (
     RequestTooLarge,
     UnknownUrl,
 )
+from systemd_llm_switch.hold import HoldFile
 from systemd_llm_switch.proxy import Answer, Proxy, Story, find_model
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switcher import ModelStatus, Switcher
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 CLIENT_FD = "llm_switch.client_fd"
 _BODY = "llm_switch.body"
 _CORS = "llm_switch.cors"
+_MAX_HOLD_MINUTES = 366 * 24 * 60
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
     State.READY.value: "loaded",
@@ -52,10 +55,11 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Services:
     """What the routes call. `host` is the address that is listened on."""
 
-    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, host: str) -> None:
+    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, hold_file: HoldFile, host: str) -> None:
         self.live = live
         self.proxy = proxy
         self.switcher = switcher
+        self.hold_file = hold_file
         self.started = time.time()
         self._host = host
         self._access = (live.current(), Access(live.current().server, host))
@@ -192,12 +196,7 @@ class Load(_Handler):
 
     def POST(self) -> bytes:
         model = self.named_model(self.read_object())
-        lease = self.services.switcher.lease(model)
-        try:
-            while not lease.wait(self.client, 60):
-                continue
-        finally:
-            self.services.switcher.release(lease)
+        self.services.switcher.load(model, self.client)
         status = self.services.switcher.status()[model.id]
         return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
 
@@ -216,13 +215,44 @@ class Unload(Load):
 
     def POST(self) -> bytes:
         body = self.read_object()
-        force = body.get("force", False)
-        if not isinstance(force, bool):
-            raise InvalidRequest("`force` must be true or false", param="force")
+        force = _read_force(body)
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
         self.services.switcher.unload(models, force, self.client)
         return self.write({"success": True, "models": [model.id for model in models]})
+
+
+class Hold(_Handler):
+    """Keeps the VRAM free for something else; answers when it is free."""
+
+    def POST(self) -> bytes:
+        body = self.read_object()
+        minutes = body.get("minutes")
+        is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+        if minutes is not None and not (is_number and 0 < minutes < _MAX_HOLD_MINUTES):
+            raise InvalidRequest("`minutes` must be a number greater than 0", param="minutes")
+        left_s = math.inf if minutes is None else minutes * 60
+        self.services.hold_file.write(time.time() + left_s)
+        until = None if minutes is None else time.monotonic() + left_s
+        self.services.switcher.hold(until, _read_force(body), self.client)
+        return self.write({"success": True, "on_hold": True, "minutes": minutes})
+
+
+class Release(_Handler):
+    """Ends a hold."""
+
+    def POST(self) -> bytes:
+        self.read_object()
+        self.services.hold_file.clear()
+        self.services.switcher.release_hold()
+        return self.write({"success": True, "on_hold": False})
+
+
+def _read_force(body: protocol.Json) -> bool:
+    force = body.get("force", False)
+    if not isinstance(force, bool):
+        raise InvalidRequest("`force` must be true or false", param="force")
+    return force
 
 
 ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
@@ -233,9 +263,12 @@ ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
     (r"/api/status", Status),
     (r"/api/load|/models/load", Load),
     (r"/api/unload|/models/unload", Unload),
+    (r"/api/hold", Hold),
+    (r"/api/release", Release),
 )
 LISTED = (
-    "POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /api/load, /api/unload; "
+    "POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /api/load, /api/unload, "
+    "/api/hold, /api/release; "
     "GET /v1/models, /health, /api/status"
 )
 

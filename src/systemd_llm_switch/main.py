@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from systemd_llm_switch import __version__
 from systemd_llm_switch.config import Config, ConfigError, LiveConfig, find, is_loopback, load
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.handlers import Services, make_wsgi
+from systemd_llm_switch.hold import HoldFile
 from systemd_llm_switch.notify import notify
 from systemd_llm_switch.proxy import Proxy
 from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
 from systemd_llm_switch.switcher import IN_FLIGHT_LIMIT, Switcher
 from systemd_llm_switch.systemd import Systemd, SystemdError
+from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +80,16 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
         return 1
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
-    application = make_wsgi(Services(live, proxy, switcher, host))
+    hold_file = HoldFile.find(os.environ)
+    application = make_wsgi(Services(live, proxy, switcher, hold_file, host))
     server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
-    threading.Thread(target=_adopt, args=(switcher,), name="adopt", daemon=True).start()
+    held_until = hold_file.read()
+    if held_until is not None:
+        switcher.restore_hold(None if held_until == math.inf else held_until - time.time() + time.monotonic())
+    else:
+        threading.Thread(target=_take_up, args=(switcher, config), name="take-up", daemon=True).start()
     log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
     try:
         server.run()
@@ -115,11 +124,14 @@ class _Reloading:
         self._server.grow_to(_threads(config))
 
 
-def _adopt(switcher: Switcher) -> None:
+def _take_up(switcher: Switcher, config: Config) -> None:
+    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded."""
     try:
         switcher.adopt()
+        for name in config.server.preload:
+            switcher.load(config.names[name], Client(None))
     except (SystemdError, ProxyError) as error:
-        log.error("systemd_unavailable %s", error)
+        log.error("take_up_failed %s", getattr(error, "message", error))
 
 
 def _stop_on_signals(server: Server, switcher: Switcher) -> None:

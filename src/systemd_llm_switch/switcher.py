@@ -233,6 +233,20 @@ class Switcher:
 
     # --- the operator ---------------------------------------------------------------------------------
 
+    def load(self, model: Model, client: Client) -> None:
+        """Loads a model as a request would; blocks until it is ready.
+
+        Raises:
+            ProxyError: it cannot be loaded.
+            ClientGone: the caller hung up; without another request for it, so does the load.
+        """
+        lease = self.lease(model)
+        try:
+            while not lease.wait(client, 60):
+                continue
+        finally:
+            self.release(lease)
+
     def unload(self, models: Iterable[Model], force: bool, client: Client) -> None:
         """Stops models, after their running requests or, with `force`, at once; blocks until that is done.
 
@@ -246,6 +260,37 @@ class Switcher:
         before = self._stops.copy()
         self._unload(units, force)
         self._wait_until_stopped(units, before, client)
+
+    def hold(self, until: float | None, force: bool, client: Client) -> None:
+        """Frees all VRAM and turns requests away, until `until` (`time.monotonic`) or `release_hold`; blocks until
+        everything is stopped.
+
+        Raises: as `unload` does.
+        """
+        self.adopt()
+        before = self._stops.copy()
+        with self._lock:
+            units = self._scheduler.residents
+            actions = self._scheduler.hold(until, force, time.monotonic())
+            self._begin(actions)
+        log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
+        self._perform(actions)
+        self._wait_until_stopped(sorted(units), before, client)
+
+    def restore_hold(self, until: float | None) -> None:
+        """Goes on with the hold of an earlier proxy. Does not block."""
+        with self._lock:
+            actions = self._scheduler.hold(until, False, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    def release_hold(self) -> None:
+        """Serves requests again."""
+        with self._lock:
+            actions = self._scheduler.release_hold(time.monotonic())
+            self._begin(actions)
+        log.info("hold_released")
+        self._perform(actions)
 
     def _unload(self, units: Sequence[str], force: bool) -> None:
         with self._lock:

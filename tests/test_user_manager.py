@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import user_manager
 from support.stack import ROOT, wait_for
-from user_manager import HIDDEN_NODES, Process, UserManager, is_reachable
+from user_manager import HIDDEN_NODES, Process, UserManager, UserManagerError, is_reachable
 
 
 @pytest.fixture
@@ -135,3 +136,22 @@ def test_a_plain_user_is_told_why_not(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "only root can start a private one" in ran.stderr
+
+
+def test_a_read_only_cgroup_tree_is_named(tmp_path: Path) -> None:
+    """As in a container that is not privileged."""
+    root = user_manager._cgroup_root()
+    program = f"mount -o remount,bind,ro {root} && exec {sys.executable} {ROOT / 'deploy/user_manager.py'}"
+    command = ["unshare", "--mount", "sh", "-c", f"{program} start --home {tmp_path}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert f"{root} is read-only" in ran.stderr
+    assert "--privileged" in ran.stderr
+
+
+def test_a_machine_without_systemd_is_told_the_line_to_type(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserManagerError, match="apt-get install --yes systemd"):
+        UserManager.start(tmp_path / "home")

@@ -31,7 +31,11 @@ class Ports:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Ports:
-        return cls(int(environ.get("DEMO_PORT", 3002)), int(environ.get("DEMO_BACKEND_PORT", 3004)))
+        """Raises SetupError when a variable holds no number."""
+        try:
+            return cls(int(environ.get("DEMO_PORT", 3002)), int(environ.get("DEMO_BACKEND_PORT", 3004)))
+        except ValueError as error:
+            raise SetupError(f"DEMO_PORT and DEMO_BACKEND_PORT must be numbers: {error}") from error
 
     def put_into(self, text: str) -> str:
         return text.replace("3002", str(self.proxy)).replace("3004", str(self.backend))
@@ -41,6 +45,15 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     """Sets the demo up, asks its questions and says how to stop it. Safe to run again."""
     ports = Ports.of(environ)
     systemd = Systemd(_reach_manager(places, environ, ledger))
+    try:
+        _run(ports, systemd, places, ledger)
+    except SetupError as error:
+        if ledger.manager or ledger.demo_units:
+            raise SetupError(f"{error}\n  To stop what the demo started: ./setup.sh --uninstall") from error
+        raise
+
+
+def _run(ports: Ports, systemd: Systemd, places: Places, ledger: Ledger) -> None:
     sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
     _make_room(ports, sources, systemd, ledger)
     console.heading("llama-server and model")

@@ -252,6 +252,18 @@ class TestAwaitingAnAgent:
         scheduler.submit(9, "b", 48.0)
         assert scheduler.finish(5, 50.0) == [alone("b", "a")]
 
+    def test_requests_side_by_side_are_no_sign_of_an_agent(self) -> None:
+        scheduler = Scheduler(Policy(), ABC)
+        scheduler.submit(1, "a", 0.0)
+        scheduler.switch_done(0.0, 30.0)
+        scheduler.finish(1, 1.0)
+        for now in (20.0, 40.0, 60.0):
+            for ticket in (2, 3, 4):
+                scheduler.submit(ticket, "a", now)
+            for ticket in (2, 3, 4):
+                scheduler.finish(ticket, now + 5.0)
+        assert scheduler.submit(9, "b", 66.0) == [alone("b", "a")]
+
     def test_an_agent_that_stopped_coming_back_is_soon_forgotten(self) -> None:
         scheduler = self.worked_on_by_an_agent()
         for ticket, now in ((5, 60.0), (6, 80.0), (7, 100.0)):
@@ -763,6 +775,7 @@ class TestHold:
         scheduler.submit(2, "b", 1.0)
         assert scheduler.hold(None, False, 2.0) == [Reject(2, Reason.ON_HOLD, 30.0)]
         assert scheduler.on_hold
+        assert (scheduler.waiting_total, scheduler.waiting("b")) == (0, 0)
         assert scheduler.submit(3, "a", 3.0) == [Reject(3, Reason.ON_HOLD, 30.0)]
         assert scheduler.finish(1, 4.0) == [alone(None, "a")]
 
@@ -860,7 +873,7 @@ class TestLostAndFound:
         scheduler.submit(1, "b", 1.0)
         assert scheduler.adopt("a", 2.0) == []
         assert scheduler.adopt("b", 2.0) == []
-        assert scheduler.state("b") is State.STARTING
+        assert (scheduler.state("a"), scheduler.state("b")) == (State.STOPPING, State.STARTING)
         assert scheduler.switch_done(5.0, COST_S) == [Grant(1)]
         assert scheduler.residents == {"b"}
 

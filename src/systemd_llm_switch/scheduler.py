@@ -137,8 +137,7 @@ class Scheduler:
         if switch.target is None:
             refused = [unit for unit in switch.evict if unit.name in resident]
         else:
-            had_company = bool(switch.keep) and not resident
-            switch.target.is_alone = out_of_memory and had_company and not switch.target.is_alone
+            switch.target.is_alone = out_of_memory and bool(switch.keep)  # a start alone keeps nobody
             self._confirm_stopped(switch.target, resident, State.FAILED, now)
             refused = [] if switch.target.is_alone else [switch.target]
         actions = [it for unit in refused for it in self._reject_waiting(unit, Reason.START_FAILED, cause)]

@@ -53,7 +53,9 @@ def test_is_found(tmp_path: Path, place: str) -> None:
         f"given/{HUB}/imatrix-{FILE}.gguf",
         f"given/other_Qwen3-Coder-Next-GGUF_{FILE}.gguf",  # another publisher's
         f"given/{FILE}.gguf.downloadInProgress",
-        "given/Qwen3-Coder-Next-UD-Q4_K_XL2.gguf",
+        f"given/{FILE}2.gguf",
+        f"given/{FLAT}{FILE}2.gguf",
+        f"given/{HUB}/{FILE}2.gguf",
     ],
 )
 def test_is_not_taken_for_it(tmp_path: Path, place: str) -> None:

@@ -134,6 +134,11 @@ class Exchange:
         idea of CORS."""
         return self._response.getheader("content-type") or "application/json"
 
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the reply comes as events, while it is written."""
+        return self.status == 200 and self.content_type.startswith("text/event-stream")
+
     def _was_reset(self, error: Exception) -> bool:
         """Whether the kernel behind the connection said that bytes were not read: it answers with a reset where a
         process ends and leaves some, or where they come after its end, and with an orderly close where all were

@@ -28,8 +28,9 @@ from systemd_llm_switch.errors import (
     RequestTooLarge,
     UnknownUrl,
 )
+from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.hold import HoldFile
-from systemd_llm_switch.proxy import Answer, Proxy, Story, find_model
+from systemd_llm_switch.proxy import Proxy, Story, find_model
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switcher import ModelStatus, Switcher
 from systemd_llm_switch.waiting import Client
@@ -126,14 +127,14 @@ class Completions(_Handler):
     def POST(self, path: str) -> bytes | Iterator[bytes]:
         story = self.services.proxy.serve(path, self.read_body(), self.client)
         try:
-            first = next(story)
-        except StopIteration as end:
-            return _write(end.value)
+            answer = story.begin()
         except ProxyError as error:
             return _refuse(error)  # the story has told the journal
-        _write(Answer(200, protocol.SSE_HEADERS, b""))
+        if answer is not None:
+            return _write(answer)
+        _write(Answer(200, story.headers(), b""))
         web.ctx.env[_BODY] = story
-        return _resume(first, story)
+        return iter(story)
 
 
 class Models(_Handler):
@@ -341,14 +342,6 @@ class _StoryBody:
     def close(self) -> None:
         """Idempotent: closing a generator that has ended does nothing."""
         self._story.close()
-
-
-def _resume(first: bytes, story: Story) -> Iterator[bytes]:
-    yield first
-    try:
-        yield from story
-    except ClientGone:
-        return
 
 
 def _translate_refusal() -> ProxyError:

@@ -54,6 +54,11 @@ class Lease:
             callback()
 
     @property
+    def waited_s(self) -> tuple[float, float]:
+        """In the queue and for the switch; all of it for the queue until the lease is resolved."""
+        return (self.queue_s if self.is_resolved else time.monotonic() - self.submitted), self.switch_s
+
+    @property
     def is_resolved(self) -> bool:
         return self._signal.is_set
 

@@ -39,6 +39,7 @@ class Request:
     raw: bytes
     is_streamed: bool
     wants_usage: bool
+    content_type: str = "application/json"
 
     @property
     def is_chat(self) -> bool:
@@ -103,9 +104,8 @@ def to_backend(
     """
     changed = {name: value for name, value in params.items() if name not in body} | dict(force)
     if stream:
-        changed["stream"] = True
-        if request.path == "/v1/chat/completions" and request.wants_usage:
-            changed["stream_options"] = {"include_usage": True}
+        if request.is_repairable:
+            changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
     elif body.get("stream") or "stream_options" in body:
         changed["stream"] = False
     if not changed and body is request.body:
@@ -119,6 +119,27 @@ def to_backend(
 def dump(value: object) -> bytes:
     """Compact JSON, all ASCII: a lone surrogate in a text, which UTF-8 cannot carry, survives."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+class EventReader:
+    """Cuts a backend's SSE bytes into the data of its events (https://html.spec.whatwg.org/#parsing-an-event-stream;
+    of the fields only `data` matters to OpenAI's protocol)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, received: bytes) -> Iterator[bytes]:
+        """The data of each event that is complete now."""
+        *events, self._rest = (self._rest + received).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                yield b"\n".join(lines)
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether something of ours may be sent now."""
+        return not self._rest
 
 
 # --- SSE ------------------------------------------------------------------------------------------
@@ -179,7 +200,7 @@ def sse_frames(reply: Json, wants_usage: bool) -> Iterator[bytes]:
         name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply
     }
     envelope["object"] = "chat.completion.chunk" if is_chat else "text_completion"
-    choices = [choice for choice in reply.get("choices") or [] if isinstance(choice, dict)]
+    choices = choices_of(reply)
     extras = {name: reply[name] for name in ("timings",) if name in reply}
     for position, choice in enumerate(choices):
         index = choice.get("index", position)
@@ -195,6 +216,11 @@ def sse_frames(reply: Json, wants_usage: bool) -> Iterator[bytes]:
     yield DONE
 
 
+def choices_of(reply: Mapping[str, Any]) -> list[Json]:
+    """The choices of a completion."""
+    return [choice for choice in reply.get("choices") or [] if isinstance(choice, dict)]
+
+
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _SPLIT_FIELDS = ("role", "reasoning_content", "content", "tool_calls", "function_call")
 
@@ -204,42 +230,50 @@ def _chat_pieces(choice: Json) -> Iterator[Json]:
     others = {name: value for name, value in message.items() if name not in _SPLIT_FIELDS}
     yield {"delta": {"role": message.get("role") or "assistant", **others}}
     for name in ("reasoning_content", "content"):
-        for text in _split(message.get(name)):
+        for text in split_text(message.get(name)):
             yield {"delta": {name: text}}
     for position, call in enumerate(message.get("tool_calls") or []):
         yield from ({"delta": {"tool_calls": [delta]}} for delta in tool_call_deltas(position, call))
-    legacy = message.get("function_call")
-    if isinstance(legacy, dict):
-        yield {"delta": {"function_call": {"name": legacy.get("name"), "arguments": ""}}}
-        for text in _split(legacy.get("arguments")):
-            yield {"delta": {"function_call": {"arguments": text}}}
-    yield from ({"delta": {}, "logprobs": part} for part in _split_logprobs(choice.get("logprobs")))
+    yield from (
+        {"delta": {"function_call": delta}} for delta in function_call_deltas(message.get("function_call"))
+    )
+    yield from ({"delta": {}, "logprobs": part} for part in split_logprobs(choice.get("logprobs")))
 
 
 def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
     """One whole tool call as deltas: what identifies it comes in the first, its arguments in pieces after."""
     function = call.get("function") or {}
-    texts = list(_split(function.get("arguments"))) or [""]
+    texts = list(split_text(function.get("arguments"))) or [""]
     head = {name: value for name, value in call.items() if name != "function"}
     yield {"index": position, **head, "function": {"name": function.get("name"), "arguments": texts[0]}}
     for text in texts[1:]:
         yield {"index": position, "function": {"arguments": text}}
 
 
+def function_call_deltas(legacy: object) -> Iterator[Json]:
+    """The same for the legacy `function_call`; nothing where there is none."""
+    if isinstance(legacy, dict):
+        yield {"name": legacy.get("name"), "arguments": ""}
+        for text in split_text(legacy.get("arguments")):
+            yield {"arguments": text}
+
+
 def _text_pieces(choice: Json) -> Iterator[Json]:
     logprobs = choice.get("logprobs")
-    texts = list(_split(choice.get("text"))) or [""]
+    texts = list(split_text(choice.get("text"))) or [""]
     for position, text in enumerate(texts):
         yield {"text": text, "logprobs": logprobs if position == 0 else None}
 
 
-def _split(text: object) -> Iterator[str]:
+def split_text(text: object) -> Iterator[str]:
+    """A text in pieces that keep an event's line short enough."""
     if isinstance(text, str):
         for start in range(0, len(text), _PIECE_CHARS):
             yield text[start : start + _PIECE_CHARS]
 
 
-def _split_logprobs(logprobs: object) -> Iterator[Json]:
+def split_logprobs(logprobs: object) -> Iterator[Json]:
+    """The log probabilities of a choice in pieces, likewise."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     for start in range(0, len(tokens or []), _LOGPROBS_A_CHUNK):
         yield {"content": (tokens or [])[start : start + _LOGPROBS_A_CHUNK]}

@@ -3,6 +3,7 @@
 from .calls import repair_tool_calls
 from .content import repair_content
 from .history import repair_history
+from .holding import call_may_start_at
 from .model import Repair, RequestFacts, Schema, UnrepairableReply
 from .reply import parse_reply, repair_reply
 from .rescue import rescue_calls
@@ -12,6 +13,7 @@ __all__ = [
     "RequestFacts",
     "Schema",
     "UnrepairableReply",
+    "call_may_start_at",
     "parse_reply",
     "repair_content",
     "repair_history",

@@ -1,0 +1,364 @@
+"""Serving one understood request: its lease, its exchange with the backend, its answer.
+
+A generator that runs in the request's own thread. It yields bytes only to a client that asked for a stream, and
+returns the whole answer otherwise; so every wait can be watched for the client's disconnect, kept alive, and ended
+by closing the generator. Knows no web framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from systemd_llm_switch import protocol
+from systemd_llm_switch.backend import Backend, BackendDeadline, BackendLost, Exchange, Reply
+from systemd_llm_switch.config import Config, Model
+from systemd_llm_switch.errors import (
+    BackendCrashed,
+    BackendError,
+    BackendTimeout,
+    ClientGone,
+    ModelStartTimeout,
+)
+from systemd_llm_switch.leases import Lease
+from systemd_llm_switch.live import BrokenStream, LiveReply, StreamError
+from systemd_llm_switch.protocol import EventReader, Json, Request
+from systemd_llm_switch.repair import (
+    Repair,
+    RequestFacts,
+    UnrepairableReply,
+    parse_reply,
+    repair_history,
+    repair_reply,
+)
+from systemd_llm_switch.switcher import Switcher
+from systemd_llm_switch.waiting import Client, remaining_s
+
+log = logging.getLogger(__name__)
+
+# How long a streaming client waits before the 200 is committed: errors until then keep their real status.
+GRACE_S = 2.0
+# Then it hears something at least this often: Node's fetch gives up after 300 s of silence, proxies sooner.
+KEEP_ALIVE_S = 10.0
+# A killed process may still have read a request in the moment between the signal and its end.
+_DYING_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer to a client."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+Steps = Generator[bytes, None, Answer]
+
+
+class _WasEnding(Exception):
+    """The backend's process was ending when the request came: no work is lost, the next process serves it."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is told of a request afterwards, to its client and to the journal."""
+
+    path: str
+    model: str = "-"
+    is_streamed: bool = False
+    status: int = 500
+    lease: Lease | None = None
+    backend_s: float = 0.0
+    usage: Json = field(default_factory=dict)
+    repairs: list[Repair] = field(default_factory=list)
+
+    @property
+    def times_ms(self) -> tuple[float, float, float]:
+        """In the queue, for the switch, at the backend; so far, while it goes on."""
+        queue_s, switch_s = self.lease.waited_s if self.lease else (0.0, 0.0)
+        return queue_s * 1000, switch_s * 1000, self.backend_s * 1000
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """Where the time went (https://www.w3.org/TR/server-timing/, ms), and that something was repaired."""
+        yield ("Server-Timing", "queue;dur={:.1f}, switch;dur={:.1f}, backend;dur={:.1f}".format(*self.times_ms))
+        if self.repairs:
+            yield ("X-LLM-Switch-Repaired", str(len(self.repairs)))
+
+    def log(self) -> None:
+        """One line a request: never what was asked or answered, that is the user's."""
+        is_fine = self.status < 400 or self.status == ClientGone.status
+        level = logging.INFO if is_fine else logging.WARNING if self.status < 500 else logging.ERROR
+        log.log(
+            level,
+            "request model=%s path=%s status=%d stream=%s queue_ms=%.1f switch_ms=%.1f backend_ms=%.1f "
+            "prompt_tokens=%s completion_tokens=%s repaired=%d",
+            self.model,
+            self.path,
+            self.status,
+            "yes" if self.is_streamed else "no",
+            *self.times_ms,
+            self.usage.get("prompt_tokens", "-"),
+            self.usage.get("completion_tokens", "-"),
+            len(self.repairs),
+        )
+
+
+class Pace:
+    """When a waiting client must hear something next; never, unless it asked for a stream."""
+
+    def __init__(self) -> None:
+        self._next = math.inf
+        self.has_spoken = False
+
+    def start(self) -> None:
+        """The client asked for a stream: after a grace it hears something."""
+        self._next = time.monotonic() + GRACE_S
+
+    def left_s(self, deadline: float) -> float:
+        """How long to wait at most before `speak` or the deadline is due."""
+        return remaining_s(min(self._next, deadline))
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def speak(self, data: bytes = protocol.KEEP_ALIVE) -> bytes:
+        """What is sent now; the next keep-alive is due that much later."""
+        self.has_spoken = True
+        self._next = time.monotonic() + KEEP_ALIVE_S
+        return data
+
+
+@dataclass(slots=True)
+class Forwarding:
+    """One request on its way."""
+
+    _switcher: Switcher
+    _config: Config
+    _request: Request
+    _model: Model
+    _client: Client
+    _record: Record
+    _pace: Pace
+
+    def run(self) -> Steps:
+        """From the queue to the answer.
+
+        Raises:
+            ProxyError
+        """
+        request = self._request
+        body, repairs = repair_history(request.body) if request.is_chat else (request.body, ())
+        self._record.repairs.extend(repairs)
+        message = protocol.to_backend(request, body, self._model.params, self._model.force, self._is_live)
+        try:
+            return (yield from self._ask(message))
+        except _WasEnding:
+            return (yield from self._ask(message))
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether what the model writes goes on as it comes."""
+        request = self._request
+        return request.is_streamed and (not request.is_repairable or self._model.streaming == "live")
+
+    def _ask(self, message: bytes) -> Steps:
+        """Waits for the model and its reply.
+
+        Raises:
+            _WasEnding: the first backend's process was on its way out when the request came.
+        """
+        lease = self._switcher.lease(self._model)
+        is_first, self._record.lease = self._record.lease is None, lease
+        try:
+            yield from self._await_lease(lease)
+            with self._faults(lease, may_retry=is_first):
+                exchange = yield from self._begin(lease, message)
+                with contextlib.closing(exchange):
+                    if self._is_live and exchange.is_event_stream:
+                        return (yield from self._relay(exchange))
+                    reply = exchange.read()
+        finally:
+            # As soon as the reply is in: a slow reader must not hold off a switch.
+            self._switcher.release(lease)
+        return (yield from self._answer(reply))
+
+    def _await_lease(self, lease: Lease) -> Generator[bytes, None, None]:
+        server = self._config.server
+        # Longer than any turn takes, in case the promises of the scheduler do not hold.
+        limit_s = 2 * (server.request_timeout + server.health_timeout)
+        deadline = time.monotonic() + limit_s
+        while not lease.wait(self._client, self._pace.left_s(deadline)):
+            if self._pace.is_due:
+                yield self._pace.speak()
+            elif remaining_s(deadline) == 0:
+                raise ModelStartTimeout(f"model {self._model.id!r} did not get its turn within {limit_s:g} s")
+
+    # --- the backend ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _faults(self, lease: Lease, may_retry: bool) -> Iterator[None]:
+        """Tells what a broken or late exchange means.
+
+        Raises:
+            BackendCrashed, BackendError, BackendTimeout, _WasEnding, and what interrupted the lease.
+        """
+        began = time.monotonic()
+        name, timeout_s = self._model.id, self._config.server.request_timeout
+        try:
+            yield
+        except BackendLost as lost:
+            lasted_s = time.monotonic() - began
+            if lease.interruption is not None:
+                raise lease.interruption from lost
+            reason = self._switcher.explain_loss(lease)
+            if reason is None:
+                raise BackendError(f"the backend of {name!r} at {self._model.llama_url} failed: {lost}") from lost
+            is_untouched = not self._pace.has_spoken and (lost.was_unread or lasted_s < _DYING_S)
+            if may_retry and is_untouched:
+                raise _WasEnding from lost
+            raise BackendCrashed(f"model {name!r} ended while it answered: {reason}") from lost
+        except BackendDeadline as late:
+            self._switcher.distrust(lease)
+            raise BackendTimeout(
+                f"model {name!r} did not answer within {timeout_s:g} s (server.request_timeout)"
+            ) from late
+        except BrokenStream as broken:
+            raise BackendError(f"the reply of {name!r} is broken: {broken}") from broken
+        finally:
+            self._record.backend_s = time.monotonic() - began
+
+    def _begin(self, lease: Lease, message: bytes) -> Generator[bytes, None, Exchange]:
+        """Sends the request and waits until the reply begins."""
+        deadline = time.monotonic() + self._config.server.request_timeout
+        backend = lease.resident.backend if lease.resident else Backend(self._model.llama_url)
+        request = self._request
+        lost = BackendLost("no connection")
+        for exchange in backend.send(request.path, message, request.content_type, self._client, deadline):
+            lease.on_interrupt(exchange.abort)
+            try:
+                while not exchange.wait(self._pace.left_s(deadline)):
+                    if self._pace.is_due:
+                        yield self._pace.speak()
+                    elif remaining_s(deadline) == 0:
+                        raise BackendDeadline
+                exchange.begin()
+            except BackendLost as error:
+                exchange.close()
+                lost = error
+                if lease.interruption is not None or not lost.was_unread:
+                    break
+            except BaseException:
+                exchange.close()
+                raise
+            else:
+                return exchange
+        raise lost
+
+    # --- a reply as it is written ---------------------------------------------------------------------
+
+    def _relay(self, exchange: Exchange) -> Steps:
+        """Passes a stream on."""
+        request = self._request
+        if not request.is_repairable:
+            yield from self._relay_bytes(exchange)
+            return Answer(200, (), b"")
+        facts = RequestFacts.of(request.body, rescue=self._config.repair.rescue)
+        live = LiveReply(facts, request.is_chat, request.wants_usage)
+        try:
+            yield from self._relay_events(exchange, live)
+        except StreamError as error:
+            # Before anything was sent the error keeps the status that the backend meant.
+            told = error.body.get("error")
+            code = told.get("code") if isinstance(told, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 502
+            return (yield from self._pass_error(Reply(status, "", protocol.dump(error.body))))
+        for frame in live.finish():
+            yield self._pace.speak(frame)
+        self._record.repairs.extend(live.repairs)
+        self._record.usage = live.usage
+        return Answer(200, (), b"")
+
+    def _relay_events(self, exchange: Exchange, live: LiveReply) -> Generator[bytes, None, None]:
+        reader = EventReader()
+        for received in self._read_stream(exchange):
+            frames = b""
+            for data in reader.feed(received):
+                if data != b"[DONE]":
+                    frames += live.feed(data)
+            if frames:
+                yield self._pace.speak(frames)
+            elif self._pace.is_due:
+                yield self._pace.speak()
+
+    def _relay_bytes(self, exchange: Exchange) -> Generator[bytes, None, None]:
+        """A stream of another protocol: every byte as it came, and comments where it pauses between events."""
+        reader = EventReader()
+        for received in self._read_stream(exchange):
+            for _ in reader.feed(received):
+                continue
+            if received:
+                yield self._pace.speak(received)
+            elif reader.is_between_events:
+                yield self._pace.speak()
+
+    def _read_stream(self, exchange: Exchange) -> Iterator[bytes]:
+        """What comes; nothing (b"") when the client must hear something meanwhile."""
+        deadline = time.monotonic() + self._config.server.request_timeout
+        while True:
+            received = exchange.read_some(self._pace.left_s(deadline))
+            if received is None:
+                if remaining_s(deadline) == 0:
+                    raise BackendDeadline
+                yield b""
+            elif received:
+                yield received
+            else:
+                return
+
+    # --- a finished reply -----------------------------------------------------------------------------
+
+    def _answer(self, reply: Reply) -> Steps:
+        if not 200 <= reply.status < 300:
+            return (yield from self._pass_error(reply))
+        if not self._request.is_repairable:
+            if self._pace.has_spoken:
+                yield self._pace.speak(b"data: " + reply.body + b"\n\n")
+            headers = (("Content-Type", reply.content_type), *self._record.headers())
+            return Answer(reply.status, headers, reply.body)
+        parsed, body = self._repair(reply)
+        usage = parsed.get("usage")
+        self._record.usage = usage if isinstance(usage, dict) else {}
+        if not self._request.is_streamed:
+            return Answer(reply.status, (protocol.JSON_TYPE, *self._record.headers()), body)
+        frames = protocol.sse_frames(parsed, self._request.wants_usage)
+        if not self._pace.has_spoken:
+            return Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"".join(frames))
+        for frame in frames:
+            yield self._pace.speak(frame)
+        return Answer(200, (), b"")
+
+    def _repair(self, reply: Reply) -> tuple[Json, bytes]:
+        """The reply as an object and as bytes: the backend's own bytes where it was sound."""
+        try:
+            parsed, repairs = parse_reply(reply.body)
+        except UnrepairableReply as error:
+            raise BackendError(f"the reply of {self._model.id!r} is no JSON: {error}") from error
+        facts = RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
+        mended, more = repair_reply(parsed, facts)
+        self._record.repairs.extend(repairs + more)
+        is_same = mended is parsed and not repairs
+        return mended, reply.body if is_same else protocol.dump(mended)
+
+    def _pass_error(self, reply: Reply) -> Steps:
+        """A backend's own error keeps its status and message, in a shape that clients can show."""
+        body = protocol.foreign_error(reply.status, reply.body)
+        if self._pace.has_spoken:
+            yield protocol.foreign_error_frame(reply.status, body)
+            return Answer(reply.status, (), b"")
+        return Answer(reply.status, (protocol.JSON_TYPE, *self._record.headers()), protocol.dump(body))

@@ -195,6 +195,14 @@ class TestRightOfWay:
         assert scheduler.switch_done(5.0, COST_S) == [Grant(1)]
         assert scheduler.state("b") is State.DRAINING
 
+    def test_even_if_it_came_later_than_the_one_for_whom_it_drains(self) -> None:
+        scheduler = ready("a", policy=Policy(max_wait_s=0.0, min_resident_s=0.0))
+        scheduler.submit(1, "b", 1.0)
+        scheduler.submit(2, "c", 2.0)
+        scheduler.submit(3, "b", 3.0)
+        scheduler.finish(1, 4.0)
+        assert scheduler.switch_done(5.0, COST_S) == [Grant(3)]
+
     def test_a_unit_with_an_older_waiter_is_not_drained_for_a_younger_one(self) -> None:
         policy = Policy(in_flight_limit=1, max_wait_s=0.0, min_resident_s=0.0)
         scheduler = ready("a", policy=policy)
@@ -287,6 +295,12 @@ class TestDraining:
         scheduler = self.draining()
         assert scheduler.finish(2, 26.0) == [Grant(3)]
         assert scheduler.state("a") is State.READY
+
+    def test_and_drains_again_if_somebody_else_has_waited_long_enough(self) -> None:
+        scheduler = self.draining()
+        scheduler.submit(4, "c", 26.0)
+        assert scheduler.finish(2, 31.0) == [Grant(3)]
+        assert scheduler.state("a") is State.DRAINING
 
     def test_the_drain_timeout_interrupts_what_still_runs_once(self) -> None:
         scheduler = self.draining()

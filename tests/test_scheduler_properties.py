@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bench.simulate import Simulation, ours
+from bench.traces import Step, units_of
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -129,7 +131,12 @@ class World(RuleBasedStateMachine):
                     is_overdue = self.now >= self.drains.get(unit, self.now) + self.policy.drain_timeout_s
                     assert is_overdue or ticket in self.forced, "interrupted without need"
         self.most_running = len(self.running)
+        self.check_that_all_is_decided()
+
+    def check_that_all_is_decided(self) -> None:
+        before = [self.scheduler.state(name) for name in NAMES]
         assert self.scheduler.tick(self.now) == [], "an event left something undone"
+        assert [self.scheduler.state(name) for name in NAMES] == before, "an event left a unit in the wrong state"
 
     def check_switch(self, switch: Switch) -> None:
         assert self.switch is None, "two switches at a time"
@@ -334,4 +341,31 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestWorld.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+
+
+steps = st.builds(
+    Step,
+    gap_s=st.sampled_from([0.0, 0.5, 5.0, 40.0]),
+    requests=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from([0.0, 3.0, 20.0])), min_size=1, max_size=3
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    clients=st.lists(st.lists(steps, min_size=1, max_size=12), min_size=1, max_size=5),
+    cost_s=st.sampled_from([1.0, 5.0, 30.0]),
+)
+def test_nobody_waits_beyond_the_bound(clients: list[list[Step]], cost_s: float) -> None:
+    """However others come and go: for each unit one turn (its right of way, what runs then, a switch).
+
+    A right of way ends at most two switch costs after the unit was ready, or one after the wait began.
+    """
+    units = units_of(clients)
+    longest_s = max(runs_s for client in clients for step in client for _, runs_s in step.requests)
+    unmeasured_s = max(cost_s, 10.0)
+    result = Simulation(ours(units), clients, lambda unit: cost_s).run()
+    assert len(result.waits) == sum(len(step.requests) for client in clients for step in client)
+    assert max(result.waits) <= cost_s + len(units) * (2 * unmeasured_s + longest_s + cost_s)

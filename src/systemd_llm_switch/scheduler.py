@@ -311,8 +311,6 @@ class Scheduler:
 
     def _must_leave(self, unit: Unit, now: float) -> bool:
         """Whether a present unit is to be unloaded, whoever waits for whatever."""
-        if unit.state is State.STARTING:
-            return False
         if unit.waiting and (unit.is_stale or unit.state is State.STOPPING):
             return True  # it can only serve again when started anew
         has_idled_out = self._switch is None and unit.idles_out_at <= now

@@ -777,6 +777,13 @@ class TestUnload:
         assert scheduler.unload(["b", "x"], True, 1.0) == []
         assert scheduler.submit(1, "a", 2.0) == [Grant(1)]
 
+    def test_one_that_fails_is_not_tried_again_by_itself(self) -> None:
+        scheduler = ready("a")
+        scheduler.unload(["a"], False, 1.0)
+        assert scheduler.switch_failed(2.0, "stuck", frozenset("a")) == []
+        assert run_until(scheduler, 999.0) == []
+        assert scheduler.unload(["a"], False, 999.0) == [alone(None, "a")]
+
     def test_all_that_are_idle_stop_together(self) -> None:
         scheduler = ready("a", "b", policy=Policy(vram_gib=24.0), specs=on_ports(a=8.0, b=8.0))
         assert scheduler.unload(["a", "b"], False, 1.0) == [alone(None, "a", "b")]
@@ -893,6 +900,8 @@ class TestLostAndFound:
 
     def test_an_unknown_unit_is_not_adopted(self) -> None:
         scheduler = ready("a")
+        scheduler.configure(Policy(), ABC[:1], 1.0)
+        assert scheduler.adopt("b", 1.0) == []
         assert scheduler.adopt("x", 1.0) == []
         assert scheduler.residents == {"a"}
 
@@ -963,6 +972,7 @@ class TestConfigure:
 
     def test_measured_costs_are_kept(self) -> None:
         scheduler = ready("b", "a")
+        scheduler.configure(Policy(), ABC[:1], 1.0)
         scheduler.configure(Policy(), ABC, 1.0)
         scheduler.submit(1, "a", 20.0)
         scheduler.submit(2, "b", 20.0)

@@ -81,7 +81,7 @@ class Scheduler:
             wanted.note_request(now)
         is_open = wanted.state is State.READY and not wanted.is_stale
         if is_open and len(self._running) < self._policy.in_flight_limit:
-            return [self._grant(ticket, wanted, now)]
+            return [self._grant(ticket, wanted)]
         if len(self._waiting) >= self._policy.queue_limit:
             return [Reject(ticket, Reason.QUEUE_FULL, _retry_after(self._next_turn_at - now))]
         self._waiting[ticket] = wanted
@@ -155,17 +155,15 @@ class Scheduler:
     def lost(self, unit: str, now: float) -> list[Action]:
         """The unit's process is gone. Ignored for one that is not loaded, or that a Switch is changing."""
         gone = self._units.get(unit)
-        if gone is None or gone.state is State.STARTING or gone not in self._present():
+        if gone is None or gone.loaded is None or self._is_changing(gone):
             return []
         gone.become_stopped()
-        self._forget_if_gone(gone)
         return self._settle(now)
 
     def adopt(self, unit: str, now: float) -> list[Action]:
         """The unit was found loaded and healthy. If it does not fit beside the others, it is unloaded."""
         found = self._units.get(unit)
-        is_up = found is None or found.state in (State.STARTING, State.READY, State.DRAINING)
-        if found is None or is_up or (self._switch is not None and found in self._switch.evict):
+        if found is None or not found.is_known or self._is_changing(found) or found.is_up:
             return []
         others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
         found.loaded = found.spec
@@ -188,10 +186,10 @@ class Scheduler:
             if unit.loaded is not None:
                 unit.loaded = replace(spec, url=unit.loaded.url)
         actions: list[Action] = []
-        for unit in [unit for name, unit in self._units.items() if name not in known]:
-            unit.is_known = False
-            actions += self._reject_waiting(unit, Reason.UNKNOWN_UNIT)
-            self._forget_if_gone(unit)
+        for name, unit in self._units.items():
+            if name not in known:
+                unit.is_known = False
+                actions += self._reject_waiting(unit, Reason.UNKNOWN_UNIT)
         return actions + self._settle(now)
 
     def unload(self, units: Iterable[str], force: bool, now: float) -> list[Action]:
@@ -245,8 +243,8 @@ class Scheduler:
 
     def ready_since(self, unit: str) -> float | None:
         """When the unit became ready, if it still is."""
-        is_up = self.state(unit) in (State.READY, State.DRAINING)
-        return self._units[unit].ready_since if is_up else None
+        found = self._units.get(unit)
+        return found.ready_since if found is not None and found.is_up else None
 
     @property
     def waiting_total(self) -> int:
@@ -301,20 +299,20 @@ class Scheduler:
                 break
             if unit.state is State.READY and not self._must_leave(unit, now):
                 del self._waiting[ticket], unit.waiting[ticket]
-                grants.append(self._grant(ticket, unit, now))
+                grants.append(self._grant(ticket, unit))
         return grants
 
-    def _grant(self, ticket: int, unit: Unit, now: float) -> Grant:
+    def _grant(self, ticket: int, unit: Unit) -> Grant:
         self._running[ticket] = unit
-        unit.run(ticket, now)
+        unit.running[ticket] = False
         return Grant(ticket)
 
     def _must_leave(self, unit: Unit, now: float) -> bool:
         """Whether a present unit is to be unloaded, whoever waits for whatever."""
         if unit.waiting and (unit.is_stale or unit.state is State.STOPPING):
             return True  # it can only serve again when started anew
-        has_idled_out = self._switch is None and unit.idles_out_at <= now
-        return unit.is_leaving or ((self.on_hold or has_idled_out) and now >= unit.spared_until)
+        is_not_needed = self.on_hold or unit.idles_out_at <= now
+        return unit.is_leaving or (is_not_needed and now >= unit.spared_until)
 
     def _drains_too_long(self, unit: Unit, now: float) -> bool:
         return unit.state is State.DRAINING and now >= unit.drain_since + self._policy.drain_timeout_s
@@ -336,7 +334,7 @@ class Scheduler:
             unit.state, unit.drain_since = State.STOPPING, math.inf
         cost_s = 0.0
         if target is not None:
-            target.state, target.loaded, target.is_leaving = State.STARTING, target.spec, False
+            target.state, target.loaded = State.STARTING, target.spec
             cost_s = target.cost_s or typical_cost_s(self._units.values())
         self._switch = _SwitchInProgress(target, evict, keep, now + cost_s)
         names = tuple(unit.name for unit in evict)
@@ -386,6 +384,9 @@ class Scheduler:
         evicted = self._switch.evict if self._switch is not None else ()
         return [unit for unit in self._units.values() if unit.loaded is not None and unit not in evicted]
 
+    def _is_changing(self, unit: Unit) -> bool:
+        return self._switch is not None and (unit is self._switch.target or unit in self._switch.evict)
+
     def _end_switch(self, now: float, resident: frozenset[str] = frozenset()) -> _SwitchInProgress:
         if self._switch is None:
             raise RuntimeError("no switch is in progress")
@@ -400,11 +401,6 @@ class Scheduler:
             unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
         else:
             unit.become_stopped(state)
-            self._forget_if_gone(unit)
-
-    def _forget_if_gone(self, unit: Unit) -> None:
-        if not unit.is_known and unit.loaded is None:
-            del self._units[unit.name]
 
     def _reject_waiting(self, unit: Unit, reason: Reason, cause: object | None = None) -> list[Action]:
         tickets = list(unit.waiting)

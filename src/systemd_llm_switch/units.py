@@ -22,14 +22,14 @@ class Unit:
     """Compared by identity. `loaded` tells whether its process may exist, `state` what it is told to do."""
 
     spec: Spec
-    is_known: bool = True  # False: gone from the config, but still loaded
+    is_known: bool = True  # False: gone from the config, though it may still be loaded
     state: State = State.STOPPED
     loaded: Spec | None = None  # the spec it was started with, while its process may exist
     running: dict[int, bool] = field(default_factory=dict)  # ticket: was it interrupted
     waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when; the oldest first
     ready_since: float = -math.inf
     drain_since: float = math.inf
-    used_at: float = -math.inf  # its last request began or ended, or it became ready
+    used_at: float = -math.inf  # its last request ended, or it became ready
     spared_until: float = -math.inf  # its eviction failed; not tried again before, unless for a waiter
     is_leaving: bool = False  # an operator wants it unloaded
     is_alone: bool = False  # it ran out of memory beside others: the next start is without them
@@ -44,6 +44,10 @@ class Unit:
     def waits_since(self) -> float:
         """When the oldest of its waiting tickets came; there must be one."""
         return next(iter(self.waiting.values()))
+
+    @property
+    def is_up(self) -> bool:
+        return self.state in (State.READY, State.DRAINING)
 
     @property
     def is_busy(self) -> bool:
@@ -74,10 +78,6 @@ class Unit:
     def note_cost(self, cost_s: float) -> None:
         known_s = cost_s if self.cost_s is None else self.cost_s
         self.cost_s = COST_SMOOTHING * cost_s + (1 - COST_SMOOTHING) * known_s
-
-    def run(self, ticket: int, now: float) -> None:
-        self.running[ticket] = False
-        self.used_at = now
 
     def interrupt(self) -> list[int]:
         """The running tickets that were not interrupted before; each is returned once."""

@@ -101,12 +101,14 @@ class Exchange:
     generating.
     """
 
-    def __init__(self, backend: Backend, sock: socket.socket, client: Client, deadline: float) -> None:
+    def __init__(
+        self, backend: Backend, sock: socket.socket, client: Client, deadline: float, method: str
+    ) -> None:
         self._backend = backend
         self._sock: socket.socket | None = sock
         self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
-        self._response = http.client.HTTPResponse(self._raw, method="POST")  # type: ignore[arg-type]
+        self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
 
     def wait(self, timeout_s: float) -> bool:
         """Blocks until bytes of the reply can be read (True) or the time is over (False)."""
@@ -244,7 +246,7 @@ class Backend:
         return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
 
     def send(
-        self, path: str, body: bytes, content_type: str, client: Client, deadline: float
+        self, method: str, path: str, body: bytes, content_type: str, client: Client, deadline: float
     ) -> Iterator[Exchange]:
         """Sends a request, at most twice: an idle connection may turn out to have been closed by the backend,
         and then nothing of the request was seen by it.
@@ -255,7 +257,7 @@ class Backend:
             BackendLost: no connection.
         """
         message = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode("latin-1", "replace") + body
         sock = self._take_idle()
@@ -265,7 +267,7 @@ class Backend:
             except OSError:
                 sock.close()
             else:
-                yield Exchange(self, sock, client, deadline)
+                yield Exchange(self, sock, client, deadline, method)
         try:
             sock = self._connect()
             sock.sendall(message)
@@ -273,7 +275,7 @@ class Backend:
             if sock is not None:
                 sock.close()
             raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
-        yield Exchange(self, sock, client, deadline)
+        yield Exchange(self, sock, client, deadline, method)
 
     def give_back(self, sock: socket.socket) -> None:
         """Keeps a connection whose reply was read to its end."""

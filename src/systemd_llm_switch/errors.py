@@ -114,6 +114,16 @@ class ModelNotFound(RequestError):
         super().__init__(f"the model {name!r} does not exist; this proxy has: {listed}", param="model")
 
 
+class ModelNotLoaded(RequestError):
+    """The route shows a loaded model's backend, and does not load one."""
+
+    status = 404
+    code = "model_not_loaded"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model {name!r} is not loaded; `POST /api/load` loads it", param="model")
+
+
 class MethodNotAllowed(RequestError):
     """The route exists, for another method."""
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from systemd_llm_switch import protocol
+from systemd_llm_switch import protocol, recovery
 from systemd_llm_switch.backend import Backend, BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.errors import (
@@ -178,11 +178,13 @@ class Forwarding:
         try:
             yield from self._await_lease(lease)
             with self._faults(lease, may_retry=is_first):
-                exchange = yield from self._begin(lease, message)
+                deadline = time.monotonic() + self._config.server.request_timeout
+                exchange = yield from self._begin(lease, self._request.path, message, deadline)
                 with contextlib.closing(exchange):
                     if self._is_live and exchange.is_event_stream:
-                        return (yield from self._relay(exchange))
+                        return (yield from self._relay(lease, exchange, deadline))
                     reply = exchange.read()
+                reply = yield from self._recover(lease, reply, deadline)
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
             self._switcher.release(lease)
@@ -233,13 +235,12 @@ class Forwarding:
         finally:
             self._record.backend_s = time.monotonic() - began
 
-    def _begin(self, lease: Lease, message: bytes) -> Generator[bytes, None, Exchange]:
-        """Sends the request and waits until the reply begins."""
-        deadline = time.monotonic() + self._config.server.request_timeout
+    def _begin(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Exchange]:
+        """Sends a request and waits until the reply begins."""
         backend = lease.resident.backend if lease.resident else Backend(self._model.llama_url)
-        request = self._request
+        content_type = self._request.content_type
         lost = BackendLost("no connection")
-        for exchange in backend.send(request.path, message, request.content_type, self._client, deadline):
+        for exchange in backend.send("POST", path, message, content_type, self._client, deadline):
             lease.on_interrupt(exchange.abort)
             try:
                 while not exchange.wait(self._pace.left_s(deadline)):
@@ -260,33 +261,53 @@ class Forwarding:
                 return exchange
         raise lost
 
+    def _recover(self, lease: Lease, reply: Reply, deadline: float) -> Generator[bytes, None, Reply]:
+        """The reply; where it is only the backend's own parser that gave up, one made of the model's raw text."""
+        if not (self._request.is_chat and recovery.is_refusal(reply.status, reply.body)):
+            return reply
+        body = self._request.body | dict(self._model.force)
+        template = yield from self._fetch(lease, recovery.TEMPLATE_PATH, protocol.dump(body), deadline)
+        message = recovery.completion_message(dict(self._model.params) | body, template.body)
+        if template.status != 200 or message is None:
+            return reply
+        completion = yield from self._fetch(lease, recovery.COMPLETION_PATH, message, deadline)
+        recovered = recovery.chat_reply(completion.body, self._model.id)
+        if completion.status != 200 or recovered is None:
+            return reply
+        self._record.repairs.append(Repair("backend_refusal"))
+        return Reply(200, "application/json", protocol.dump(recovered))
+
+    def _fetch(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Reply]:
+        exchange = yield from self._begin(lease, path, message, deadline)
+        with contextlib.closing(exchange):
+            return exchange.read()
+
     # --- a reply as it is written ---------------------------------------------------------------------
 
-    def _relay(self, exchange: Exchange) -> Steps:
+    def _relay(self, lease: Lease, exchange: Exchange, deadline: float) -> Steps:
         """Passes a stream on."""
         request = self._request
         if not request.is_repairable:
-            yield from self._relay_bytes(exchange)
+            yield from self._relay_bytes(exchange, deadline)
             return Answer(200, (), b"")
         facts = RequestFacts.of(request.body, rescue=self._config.repair.rescue)
         live = LiveReply(facts, request.is_chat, request.wants_usage)
         try:
-            yield from self._relay_events(exchange, live)
+            yield from self._relay_events(exchange, deadline, live)
         except StreamError as error:
-            # Before anything was sent the error keeps the status that the backend meant.
-            told = error.body.get("error")
-            code = told.get("code") if isinstance(told, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 502
-            return (yield from self._pass_error(Reply(status, "", protocol.dump(error.body))))
+            reply = Reply(error.status, "application/json", protocol.dump(error.body))
+            if not live.has_told:
+                reply = yield from self._recover(lease, reply, deadline)
+            return (yield from self._answer(reply))
         for frame in live.finish():
             yield self._pace.speak(frame)
         self._record.repairs.extend(live.repairs)
         self._record.usage = live.usage
         return Answer(200, (), b"")
 
-    def _relay_events(self, exchange: Exchange, live: LiveReply) -> Generator[bytes, None, None]:
+    def _relay_events(self, exchange: Exchange, deadline: float, live: LiveReply) -> Generator[bytes, None, None]:
         reader = EventReader()
-        for received in self._read_stream(exchange):
+        for received in self._read_stream(exchange, deadline):
             frames = b""
             for data in reader.feed(received):
                 if data != b"[DONE]":
@@ -296,10 +317,10 @@ class Forwarding:
             elif self._pace.is_due:
                 yield self._pace.speak()
 
-    def _relay_bytes(self, exchange: Exchange) -> Generator[bytes, None, None]:
+    def _relay_bytes(self, exchange: Exchange, deadline: float) -> Generator[bytes, None, None]:
         """A stream of another protocol: every byte as it came, and comments where it pauses between events."""
         reader = EventReader()
-        for received in self._read_stream(exchange):
+        for received in self._read_stream(exchange, deadline):
             for _ in reader.feed(received):
                 continue
             if received:
@@ -307,9 +328,8 @@ class Forwarding:
             elif reader.is_between_events:
                 yield self._pace.speak()
 
-    def _read_stream(self, exchange: Exchange) -> Iterator[bytes]:
+    def _read_stream(self, exchange: Exchange, deadline: float) -> Iterator[bytes]:
         """What comes; nothing (b"") when the client must hear something meanwhile."""
-        deadline = time.monotonic() + self._config.server.request_timeout
         while True:
             received = exchange.read_some(self._pace.left_s(deadline))
             if received is None:

@@ -31,6 +31,7 @@ from systemd_llm_switch.errors import (
 from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.hold import HoldFile
 from systemd_llm_switch.proxy import Proxy, Story, find_model
+from systemd_llm_switch.routes import FORWARDED
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switcher import ModelStatus, Switcher
 from systemd_llm_switch.waiting import Client
@@ -84,6 +85,10 @@ class _Handler:
     def client(self) -> Client:
         return Client(web.ctx.env.get(CLIENT_FD))
 
+    @property
+    def content_type(self) -> str:
+        return str(web.ctx.env.get("CONTENT_TYPE") or protocol.JSON_TYPE[1])
+
     def read_body(self) -> bytes:
         """The whole body, bounded before it is read.
 
@@ -121,11 +126,11 @@ class _Handler:
         return _write(Answer(200, (protocol.JSON_TYPE,), protocol.dump(value)))
 
 
-class Completions(_Handler):
+class Forwarded(_Handler):
     """Every route that is forwarded to the model its body names."""
 
     def POST(self, path: str) -> bytes | Iterator[bytes]:
-        story = self.services.proxy.serve(path, self.read_body(), self.client)
+        story = self.services.proxy.serve(path, self.read_body(), self.content_type, self.client)
         try:
             answer = story.begin()
         except ProxyError as error:
@@ -135,6 +140,20 @@ class Completions(_Handler):
         _write(Answer(200, story.headers(), b""))
         web.ctx.env[_BODY] = story
         return iter(story)
+
+
+class Upstream(_Handler):
+    """What a loaded model's backend tells of itself."""
+
+    def GET(self, name_and_path: str) -> bytes:
+        return self.pass_through("GET", name_and_path, b"")
+
+    def POST(self, name_and_path: str) -> bytes:
+        return self.pass_through("POST", name_and_path, self.read_body())
+
+    def pass_through(self, method: str, name_and_path: str, body: bytes) -> bytes:
+        path = name_and_path + web.ctx.query
+        return _write(self.services.proxy.pass_through(method, path, body, self.content_type, self.client))
 
 
 class Models(_Handler):
@@ -257,7 +276,7 @@ def _read_force(body: protocol.Json) -> bool:
 
 
 ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
-    (r"(/v1/chat/completions|/v1/completions|/v1/embeddings|/v1/rerank)", Completions),
+    (f"({'|'.join(FORWARDED)})", Forwarded),
     (r"(?:/v1)?/models", Models),
     (r"/v1/models/(.+)", OneModel),
     (r"/health", Health),
@@ -266,11 +285,11 @@ ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
     (r"/api/unload|/models/unload", Unload),
     (r"/api/hold", Hold),
     (r"/api/release", Release),
+    (r"/upstream/(.+)", Upstream),
 )
 LISTED = (
-    "POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /api/load, /api/unload, "
-    "/api/hold, /api/release; "
-    "GET /v1/models, /health, /api/status"
+    f"POST {', '.join(FORWARDED)}, /api/load, /api/unload, /api/hold, /api/release; "
+    "GET /v1/models, /health, /api/status; GET and POST /upstream/MODEL/PATH"
 )
 
 

@@ -27,6 +27,13 @@ class StreamError(Exception):
         super().__init__(str(body.get("error")))
         self.body = body
 
+    @property
+    def status(self) -> int:
+        """The HTTP status that it would have had before the stream began."""
+        told = self.body.get("error")
+        code = told.get("code") if isinstance(told, dict) else None
+        return code if isinstance(code, int) and 400 <= code < 600 else 502
+
 
 @dataclass(slots=True)
 class _Choice:
@@ -59,6 +66,11 @@ class LiveReply:
         self._usage_chunk: Json | None = None
         self.repairs: tuple[Repair, ...] = ()
         self.usage: Json = {}
+
+    @property
+    def has_told(self) -> bool:
+        """Whether any of the model's words were passed on."""
+        return any(it.sent or it.fields.get("reasoning_content") for it in self._choices.values())
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now for one event's data (not `[DONE]`).

@@ -5,12 +5,14 @@ Knows no socket, no unit and no web framework. What real clients need is in docs
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel, ProxyError
+from systemd_llm_switch.routes import FORWARDED, Kind
 
 Json = dict[str, Any]
 
@@ -27,6 +29,7 @@ DONE = b"data: [DONE]\n\n"
 # Older Open WebUI dies at lines of 128 KiB. A character takes at most 12 bytes as JSON: 48 KiB a line.
 _PIECE_CHARS = 4096
 _LOGPROBS_A_CHUNK = 16
+_MAX_FIELD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +42,28 @@ class Request:
     raw: bytes
     is_streamed: bool
     wants_usage: bool
-    content_type: str = "application/json"
+    content_type: str
 
     @property
     def is_chat(self) -> bool:
-        return self.path == "/v1/chat/completions"
+        return FORWARDED.get(self.path) is Kind.CHAT
 
     @property
     def is_repairable(self) -> bool:
         """Whether the reply is a chat's or a completion's."""
-        return self.is_chat or self.path == "/v1/completions"
+        return FORWARDED.get(self.path) in (Kind.CHAT, Kind.TEXT)
 
 
-def parse_request(path: str, raw: bytes, known_models: Iterable[str]) -> Request:
-    """Reads a request's body.
+def parse_request(
+    path: str, raw: bytes, known_models: Iterable[str], content_type: str = "application/json"
+) -> Request:
+    """Reads a request's body: JSON, or a form where its Content-Type says so.
 
     Raises:
         InvalidJson, InvalidRequest, MissingModel: what the client must mend.
     """
-    body = parse_object(raw)
+    is_form = content_type.lower().startswith("multipart/form-data")
+    body = _parse_form(raw, content_type) if is_form else parse_object(raw)
     model = body.get("model")
     if model is None or model == "":
         raise MissingModel(known_models)
@@ -68,7 +74,24 @@ def parse_request(path: str, raw: bytes, known_models: Iterable[str]) -> Request
         raise InvalidRequest("`stream` must be true or false", param="stream")
     options = body.get("stream_options")
     wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    return Request(path, model, body, raw, is_streamed=bool(stream), wants_usage=wants_usage)
+    # llama-server wants to read JSON whatever the client called it.
+    sent_as = content_type if is_form else "application/json"
+    return Request(path, model, body, raw, bool(stream), wants_usage, sent_as)
+
+
+def _parse_form(raw: bytes, content_type: str) -> Json:
+    """The short text fields of a multipart form; its files are not looked at."""
+    import multipart  # web.py brings it; needed for audio only
+
+    _, options = multipart.parse_options_header(content_type)
+    try:
+        parser = multipart.MultipartParser(io.BytesIO(raw), options.get("boundary", ""), memory_limit=len(raw) + 1)
+        fields: Json = {part.name: part.value for part in parser if not part.filename and part.size < _MAX_FIELD}
+    except (multipart.MultipartError, ValueError) as error:
+        raise InvalidRequest(f"the form cannot be read: {error}") from error
+    if "stream" in fields:
+        fields["stream"] = fields["stream"].lower() == "true"
+    return fields
 
 
 def parse_object(raw: bytes) -> Json:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 from systemd_llm_switch import protocol
+from systemd_llm_switch.backend import BackendDeadline, BackendLost
 from systemd_llm_switch.config import Config, LiveConfig, Model
-from systemd_llm_switch.errors import ClientGone, InternalError, ModelNotFound, ProxyError
+from systemd_llm_switch.errors import (
+    BackendError,
+    BackendTimeout,
+    ClientGone,
+    InternalError,
+    ModelNotFound,
+    ProxyError,
+)
 from systemd_llm_switch.forwarding import Answer, Forwarding, Pace, Record, Steps
 from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.waiting import Client
@@ -63,23 +73,52 @@ class Proxy:
         self._repairs: Counter[str] = Counter()
         self._repairs_lock = threading.Lock()
 
-    def serve(self, path: str, raw: bytes, client: Client) -> Story:
+    def serve(self, path: str, raw: bytes, content_type: str, client: Client) -> Story:
         """The story of a POST whose body names a model."""
         record = Record(path)
-        return Story(self._tell(record, raw, client), record)
+        return Story(self._tell(record, raw, content_type, client), record)
+
+    def pass_through(
+        self, method: str, name_and_path: str, raw: bytes, content_type: str, client: Client
+    ) -> Answer:
+        """One request to a loaded model's backend, as it is: `/props`, `/slots`, `/metrics` and the like. Neither
+        loads the model nor keeps it loaded.
+
+        Raises:
+            ModelNotFound, ModelNotLoaded, BackendError, BackendTimeout, ClientGone
+        """
+        config = self._live.current()
+        name = max((it for it in config.names if f"{name_and_path}/".startswith(f"{it}/")), key=len, default=None)
+        if name is None:
+            raise ModelNotFound(name_and_path.partition("/")[0], config.models)
+        model = config.names[name]
+        backend = self._switcher.loaded_backend(model)
+        deadline = time.monotonic() + config.server.request_timeout
+        path = name_and_path[len(name) :] or "/"
+        try:
+            for exchange in backend.send(method, path, raw, content_type, client, deadline):
+                with contextlib.closing(exchange):
+                    exchange.begin()
+                    reply = exchange.read()
+                return Answer(reply.status, (("Content-Type", reply.content_type),), reply.body)
+        except BackendLost as lost:
+            raise BackendError(f"the backend of {model.id!r} failed: {lost}") from lost
+        except BackendDeadline as late:
+            raise BackendTimeout(f"the backend of {model.id!r} did not answer in time") from late
+        raise BackendError(f"the backend of {model.id!r} cannot be reached")
 
     def repairs(self) -> dict[str, int]:
         """How often each kind of repair was made since the start."""
         with self._repairs_lock:
             return dict(self._repairs)
 
-    def _tell(self, record: Record, raw: bytes, client: Client) -> Steps:
+    def _tell(self, record: Record, raw: bytes, content_type: str, client: Client) -> Steps:
         """Everything from the bytes to the answer. An error is raised as long as nothing was sent, and told in the
         stream afterwards; the one line in the journal is written however it ends."""
         pace = Pace()
         try:
             config = self._live.current()
-            request = protocol.parse_request(record.path, raw, config.models)
+            request = protocol.parse_request(record.path, raw, config.models, content_type)
             model = find_model(config, request.model)
             record.model, record.is_streamed = model.id, request.is_streamed
             if request.is_streamed:

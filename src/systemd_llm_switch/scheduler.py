@@ -331,7 +331,7 @@ class Scheduler:
         evict = tuple(sorted(victims, key=lambda it: it.used_at))
         keep = tuple(unit for unit in self._present() if unit not in evict)
         for unit in evict:
-            unit.state, unit.drain_since = State.STOPPING, math.inf
+            unit.state = State.STOPPING
         cost_s = 0.0
         if target is not None:
             target.state, target.loaded = State.STARTING, target.spec
@@ -366,7 +366,8 @@ class Scheduler:
             if not placement.is_blocked:
                 yield placement.due
         for unit in self._present():
-            yield unit.drain_since + self._policy.drain_timeout_s
+            if unit.state is State.DRAINING:
+                yield unit.drain_since + self._policy.drain_timeout_s
             yield unit.idles_out_at
             yield unit.spared_until
 

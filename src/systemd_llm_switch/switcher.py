@@ -21,6 +21,7 @@ from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.errors import (
     InternalError,
     ModelNotFound,
+    ModelNotLoaded,
     ModelStartFailed,
     OnHold,
     ProxyError,
@@ -326,6 +327,17 @@ class Switcher:
         """The backend behind a URL, with its idle connections."""
         backend = self._backends.get(url)
         return backend if backend is not None else self._backends.setdefault(url, Backend(url))
+
+    def loaded_backend(self, model: Model) -> Backend:
+        """The backend of a model that is loaded.
+
+        Raises:
+            ModelNotLoaded
+        """
+        resident = self._residents.get(model.unit)
+        if resident is None or resident.watch.has_exited():
+            raise ModelNotLoaded(model.id)
+        return resident.backend
 
     def status(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""

@@ -28,7 +28,7 @@ class Unit:
     running: dict[int, bool] = field(default_factory=dict)  # ticket: was it interrupted
     waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when; the oldest first
     ready_since: float = -math.inf
-    drain_since: float = math.inf
+    drain_since: float = -math.inf  # of the present drain, or the last one
     used_at: float = -math.inf  # its last request ended, or it became ready
     spared_until: float = -math.inf  # its eviction failed; not tried again before, unless for a waiter
     is_leaving: bool = False  # an operator wants it unloaded
@@ -94,10 +94,10 @@ class Unit:
 
     def undrain(self) -> None:
         if self.state is State.DRAINING:
-            self.state, self.drain_since = State.READY, math.inf
+            self.state = State.READY
 
     def become_stopped(self, state: State = State.STOPPED) -> None:
         """Its process is gone. Whatever still runs on it ends by itself and holds nothing off."""
         self.state, self.loaded, self.is_leaving = state, None, False
-        self.drain_since, self.spared_until = math.inf, -math.inf
+        self.spared_until = -math.inf
         self.running.clear()

@@ -8,6 +8,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     hang      never answer                raw      the reply's body, as text, byte for byte
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
+    template, completion   what /apply-template and /completion tell (sent along with a chat request before)
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
 
 `GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
@@ -38,6 +39,8 @@ class Seen:
         self.counts = {"requests": 0, "running": 0, "most_running": 0, "dropped": 0, "connections": 0}
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.orders: dict[str, Any] = {}
 
 
 class Dropped(Exception):
@@ -79,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200 if ready else 503, {"status": "ok"} if ready else loading)
         elif self.path == "/standin":
             seen = self.server.seen
-            self.reply(200, {**seen.counts, "bodies": seen.bodies[-20:], "headers": seen.headers[-20:]})
+            lists = {"bodies": seen.bodies[-20:], "headers": seen.headers[-20:], "paths": seen.paths[-20:]}
+            self.reply(200, {**seen.counts, **lists})
         else:
             self.reply(200, {"path": self.path, "name": self.server.options.name})
 
@@ -89,13 +93,14 @@ class Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(raw)
         except ValueError:
-            body = {}
+            body = {"not_json": raw.decode("latin-1")}
         with seen.lock:
             seen.counts["requests"] += 1
             seen.counts["running"] += 1
             seen.counts["most_running"] = max(seen.counts["most_running"], seen.counts["running"])
             seen.bodies.append(body if len(raw) < 100_000 else {"large": len(raw)})
             seen.headers.append(dict(self.headers))
+            seen.paths.append(self.path)
         try:
             self.act(body, body.get("standin") or {}, raw)
         except (Dropped, ConnectionError):
@@ -107,6 +112,14 @@ class Handler(BaseHTTPRequestHandler):
                 seen.counts["running"] -= 1
 
     def act(self, body: dict[str, Any], orders: dict[str, Any], raw: bytes) -> None:
+        if "template" in orders and self.path.endswith("/chat/completions"):
+            self.server.seen.orders = orders
+        earlier = self.server.seen.orders
+        if self.path == "/apply-template" and earlier:
+            return self.reply(200, {"prompt": earlier["template"]})
+        if self.path == "/completion":
+            told = {"content": earlier["completion"], "stop_type": "eos", "tokens_predicted": 4, "tokens_evaluated": 9}
+            return self.reply(200, told)
         self.wait(1e9 if orders.get("hang") else orders.get("delay_s", 0))
         if "crash" in orders:
             print("about to crash, as told", flush=True)
@@ -128,6 +141,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {"object": "list", "model": self.server.options.name, "data": data})
         else:
             self.reply(200, self.completion(body, orders))
+        return None
 
     def completion(self, body: dict[str, Any], orders: dict[str, Any]) -> dict[str, Any]:
         name = self.server.options.name

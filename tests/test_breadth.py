@@ -1,0 +1,148 @@
+"""Further routes of llama-server: forwarded as they are, switched by model; and what a parser's refusal becomes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.stack import Proxy, Stack, chat
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Proxy:
+    return stack.run({"a": stack.standin("a"), "b": stack.standin("b"), "live": {"unit": stack.standin("live")}})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/rerank", "/v1/reranking", "/rerank", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+        "/infill", "/tokenize", "/detokenize", "/apply-template",
+    ],
+)  # fmt: skip
+def test_a_route_is_forwarded_as_it_is_to_its_model(proxy: Proxy, stack: Stack, path: str) -> None:
+    """The path, the body and the reply's bytes are untouched; the model is switched to."""
+    raw = '{"any": [1,  2], "of": "it"}'
+    answer = proxy.post(path, {"model": "b", "query": "q", "standin": {"raw": raw}})
+    assert answer.status == 200
+    assert answer.body == raw.encode()
+    assert proxy.state("b") == "ready"
+    seen = stack.seen()
+    assert seen["paths"][-1] == path
+    assert seen["bodies"][-1]["query"] == "q"
+
+
+def test_such_a_route_streams_when_the_client_asks(proxy: Proxy, stack: Stack) -> None:
+    """Every event as it came, whatever its protocol."""
+    answer = proxy.post("/v1/messages", {"model": "a", "stream": True, "standin": {"deltas": [{"x": 1}]}})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.events[0]["choices"][0]["delta"] == {"x": 1}
+    assert stack.seen()["bodies"][-1]["stream"] is True
+
+
+def test_audio_comes_as_a_form(proxy: Proxy, stack: Stack) -> None:
+    """The model is a form field; the form goes on byte for byte."""
+    boundary = "xyz"
+    parts = [
+        '--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\nb\r\n',
+        '--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n\x00\x01RIFF\r\n--xyz--\r\n',
+    ]
+    raw = "".join(parts).encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    answer = proxy.post("/v1/audio/transcriptions", raw, headers=headers)
+    assert answer.status == 200
+    seen = stack.seen()
+    assert seen["headers"][-1]["Content-Type"] == headers["Content-Type"]
+    assert seen["bodies"][-1] == {"not_json": raw.decode("latin-1")}
+    broken = proxy.post("/v1/audio/transcriptions", b"--xyz\r\nnonsense", headers=headers)
+    assert broken.status == 400
+
+
+def test_upstream_shows_a_loaded_model_and_loads_none(proxy: Proxy) -> None:
+    before = proxy.get("/upstream/a/props")
+    assert before.status == 404
+    assert before.error["code"] == "model_not_loaded"
+    assert proxy.status()["switches"] == []
+    proxy.chat("a")
+    assert proxy.get("/upstream/a/props?x=1").json == {"path": "/props?x=1", "name": "a"}
+    assert proxy.post("/upstream/a/tokenize", {"standin": {"raw": "[1]"}}).body == b"[1]"
+    assert proxy.get("/upstream/b/props").error["code"] == "model_not_loaded"
+    assert proxy.get("/upstream/nope/props").error["code"] == "model_not_found"
+
+
+def test_params_are_defaults_and_force_is_not(stack: Stack) -> None:
+    unit = stack.standin("m")
+    model = {"unit": unit, "params": {"temperature": 0.2, "top_k": 7}, "force": {"min_p": 0.1}}
+    proxy = stack.run({"m": model})
+    proxy.chat("m", temperature=0.9, min_p=0.5)
+    body = stack.seen()["bodies"][-1]
+    assert (body["temperature"], body["top_k"], body["min_p"]) == (0.9, 7, 0.1)
+
+
+REFUSAL = json.dumps(
+    {
+        "error": {
+            "code": 500,
+            "message": "The model produced output that does not match the expected peg-native format",
+            "type": "server_error",
+        }
+    }
+)
+CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}])
+def test_a_parsers_refusal_becomes_the_models_call(proxy: Proxy, stack: Stack, fields: dict[str, Any]) -> None:
+    """llama-server's 500 is not handed to an agent: the raw text is asked for once more, and the call in it saved."""
+    orders = {"status": 500, "raw": REFUSAL, "template": "PROMPT", "completion": CALL}
+    answer = proxy.chat("a", tools=TOOLS, temperature=0.3, seed=5, standin=orders, **fields)
+    assert answer.status == 200
+    if fields:
+        deltas = [event["choices"][0]["delta"] for event in answer.events[:-1]]
+        calls = [call for delta in deltas for call in delta.get("tool_calls") or []]
+    else:
+        calls = answer.json["choices"][0]["message"]["tool_calls"]
+        assert answer.json["choices"][0]["finish_reason"] == "tool_calls"
+    assert calls[0]["function"]["name"] == "get_weather"
+    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Paris"}
+    asked = stack.seen()["bodies"][-1]
+    assert (asked["prompt"], asked["temperature"], asked["seed"], asked["n_predict"]) == ("PROMPT", 0.3, 5, 8)
+    assert proxy.status()["repairs"]["backend_refusal"] == 1
+    assert int(answer.headers["x-llm-switch-repaired"]) >= 2
+
+
+def test_a_refused_text_without_a_call_is_the_content(proxy: Proxy) -> None:
+    orders = {"status": 500, "raw": REFUSAL, "template": "P", "completion": "<think>Hm.</think>\n\nJust words."}
+    message = proxy.chat("a", tools=TOOLS, standin=orders).json["choices"][0]["message"]
+    assert message["content"] == "Just words."
+    assert message["reasoning_content"] == "Hm."
+
+
+def test_any_other_500_stays_one(proxy: Proxy) -> None:
+    answer = proxy.chat("a", tools=TOOLS, standin={"status": 500, "raw": '{"error": {"message": "boom"}}'})
+    assert answer.status == 500
+    assert answer.error["message"] == "boom"
+
+
+def test_a_broken_history_is_mended_before_it_is_sent(proxy: Proxy, stack: Stack) -> None:
+    """A conversation never gets stuck on arguments that were cut long ago."""
+    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Par'}}
+    body = chat("a", tools=TOOLS)
+    body["messages"] += [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "?"},
+    ]
+    assert proxy.post("/v1/chat/completions", body).status == 200
+    sent = stack.seen()["bodies"][-1]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert isinstance(json.loads(sent), dict)

@@ -489,13 +489,12 @@ class TestFailures:
         scheduler.switch_failed(1.0, "wedged", frozenset("a"))
         assert scheduler.submit(2, "b", 2.0) == [alone("b", "a")]
 
-    def test_a_failed_idle_unload_is_not_tried_again_at_once(self) -> None:
+    def test_a_failed_idle_unload_is_tried_again_after_a_while(self) -> None:
         scheduler = ready("a", specs=[Spec("a", URL, ttl_s=60.0)])
         scheduler.tick(60.0)
         assert scheduler.switch_failed(61.0, "stuck", frozenset("a")) == []
-        scheduler.adopt("a", 61.0)
-        assert run_until(scheduler, 120.0) == []
-        assert run_until(scheduler, 121.0) == [alone(None, "a")]
+        assert run_until(scheduler, 90.9) == []
+        assert run_until(scheduler, 91.0) == [alone(None, "a")]
 
 
 class TestOutOfMemory:
@@ -841,6 +840,15 @@ class TestHold:
         assert scheduler.switch_failed(1.0, "stuck", frozenset("a")) == []
         assert scheduler.next_deadline() == 31.0
         assert scheduler.tick(31.0) == [alone(None, "a")]
+
+    def test_once_it_did_stop_that_is_forgotten(self) -> None:
+        scheduler = ready("a")
+        scheduler.hold(None, False, 0.0)
+        scheduler.switch_failed(1.0, "stuck", frozenset("a"))
+        scheduler.lost("a", 2.0)
+        scheduler.release_hold(3.0)
+        scheduler.adopt("a", 4.0)
+        assert scheduler.hold(None, False, 5.0) == [alone(None, "a")]
 
     def test_found_healthy_meanwhile_it_serves_nobody(self) -> None:
         scheduler = ready("a")

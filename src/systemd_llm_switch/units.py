@@ -61,9 +61,7 @@ class Unit:
     @property
     def idles_out_at(self) -> float:
         """The moment its idle time is over; inf for a unit that is busy or stays for ever."""
-        if self.spec.ttl_s is None or self.is_busy or self.state is State.STOPPING:
-            return math.inf
-        return self.used_at + self.spec.ttl_s
+        return math.inf if self.spec.ttl_s is None or self.is_busy else self.used_at + self.spec.ttl_s
 
     def expected_until(self, cost_s: float) -> float:
         """Until when its next request is awaited, as its agent always came back at once."""

@@ -111,6 +111,43 @@ def test_a_failed_switch_leaves_nothing_half_dead(stack: Stack) -> None:
     assert proxy.chat("a").text == "hello from a"
 
 
+def test_a_unit_that_does_not_exist_costs_nobody_the_loaded_model(stack: Stack) -> None:
+    """What cannot be started is found out before anything is stopped for it."""
+    unit = stack.standin("a")
+    proxy = stack.run({"a": unit, "lost": "no-such-unit.service"})
+    assert proxy.chat("a").status == 200
+    pid = stack.main_pid(unit)
+    assert proxy.chat("lost").status == 503
+    assert proxy.state("a") == "ready"
+    assert proxy.state("lost") == "failed"
+    assert proxy.chat("a").text == "hello from a"
+    assert stack.main_pid(unit) == pid
+
+
+def test_a_crash_loop_ends_in_a_clear_error_and_clears_when_the_unit_is_mended(stack: Stack) -> None:
+    """After three failures in a row nobody else's model is stopped for a fourth; `reset-failed`, or an edit of the
+    unit, ends that at once."""
+    good, bad = stack.standin("good"), stack.standin("bad", "--exit", "1")
+    proxy = stack.run({"good": good, "bad": bad})
+    for _ in range(3):
+        assert "in a row" not in proxy.chat("bad").error["message"]
+    proxy.chat("good")
+    pid = stack.main_pid(good)
+    refused = proxy.chat("bad")
+    assert refused.status == 503
+    assert refused.error["code"] == "model_start_failed"
+    assert "3 times in a row" in refused.error["message"]
+    assert "exit status 1" in refused.error["message"]
+    assert stack.main_pid(good) == pid
+    stack.systemctl("reset-failed", bad)
+    assert "in a row" not in proxy.chat("bad").error["message"]  # it was tried
+    for _ in range(2):
+        proxy.chat("bad")
+    assert "in a row" in proxy.chat("bad").error["message"]
+    stack.standin("bad")
+    assert proxy.chat("bad").text == "hello from bad"
+
+
 def test_a_failed_start_is_told_to_everybody_who_waited(stack: Stack) -> None:
     proxy = stack.run({"m": stack.standin("m", "--exit", "1", "--load-s", "0.5")})
     answers = run_all(*[lambda: proxy.chat("m") for _ in range(5)])

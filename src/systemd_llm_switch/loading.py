@@ -13,7 +13,8 @@ from pathlib import Path
 
 from systemd_llm_switch.backend import Backend, Readiness
 from systemd_llm_switch.config import Model
-from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout
+from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
+from systemd_llm_switch.failures import Failures, Fingerprint
 from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
 
 # Health is asked for in small steps at first (a small model is ready within a second), in larger ones later:
@@ -45,9 +46,7 @@ class Resident:
     `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`.
     """
 
-    def __init__(
-        self, model: Model, backend: Backend, watch: ProcessWatch, invocation_id: str, began: float
-    ) -> None:
+    def __init__(self, model: Model, backend: Backend, watch: ProcessWatch, invocation_id: str, began: float) -> None:
         self.model = model
         self.backend = backend
         self.watch = watch
@@ -73,6 +72,27 @@ def stop_units(systemd: Systemd, units: Sequence[str], show: Sequence[str] = ())
     return statuses
 
 
+def fingerprint(status: UnitStatus) -> Fingerprint:
+    """What tells that somebody has worked on a unit since."""
+    files = []
+    for path in status.files:
+        try:
+            files.append((path, os.stat(path).st_mtime_ns))  # noqa: PTH116  (a path as systemd gave it)
+        except OSError:
+            files.append((path, 0))
+    return Fingerprint(
+        tuple(files), status.needs_daemon_reload, status.active_state, status.result, status.invocation_id
+    )
+
+
+class StartRefused(Exception):
+    """A start that cannot succeed was not tried, and nothing was stopped for it; `error` says why."""
+
+    def __init__(self, error: ProxyError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class Start:
     """Brings one model up. `abort_fd` is readable once nobody wants it any more."""
 
@@ -82,6 +102,18 @@ class Start:
         self._backend = backend
         self._abort_fd = abort_fd
         self._began = time.monotonic()
+
+    def check(self, status: UnitStatus, failures: Failures) -> None:
+        """Looks at the unit before anything is stopped for it.
+
+        Raises:
+            StartRefused: it is missing, or in a crash loop.
+        """
+        if status.is_missing:
+            raise StartRefused(self._failure(status))
+        refusal = failures.refusal(status.unit, fingerprint(status), time.monotonic())
+        if refusal is not None:
+            raise StartRefused(refusal)
 
     def bring_up(self, status: UnitStatus, health_timeout_s: float) -> Resident:
         """Starts the unit unless it runs already, and waits until its backend is ready.
@@ -94,8 +126,6 @@ class Start:
             LoadAborted: `abort_fd` became readable.
         """
         deadline = time.monotonic() + health_timeout_s
-        if status.is_missing:
-            raise self._failure(status)
         if not status.is_running:
             self._start_unit(status)
             status = self._show()

@@ -150,6 +150,16 @@ class Scheduler:
             self._confirm_stopped(switch.target, resident, State.STOPPED, now)
         return self._settle(now)
 
+    def switch_refused(self, now: float, cause: object) -> list[Action]:
+        """The target cannot be started as it is, so nothing was stopped for it: what was loaded serves on."""
+        if self._switch is None or self._switch.target is None:
+            raise RuntimeError("no switch to a target is in progress")
+        switch, target, self._switch = self._switch, self._switch.target, None
+        for unit in switch.evict:
+            unit.state = State.READY
+        target.become_stopped(State.FAILED)
+        return self._reject_waiting(target, Reason.START_FAILED, cause) + self._settle(now)
+
     # --- what was seen of a unit --------------------------------------------------------------------
 
     def lost(self, unit: str, now: float) -> list[Action]:

@@ -29,8 +29,18 @@ from systemd_llm_switch.errors import (
     ShuttingDown,
     Unloaded,
 )
+from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.leases import Lease
-from systemd_llm_switch.loading import LoadAborted, Resident, Start, StopUnconfirmed, quote_journal, stop_units
+from systemd_llm_switch.loading import (
+    LoadAborted,
+    Resident,
+    Start,
+    StartRefused,
+    StopUnconfirmed,
+    fingerprint,
+    quote_journal,
+    stop_units,
+)
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -112,6 +122,7 @@ class Switcher:
         self._backends: dict[str, Backend] = {}
         self._run: _Run | None = None
         self._stops: Counter[str] = Counter()
+        self._failures = Failures()
         self._last_load_s: dict[str, float] = {}
         self._last_error: dict[str, str] = {}
         self._switches: deque[SwitchRecord] = deque(maxlen=_REMEMBERED_SWITCHES)
@@ -443,11 +454,13 @@ class Switcher:
         error: ProxyError | None = None
         still_running: frozenset[str] = frozenset()
         resident: Resident | None = None
-        is_aborted = False
+        is_aborted = is_refused = False
         try:
             resident = self._switch(run)
         except LoadAborted:
             is_aborted = True
+        except StartRefused as reason:
+            is_refused, error = True, reason.error
         except StopUnconfirmed as reason:
             still_running, error = reason.units, ModelStartFailed(str(reason))
         except SystemdError as reason:
@@ -457,37 +470,63 @@ class Switcher:
         except Exception:
             log.exception("switch_crashed")
             error = InternalError("the switch failed; see the proxy's journal")
-        if run.target is not None and resident is None:
-            still_running |= self._stop_again(run.target.unit)
+        if run.target is not None and resident is None and not is_refused:
+            still_running |= self._stop_again(run.target.unit, error)
         self._record(run, resident, error, is_aborted)
         with self._lock:
-            actions = self._conclude(run, resident, error, still_running)
+            if is_refused:
+                actions = self._conclude_refused(run, error)
+            else:
+                actions = self._conclude(run, resident, error, still_running)
             self._begin(actions)
         os.close(run.abort_fd)
         self._perform(actions)
 
     def _switch(self, run: _Run) -> Resident | None:
-        targets = [run.target.unit] if run.target is not None else []
+        """Stops what must go and brings the target up.
+
+        Raises:
+            StartRefused: nothing was touched.
+            StopUnconfirmed, ProxyError, LoadAborted, SystemdError
+        """
+        if run.target is None:
+            self._stop_others(run)
+            return None
+        backend = self.backend(run.target.llama_url)
+        start = Start(self._systemd, run.target, backend, run.abort_fd)
+        start.check(self._systemd.show([run.target.unit])[run.target.unit], self._failures)
+        statuses = self._stop_others(run)
+        resident = start.bring_up(statuses[run.target.unit], run.health_timeout_s)
+        self._failures.note_success(run.target.unit)
+        return resident
+
+    def _stop_others(self, run: _Run) -> dict[str, UnitStatus]:
+        began = time.monotonic()
         leaving = [resident for unit, resident in self._residents.items() if unit in run.others]
         run.left = tuple(resident.model.id for resident in leaving)
         for resident in leaving:
             resident.backend.drop_idle()
+        targets = [run.target.unit] if run.target is not None else []
         statuses = stop_units(self._systemd, run.others, show=targets)
-        run.stop_s = time.monotonic() - run.began
-        if run.target is None:
-            return None
-        backend = self.backend(run.target.llama_url)
-        start = Start(self._systemd, run.target, backend, run.abort_fd)
-        return start.bring_up(statuses[run.target.unit], run.health_timeout_s)
+        run.stop_s = time.monotonic() - began
+        return statuses
 
-    def _stop_again(self, unit: str) -> frozenset[str]:
+    def _stop_again(self, unit: str, error: ProxyError | None) -> frozenset[str]:
         """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
         try:
-            stop_units(self._systemd, [unit])
-        except (StopUnconfirmed, SystemdError) as error:
-            log.error("stop_failed unit=%s reason=%r", unit, str(error))
+            status = stop_units(self._systemd, [unit])[unit]
+        except (StopUnconfirmed, SystemdError) as reason:
+            log.error("stop_failed unit=%s reason=%r", unit, str(reason))
             return frozenset([unit])
+        if error is not None:
+            self._failures.note_failure(unit, error, fingerprint(status), time.monotonic())
         return frozenset()
+
+    def _conclude_refused(self, run: _Run, error: ProxyError | None) -> list[Action]:
+        self._run = None
+        if run.target is not None and error is not None:
+            self._last_error[run.target.unit] = error.message
+        return self._scheduler.switch_refused(time.monotonic(), error)
 
     def _conclude(
         self, run: _Run, resident: Resident | None, error: ProxyError | None, still_running: frozenset[str]
@@ -523,9 +562,7 @@ class Switcher:
         reason = "nobody waits for it any more" if is_aborted else error.message if error is not None else None
         self._switches.append(SwitchRecord(time.time(), run.left, to, stop_ms, load_ms, reason))
         event = "switch_failed" if error is not None else "switch_aborted" if is_aborted else "switch"
-        words = (
-            f"{event} from={','.join(run.left) or '-'} to={to or '-'} stop_ms={stop_ms:.0f} load_ms={load_ms:.0f}"
-        )
+        words = f"{event} from={','.join(run.left) or '-'} to={to or '-'} stop_ms={stop_ms:.0f} load_ms={load_ms:.0f}"
         if error is not None:
             log.error("%s code=%s reason=%r", words, error.code, error.message)
         else:

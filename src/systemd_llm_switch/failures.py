@@ -1,0 +1,66 @@
+"""Starts that failed again and again: whether one more is worth stopping another model for.
+
+Pure: systemd's word on a unit and the clock (seconds, monotonic) are passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from systemd_llm_switch.errors import ModelStartFailed, ProxyError
+
+FAILURES_OF_A_LOOP = 3
+PAUSE_S = 30.0
+
+
+class Fingerprint(NamedTuple):
+    """What differs once somebody has worked on a unit: `reset-failed` clears the result, an edit changes the files."""
+
+    files: tuple[tuple[str, int], ...]  # path, time of change in ns
+    needs_daemon_reload: bool
+    active_state: str
+    result: str
+    invocation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    count: int
+    last_at: float
+    error: ProxyError
+    fingerprint: Fingerprint
+
+
+class Failures:
+    """Remembers each unit's failed starts in a row. Not thread-safe; one switch at a time uses it."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, _Series] = {}
+
+    def note_failure(self, unit: str, error: ProxyError, fingerprint: Fingerprint, now: float) -> None:
+        """One more start failed; `fingerprint` is of the unit after it was stopped again."""
+        before = self._series.get(unit)
+        count = before.count + 1 if before is not None else 1
+        self._series[unit] = _Series(count, now, error, fingerprint)
+
+    def note_success(self, unit: str) -> None:
+        """The unit came up."""
+        self._series.pop(unit, None)
+
+    def refusal(self, unit: str, fingerprint: Fingerprint, now: float) -> ProxyError | None:
+        """The error to give at once, instead of one more attempt; None where an attempt is worth it."""
+        series = self._series.get(unit)
+        if series is None or series.fingerprint != fingerprint:
+            self._series.pop(unit, None)
+            return None
+        left_s = series.last_at + PAUSE_S - now
+        if series.count < FAILURES_OF_A_LOOP or left_s <= 0:
+            return None
+        refusal = ModelStartFailed(
+            f"{series.error.message} It failed {series.count} times in a row and is not tried again for {left_s:.0f} s, "
+            f"unless its unit file changes or `systemctl --user reset-failed {unit}` is run.",
+            permanent=series.error.permanent,
+        )
+        refusal.retry_after_s = left_s
+        return refusal

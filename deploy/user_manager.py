@@ -221,9 +221,7 @@ def _cgroup_root() -> Path:
         _device, folder, kind, *_rest = line.split()
         if kind == "cgroup2":
             return Path(folder)
-    raise UserManagerError(
-        "no cgroup2 is mounted here, and systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`"
-    )
+    raise UserManagerError("no cgroup2 is mounted here, and systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`")
 
 
 def _start_ticks(pid: int) -> int:
@@ -243,11 +241,9 @@ def _own_variables(home: Path, config_home: Path | None, runtime_dir: Path) -> d
 
 
 def _spawn(home: Path, config_home: Path | None) -> UserManager:
-    runtime_dir = _claim_runtime_dir()
+    runtime_dir, cgroup = _claim_folders()
     # Only with exactly this path does the journal take the units for *user* units.
-    number = runtime_dir.name
-    cgroup = _cgroup_root() / f"user.slice/user-{number}.slice"
-    first_group = cgroup / f"user@{number}.service/init.scope"
+    first_group = cgroup / f"user@{runtime_dir.name}.service/init.scope"
     first_group.mkdir(parents=True)
     kept = {name: os.environ[name] for name in KEPT_FOR_UNITS if name in os.environ}
     enter_and_run = 'echo $$ >"$1/cgroup.procs" && exec "$2" --user'
@@ -263,12 +259,16 @@ def _spawn(home: Path, config_home: Path | None) -> UserManager:
     return manager
 
 
-def _claim_runtime_dir() -> Path:
+def _claim_folders() -> tuple[Path, Path]:
+    """The runtime folder, made, and the cgroup folder, not yet made, of a number that nobody uses."""
     for number in FREE_NUMBERS:
+        cgroup = _cgroup_root() / f"user.slice/user-{number}.slice"
+        if cgroup.exists():
+            continue
         folder = Path(f"/run/user/{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)
-            return folder
+            return folder, cgroup
     raise UserManagerError("too many private user managers: see `python3 deploy/user_manager.py list`")
 
 

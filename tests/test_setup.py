@@ -301,7 +301,6 @@ def test_demo_shows_it_at_work_and_leaves_nothing(
     assert [model["id"] for model in listed["data"]] == ["demo-chat", "demo-writer", "demo-embed"]
     assert visitor.config.read_text() == "models: {mine: mine.service}\n"
     assert not visitor.config.with_name("demo.yaml").exists()
-    assert UserManager.of_home(visitor.home) is None
     for port in ports.values():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
@@ -315,6 +314,7 @@ def _torn_down(visitor: Newcomer) -> Iterator[None]:
         yield
         ran = visitor.setup("--uninstall")
         assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert UserManager.of_home(visitor.home) is None
     finally:
         manager = UserManager.of_home(visitor.home)
         if manager:

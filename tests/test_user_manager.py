@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,8 +49,9 @@ def test_answers_as_soon_as_it_is_started(own_manager: UserManager) -> None:
 
 def test_its_journal_knows_the_units_as_a_users(own_manager: UserManager) -> None:
     unit = f"said-{os.getpid()}"
-    start_unit(own_manager, unit, "echo hello from the unit")
-    wait_for(lambda: "hello from the unit" in call(own_manager, "journalctl", "--user-unit", unit, "-o", "cat"))
+    start_unit(own_manager, unit, "echo hello from the unit; sleep 60")
+    for match in (f"--user-unit={unit}", f"_SYSTEMD_USER_UNIT={unit}.service"):
+        wait_for(lambda match=match: "hello from the unit" in call(own_manager, "journalctl", match, "-o", "cat"))
 
 
 def test_managers_run_side_by_side(own_manager: UserManager, tmp_path: Path) -> None:
@@ -149,9 +151,36 @@ def test_a_read_only_cgroup_tree_is_named(tmp_path: Path) -> None:
     assert "--privileged" in ran.stderr
 
 
-def test_a_machine_without_systemd_is_told_the_line_to_type(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_machine_without_systemd_is_told_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserManagerError, match="apt-get install --yes systemd"):
         UserManager.start(tmp_path / "home")
+
+
+BARE_MACHINE = """
+import json, os, subprocess, sys, pathlib
+sys.path.insert(0, sys.argv[1])
+import user_manager
+manager = user_manager.UserManager.start(pathlib.Path(sys.argv[2]))
+run = ("systemd-run", "--user", "--wait", "--quiet", "--unit=bare", "echo", "heard")
+subprocess.run(run, env=manager.env, check=True)
+read = ("journalctl", "--user-unit=bare", "-o", "cat")
+heard = subprocess.run(read, env=manager.env, capture_output=True, text=True).stdout
+journald = json.loads(pathlib.Path("/run/systemd-llm-switch/journald.json").read_text())["pid"]
+manager.stop()
+left = [str(path) for path in pathlib.Path("/run/systemd").glob("*") if path.name in ("system", "inaccessible")]
+print(json.dumps({"heard": heard, "journald": os.path.exists(f"/proc/{journald}/exe"), "left": left}))
+"""
+
+
+def test_brings_a_journal_where_there_is_none_and_takes_it_away(tmp_path: Path) -> None:
+    """On a machine of its own, as far as /run and /var/log go."""
+    enter = 'mount -t tmpfs none /run && mount -t tmpfs none /var/log && exec "$@"'
+    program = [sys.executable, "-c", BARE_MACHINE, str(ROOT / "deploy"), str(tmp_path)]
+    command = ["unshare", "--mount", "sh", "-c", enter, "sh", *program]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert "heard" in told["heard"]
+    assert told["journald"] is False
+    assert told["left"] == []

@@ -33,7 +33,8 @@ from systemd_llm_switch.hold import HoldFile
 from systemd_llm_switch.proxy import Proxy, Story, find_model
 from systemd_llm_switch.routes import FORWARDED
 from systemd_llm_switch.scheduler import State
-from systemd_llm_switch.switcher import ModelStatus, Switcher
+from systemd_llm_switch.status import ModelStatus
+from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)

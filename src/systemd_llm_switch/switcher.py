@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
@@ -31,16 +30,7 @@ from systemd_llm_switch.errors import (
 )
 from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.leases import Lease
-from systemd_llm_switch.loading import (
-    LoadAborted,
-    Resident,
-    Start,
-    StartRefused,
-    StopUnconfirmed,
-    fingerprint,
-    quote_journal,
-    stop_units,
-)
+from systemd_llm_switch.loading import LoadAborted, Resident, Start, quote_journal
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -54,6 +44,8 @@ from systemd_llm_switch.scheduler import (
     State,
     Switch,
 )
+from systemd_llm_switch.status import ModelStatus, SwitchRecord
+from systemd_llm_switch.switching import Outcome, SwitchRun, Target
 from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
 from systemd_llm_switch.waiting import Client, Signal
 
@@ -61,49 +53,6 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT_LIMIT = 128  # requests at the backends at once, over all models; each holds a thread
 _REMEMBERED_SWITCHES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """What /api/status tells of a model. `loaded_since` is seconds since the epoch."""
-
-    state: str
-    unit: str
-    in_flight: int
-    waiting: int
-    loaded_since: float | None
-    last_load_s: float | None
-    last_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchRecord:
-    """One switch between models. `at` is seconds since the epoch."""
-
-    at: float
-    left: tuple[str, ...]
-    to: str | None
-    stop_ms: float
-    load_ms: float
-    error: str | None
-
-    def as_json(self) -> dict[str, object]:
-        """As /api/status tells it."""
-        fields = {"at": self.at, "from": list(self.left), "to": self.to}
-        return fields | {"stop_ms": self.stop_ms, "load_ms": self.load_ms, "error": self.error}
-
-
-@dataclass(slots=True)
-class _Run:
-    """A switch that is being carried out. `abort_fd` becomes readable when its target is not wanted any more."""
-
-    target: Model | None
-    others: tuple[str, ...]  # every unit that must not run, whoever started it
-    health_timeout_s: float
-    abort_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-    began: float = field(default_factory=time.monotonic)
-    left: tuple[str, ...] = ()  # the ids of the models that were loaded before
-    stop_s: float = 0.0
 
 
 class Switcher:
@@ -120,7 +69,7 @@ class Switcher:
         self._leases: dict[int, Lease] = {}
         self._residents: dict[str, Resident] = {}
         self._backends: dict[str, Backend] = {}
-        self._run: _Run | None = None
+        self._run: SwitchRun | None = None
         self._stops: Counter[str] = Counter()
         self._failures = Failures()
         self._last_load_s: dict[str, float] = {}
@@ -397,20 +346,21 @@ class Switcher:
             elif isinstance(action, Switch):
                 self._run = self._prepare(action)
             elif isinstance(action, Abort) and self._run is not None:
-                os.eventfd_write(self._run.abort_fd, 1)
+                self._run.abort()
         deadline = self._scheduler.next_deadline()
         if deadline is not None and (self._timer_deadline is None or deadline < self._timer_deadline):
             self._timer_wakeup.notify_all()
 
-    def _prepare(self, switch: Switch) -> _Run:
+    def _prepare(self, switch: Switch) -> SwitchRun:
         models = {model.unit: model for model in self._config.models.values()}
-        if switch.target is None:
-            others = switch.evict
-        else:
+        others, target = list(switch.evict), None
+        if switch.target is not None:
+            model = models[switch.target]
+            target = Target(model, self.backend(model.llama_url), self._config.server.health_timeout)
             known = dict.fromkeys([*switch.evict, *models])
-            others = tuple(unit for unit in known if unit != switch.target and unit not in switch.keep)
-        target = models[switch.target] if switch.target is not None else None
-        return _Run(target, others, self._config.server.health_timeout)
+            others = [unit for unit in known if unit != switch.target and unit not in switch.keep]
+        leaving = [resident for unit, resident in self._residents.items() if unit in others]
+        return SwitchRun(self._systemd, self._failures, target, others, leaving)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """What follows from a decision, outside the lock."""
@@ -449,124 +399,59 @@ class Switcher:
             return copy.copy(action.cause)  # each thread raises one of its own
         return InternalError("the switch failed; see the proxy's journal")
 
-    def _carry_out(self, run: _Run) -> None:
+    def _carry_out(self, run: SwitchRun) -> None:
         """One switch, in a thread of its own, from the first systemctl to the scheduler's next decision."""
-        error: ProxyError | None = None
-        still_running: frozenset[str] = frozenset()
-        resident: Resident | None = None
-        is_aborted = is_refused = False
-        try:
-            resident = self._switch(run)
-        except LoadAborted:
-            is_aborted = True
-        except StartRefused as reason:
-            is_refused, error = True, reason.error
-        except StopUnconfirmed as reason:
-            still_running, error = reason.units, ModelStartFailed(str(reason))
-        except SystemdError as reason:
-            error = ModelStartFailed(str(reason))
-        except ProxyError as reason:
-            error = reason
-        except Exception:
-            log.exception("switch_crashed")
-            error = InternalError("the switch failed; see the proxy's journal")
-        if run.target is not None and resident is None and not is_refused:
-            still_running |= self._stop_again(run.target.unit, error)
-        self._record(run, resident, error, is_aborted)
+        outcome = run.carry_out()
+        self._record(run, outcome)
         with self._lock:
-            if is_refused:
-                actions = self._conclude_refused(run, error)
-            else:
-                actions = self._conclude(run, resident, error, still_running)
+            self._run = None
+            actions = self._conclude(run, outcome)
             self._begin(actions)
-        os.close(run.abort_fd)
+        run.close()
         self._perform(actions)
 
-    def _switch(self, run: _Run) -> Resident | None:
-        """Stops what must go and brings the target up.
-
-        Raises:
-            StartRefused: nothing was touched.
-            StopUnconfirmed, ProxyError, LoadAborted, SystemdError
-        """
-        if run.target is None:
-            self._stop_others(run)
-            return None
-        backend = self.backend(run.target.llama_url)
-        start = Start(self._systemd, run.target, backend, run.abort_fd)
-        start.check(self._systemd.show([run.target.unit])[run.target.unit], self._failures)
-        statuses = self._stop_others(run)
-        resident = start.bring_up(statuses[run.target.unit], run.health_timeout_s)
-        self._failures.note_success(run.target.unit)
-        return resident
-
-    def _stop_others(self, run: _Run) -> dict[str, UnitStatus]:
-        began = time.monotonic()
-        leaving = [resident for unit, resident in self._residents.items() if unit in run.others]
-        run.left = tuple(resident.model.id for resident in leaving)
-        for resident in leaving:
-            resident.backend.drop_idle()
-        targets = [run.target.unit] if run.target is not None else []
-        statuses = stop_units(self._systemd, run.others, show=targets)
-        run.stop_s = time.monotonic() - began
-        return statuses
-
-    def _stop_again(self, unit: str, error: ProxyError | None) -> frozenset[str]:
-        """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
-        try:
-            status = stop_units(self._systemd, [unit])[unit]
-        except (StopUnconfirmed, SystemdError) as reason:
-            log.error("stop_failed unit=%s reason=%r", unit, str(reason))
-            return frozenset([unit])
-        if error is not None:
-            self._failures.note_failure(unit, error, fingerprint(status), time.monotonic())
-        return frozenset()
-
-    def _conclude_refused(self, run: _Run, error: ProxyError | None) -> list[Action]:
-        self._run = None
-        if run.target is not None and error is not None:
-            self._last_error[run.target.unit] = error.message
-        return self._scheduler.switch_refused(time.monotonic(), error)
-
-    def _conclude(
-        self, run: _Run, resident: Resident | None, error: ProxyError | None, still_running: frozenset[str]
-    ) -> list[Action]:
+    def _conclude(self, run: SwitchRun, outcome: Outcome) -> list[Action]:
+        """Takes in what is loaded now; the scheduler's answer to it."""
         now = time.monotonic()
-        self._run = None
-        for unit in run.others:
-            if unit not in still_running:
-                self._residents.pop(unit, None)
-                self._stops[unit] += 1
-            elif error is not None:
-                self._last_error[unit] = error.message
-        if resident is not None:
-            unit = resident.model.unit
-            self._residents[unit] = resident
-            self._last_load_s[unit] = round(resident.ready - run.began - run.stop_s, 3)
-            self._last_error.pop(unit, None)
-        elif run.target is not None:
-            self._stops[run.target.unit] += 1
-            if error is not None:
-                self._last_error[run.target.unit] = error.message
-        if error is not None:
-            out_of_memory = isinstance(error, ModelStartFailed) and error.out_of_memory
-            return self._scheduler.switch_failed(now, error, still_running, out_of_memory)
-        if run.target is not None and resident is None:
-            return self._scheduler.switch_aborted(now, still_running)
+        if outcome.is_refused:
+            return self._scheduler.switch_refused(now, outcome.error)
+        stopped = set(run.others) - outcome.still_running
+        if run.target is not None and outcome.resident is None:
+            stopped.add(run.target.model.unit)
+        for unit in stopped:
+            self._residents.pop(unit, None)
+            self._stops[unit] += 1
+        if outcome.resident is not None:
+            self._residents[outcome.resident.model.unit] = outcome.resident
+        if outcome.error is not None:
+            return self._scheduler.switch_failed(now, outcome.error, outcome.still_running, outcome.is_out_of_memory)
+        if outcome.is_aborted:
+            return self._scheduler.switch_aborted(now, outcome.still_running)
         return self._scheduler.switch_done(now, now - run.began)
 
-    def _record(self, run: _Run, resident: Resident | None, error: ProxyError | None, is_aborted: bool) -> None:
-        stop_ms = round(run.stop_s * 1000, 1)
-        load_ms = round((time.monotonic() - run.began) * 1000 - stop_ms, 1) if run.target is not None else 0.0
-        to = run.target.id if run.target is not None else None
-        reason = "nobody waits for it any more" if is_aborted else error.message if error is not None else None
-        self._switches.append(SwitchRecord(time.time(), run.left, to, stop_ms, load_ms, reason))
-        event = "switch_failed" if error is not None else "switch_aborted" if is_aborted else "switch"
-        words = f"{event} from={','.join(run.left) or '-'} to={to or '-'} stop_ms={stop_ms:.0f} load_ms={load_ms:.0f}"
-        if error is not None:
-            log.error("%s code=%s reason=%r", words, error.code, error.message)
+    def _record(self, run: SwitchRun, outcome: Outcome) -> None:
+        model = run.target.model if run.target is not None else None
+        error = outcome.error.message if outcome.error is not None else None
+        if model is not None and error is not None:
+            self._last_error[model.unit] = error
+        elif model is not None and outcome.resident is not None:
+            self._last_load_s[model.unit] = round(outcome.load_s, 3)
+            self._last_error.pop(model.unit, None)
+        for unit in outcome.still_running:
+            self._last_error[unit] = error or "it did not stop"
+        record = SwitchRecord(
+            at=time.time(),
+            left=run.left,
+            to=model.id if model is not None else None,
+            stop_ms=round(outcome.stop_s * 1000, 1),
+            load_ms=round(outcome.load_s * 1000, 1),
+            error="nobody waits for it any more" if outcome.is_aborted else error,
+        )
+        self._switches.append(record)
+        if outcome.error is not None:
+            log.error("switch_failed %s code=%s reason=%r", record.as_words(), outcome.error.code, error)
         else:
-            log.info("%s", words)
+            log.info("%s %s", "switch_aborted" if outcome.is_aborted else "switch", record.as_words())
 
     def _keep_time(self) -> None:
         """The timer's thread: tells the scheduler when one of its deadlines has come."""

@@ -1,0 +1,42 @@
+"""What is told of the models and of past switches: records, and their form in /api/status. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model. `state` is the scheduler's word in lower case, `loaded_since` seconds since the epoch."""
+
+    state: str
+    unit: str
+    in_flight: int
+    waiting: int
+    loaded_since: float | None
+    last_load_s: float | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRecord:
+    """One switch between models. `at` is seconds since the epoch."""
+
+    at: float
+    left: tuple[str, ...]
+    to: str | None
+    stop_ms: float
+    load_ms: float
+    error: str | None
+
+    def as_json(self) -> dict[str, object]:
+        """As /api/status tells it."""
+        fields = {"at": self.at, "from": list(self.left), "to": self.to}
+        return fields | {"stop_ms": self.stop_ms, "load_ms": self.load_ms, "error": self.error}
+
+    def as_words(self) -> str:
+        """As the journal tells it."""
+        return (
+            f"from={','.join(self.left) or '-'} to={self.to or '-'} "
+            f"stop_ms={self.stop_ms:.0f} load_ms={self.load_ms:.0f}"
+        )

@@ -1,0 +1,144 @@
+"""One switch, carried out: stop what must go, bring the target up, and say how it went.
+
+Blocks; runs in a thread of its own. Decides nothing and holds no lock: what follows from the outcome is the
+switcher's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from systemd_llm_switch.backend import Backend
+from systemd_llm_switch.config import Model
+from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyError
+from systemd_llm_switch.failures import Failures
+from systemd_llm_switch.loading import (
+    LoadAborted,
+    Resident,
+    Start,
+    StartRefused,
+    StopUnconfirmed,
+    fingerprint,
+    stop_units,
+)
+from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model to bring up, and for how long to wait for it."""
+
+    model: Model
+    backend: Backend
+    health_timeout_s: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a switch went. Without an error, `resident` is the target, or None when there was none or it was aborted."""
+
+    resident: Resident | None = None
+    error: ProxyError | None = None
+    still_running: frozenset[str] = frozenset()  # units whose stop was not confirmed
+    is_aborted: bool = False
+    is_refused: bool = False  # the target cannot be started, and nothing was stopped
+    stop_s: float = 0.0
+    load_s: float = 0.0
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        return isinstance(self.error, ModelStartFailed) and self.error.out_of_memory
+
+
+class SwitchRun:
+    """A switch under way. `abort` may be called from any thread until `close`."""
+
+    def __init__(
+        self,
+        systemd: Systemd,
+        failures: Failures,
+        target: Target | None,
+        others: Sequence[str],
+        leaving: Sequence[Resident],
+    ) -> None:
+        self.target = target
+        self.others = others  # every unit that must not run, whoever started it
+        self.left = tuple(resident.model.id for resident in leaving)
+        self.began = time.monotonic()
+        self._leaving = leaving
+        self._systemd = systemd
+        self._failures = failures
+        self._abort_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def abort(self) -> None:
+        """The target is not wanted any more."""
+        os.eventfd_write(self._abort_fd, 1)
+
+    def close(self) -> None:
+        os.close(self._abort_fd)
+
+    def carry_out(self) -> Outcome:
+        """Does it all. Never raises."""
+        outcome = Outcome()
+        try:
+            self._switch(outcome)
+        except LoadAborted:
+            outcome.is_aborted = True
+        except StartRefused as reason:
+            outcome.is_refused, outcome.error = True, reason.error
+        except StopUnconfirmed as reason:
+            outcome.still_running, outcome.error = reason.units, ModelStartFailed(str(reason))
+        except SystemdError as reason:
+            outcome.error = ModelStartFailed(str(reason))
+        except ProxyError as reason:
+            outcome.error = reason
+        except Exception:
+            log.exception("switch_crashed")
+            outcome.error = InternalError("the switch failed; see the proxy's journal")
+        if self.target is not None:
+            if outcome.resident is None and not outcome.is_refused:
+                outcome.still_running |= self._stop_again(self.target.model.unit, outcome.error)
+            outcome.load_s = time.monotonic() - self.began - outcome.stop_s
+        return outcome
+
+    def _switch(self, outcome: Outcome) -> None:
+        """
+        Raises:
+            StartRefused: nothing was touched.
+            StopUnconfirmed, ProxyError, LoadAborted, SystemdError
+        """
+        if self.target is None:
+            self._stop_others(outcome)
+            return
+        model = self.target.model
+        start = Start(self._systemd, model, self.target.backend, self._abort_fd)
+        start.check(self._systemd.show([model.unit])[model.unit], self._failures)
+        statuses = self._stop_others(outcome)
+        outcome.resident = start.bring_up(statuses[model.unit], self.target.health_timeout_s)
+        self._failures.note_success(model.unit)
+
+    def _stop_others(self, outcome: Outcome) -> dict[str, UnitStatus]:
+        began = time.monotonic()
+        for resident in self._leaving:
+            resident.backend.drop_idle()
+        targets = [self.target.model.unit] if self.target is not None else []
+        statuses = stop_units(self._systemd, self.others, show=targets)
+        outcome.stop_s = time.monotonic() - began
+        return statuses
+
+    def _stop_again(self, unit: str, error: ProxyError | None) -> frozenset[str]:
+        """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
+        try:
+            status = stop_units(self._systemd, [unit])[unit]
+        except (StopUnconfirmed, SystemdError) as reason:
+            log.error("stop_failed unit=%s reason=%r", unit, str(reason))
+            return frozenset([unit])
+        if error is not None:
+            self._failures.note_failure(unit, error, fingerprint(status), time.monotonic())
+        return frozenset()

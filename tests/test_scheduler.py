@@ -367,6 +367,16 @@ class TestQueue:
         assert scheduler.in_flight("a") == 2
         assert scheduler.finish(1, 2.0) == [Grant(3)]
 
+    def test_who_waits_for_a_thread_counts_as_work_of_its_unit(self) -> None:
+        specs = [*ABC, Spec("cpu", "cpu", 0.0)]
+        scheduler = ready("a", "cpu", policy=Policy(in_flight_limit=1), specs=specs)
+        scheduler.submit(1, "a", 20.0)
+        scheduler.submit(2, "cpu", 20.0)
+        scheduler.submit(3, "b", 20.5)
+        scheduler.submit(4, "a", 21.0)
+        assert scheduler.finish(1, 22.0) == [Grant(2)]  # and a, with ticket 4, keeps its right of way
+        assert scheduler.finish(2, 23.0) == [Grant(4)]
+
     def test_what_a_lost_unit_left_running_still_holds_threads(self) -> None:
         scheduler = ready("a", policy=Policy(in_flight_limit=1))
         scheduler.submit(1, "a", 1.0)
@@ -447,9 +457,7 @@ class TestFailures:
     def test_a_unit_that_did_not_stop_stays_resident_and_serves_nobody(self) -> None:
         scheduler = ready("a")
         scheduler.submit(1, "b", 1.0)
-        assert scheduler.switch_failed(2.0, "stuck", frozenset("a")) == [
-            Reject(1, Reason.START_FAILED, cause="stuck")
-        ]
+        assert scheduler.switch_failed(2.0, "stuck", frozenset("a")) == [Reject(1, Reason.START_FAILED, cause="stuck")]
         assert scheduler.residents == {"a"}
         assert scheduler.state("a") is State.STOPPING
         assert scheduler.submit(2, "a", 3.0) == [alone(None, "a")]
@@ -512,16 +520,12 @@ class TestOutOfMemory:
     def test_but_only_once(self) -> None:
         scheduler = self.beside()
         scheduler.switch_failed(2.0, "oom", out_of_memory=True)
-        assert scheduler.switch_failed(3.0, "oom", out_of_memory=True) == [
-            Reject(1, Reason.START_FAILED, cause="oom")
-        ]
+        assert scheduler.switch_failed(3.0, "oom", out_of_memory=True) == [Reject(1, Reason.START_FAILED, cause="oom")]
 
     def test_alone_from_the_start_it_is_a_failure(self) -> None:
         scheduler = Scheduler(Policy(vram_gib=24.0), on_ports(a=8.0))
         scheduler.submit(1, "a", 0.0)
-        assert scheduler.switch_failed(2.0, "oom", out_of_memory=True) == [
-            Reject(1, Reason.START_FAILED, cause="oom")
-        ]
+        assert scheduler.switch_failed(2.0, "oom", out_of_memory=True) == [Reject(1, Reason.START_FAILED, cause="oom")]
 
     def test_the_others_keep_their_right_of_way(self) -> None:
         scheduler = self.beside()
@@ -587,6 +591,7 @@ class TestPlacement:
         assert self.evictions(Spec("t", "t", 1.0), self.resident("a", None)) == ("a",)
 
     def test_a_share_beyond_the_card_is_the_whole_card(self) -> None:
+        assert fit_together([Spec("t", "t", 99.0), Spec("cpu", "cpu", 0.0)], 24.0)
         assert self.evictions(Spec("t", "t", 99.0), self.resident("a", 8.0)) == ("a",)
 
     def test_a_unit_on_the_cpu_neither_takes_nor_gives_room(self) -> None:
@@ -622,6 +627,21 @@ class TestCoexistence:
         scheduler = ready("a", "b", policy=Policy(vram_gib=24.0), specs=on_ports(a=8.0, b=8.0, c=16.0))
         assert scheduler.submit(1, "c", 1.0) == [Switch("c", ("a",), frozenset("b"))]
 
+    def test_the_least_recently_used_makes_room(self) -> None:
+        scheduler = ready("a", "b", policy=Policy(vram_gib=16.0), specs=on_ports(a=8.0, b=8.0, c=8.0))
+        scheduler.lost("a", 1.0)
+        scheduler.adopt("a", 2.0)
+        scheduler.submit(1, "b", 3.0)
+        scheduler.finish(1, 4.0)
+        assert scheduler.submit(2, "c", 5.0) == [Switch("c", ("a",), frozenset("b"))]
+
+    def test_an_idle_one_makes_room_before_a_busy_one_that_was_loaded_earlier(self) -> None:
+        scheduler = ready("a", "b", policy=Policy(vram_gib=16.0), specs=on_ports(a=8.0, b=8.0, c=8.0))
+        scheduler.lost("b", 1.0)
+        scheduler.adopt("b", 2.0)
+        scheduler.submit(1, "a", 3.0)
+        assert scheduler.submit(2, "c", 50.0) == [Switch("c", ("b",), frozenset("a"))]
+
     def test_who_stays_serves_during_the_switch(self) -> None:
         scheduler = ready("a", "b", policy=Policy(vram_gib=24.0), specs=on_ports(a=8.0, b=8.0, c=16.0))
         scheduler.submit(1, "c", 1.0)
@@ -644,6 +664,26 @@ class TestCoexistence:
         scheduler.submit(2, "b", 1.0)
         assert scheduler.submit(3, "big", 2.0) == []  # needs the place of a or b, and the free one
         assert scheduler.submit(4, "c", 3.0) == []  # would fit now, and hold big off
+
+    def test_nor_does_anybody_drain_for_it(self) -> None:
+        apart = on_ports(a=8.0, b=8.0, e=8.0, big=16.0)
+        beside_e = Spec("c", "http://127.0.0.1:e", 16.0)
+        scheduler = ready("a", "b", "e", policy=Policy(vram_gib=24.0), specs=[*apart, beside_e])
+        for ticket, unit in enumerate(("a", "b", "e", "big", "c")):
+            scheduler.submit(ticket, unit, 20.0)
+        scheduler.tick(24.0)
+        assert [scheduler.state(unit) for unit in "abe"] == [State.DRAINING, State.DRAINING, State.READY]
+
+    def test_nobody_drains_for_who_waits_for_a_unit_that_only_starts(self) -> None:
+        specs = on_ports(a=8.0, b=16.0, all=24.0)
+        scheduler = ready("a", policy=Policy(vram_gib=24.0), specs=specs)
+        scheduler.submit(1, "a", 20.0)
+        scheduler.submit(2, "b", 20.0)
+        scheduler.submit(3, "all", 21.0)
+        scheduler.submit(4, "b", 22.0)
+        scheduler.finish(2, 23.0)
+        scheduler.tick(40.0)
+        assert scheduler.state("a") is State.READY
 
     def test_two_queues_that_do_not_meet_drain_side_by_side(self) -> None:
         specs = [Spec("a", "gpu"), Spec("b", "gpu"), Spec("c", "cpu", 0.0), Spec("d", "cpu", 0.0)]
@@ -701,6 +741,13 @@ class TestIdleUnload:
     def test_a_running_request_is_use(self) -> None:
         scheduler = ready("a", specs=self.SPECS)
         scheduler.submit(1, "a", 10.0)
+        assert run_until(scheduler, 500.0) == []
+
+    def test_so_is_one_that_waits_for_a_thread(self) -> None:
+        specs = [*self.SPECS, Spec("cpu", "cpu", 0.0)]
+        scheduler = ready("a", "cpu", policy=Policy(in_flight_limit=1), specs=specs)
+        scheduler.submit(1, "cpu", 10.0)
+        scheduler.submit(2, "a", 10.0)
         assert run_until(scheduler, 500.0) == []
 
     def test_without_a_ttl_a_unit_stays(self) -> None:

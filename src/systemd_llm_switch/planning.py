@@ -47,7 +47,7 @@ class Planner:
         older: set[Unit] = set()
         for unit in waiting:
             if unit not in self.present:
-                placement = self._place(unit, older, draining, placements)
+                placement = self._place(unit, older, placements)
                 placements.append(placement)
                 if placement.due <= self.now and not placement.is_blocked:
                     draining.update(placement.victims)
@@ -58,10 +58,8 @@ class Planner:
         """What a switch to the unit costs: as measured, else as the others do."""
         return self.typical_cost_s if unit.cost_s is None else unit.cost_s
 
-    def _place(self, unit: Unit, older: set[Unit], draining: set[Unit], before: Sequence[Placement]) -> Placement:
-        takeable_at = {
-            it.name: self.now if it in draining else self.takeable_at(it, unit, older) for it in self.present
-        }
+    def _place(self, unit: Unit, older: set[Unit], before: Sequence[Placement]) -> Placement:
+        takeable_at = {it.name: self.takeable_at(it, unit, older) for it in self.present}
         seen = [
             Resident(it.loaded, takeable_at[it.name], it.is_busy, it.used_at)
             for it in self.present

@@ -332,9 +332,10 @@ def main() -> None:
     seeds = range(args.seed, args.seed + args.rounds)
     disciplines = VARIANTS if args.tried else RIVALS
     print_table("A switch costs 30 s", disciplines, lambda unit: 30.0, seeds)
-    print_table("A switch costs 5 s", disciplines, lambda unit: 5.0, seeds)
     if args.tried:
         print_table("A switch costs 3, 10, 30 or 60 s, depending on the model", disciplines, mixed_cost_s, seeds)
+    else:
+        print_table("A switch costs 5 s", disciplines, lambda unit: 5.0, seeds)
 
 
 if __name__ == "__main__":

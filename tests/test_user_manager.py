@@ -162,12 +162,14 @@ import json, os, subprocess, sys, pathlib
 sys.path.insert(0, sys.argv[1])
 import user_manager
 manager = user_manager.UserManager.start(pathlib.Path(sys.argv[2]))
-run = ("systemd-run", "--user", "--wait", "--quiet", "--unit=bare", "echo", "heard")
-subprocess.run(run, env=manager.env, check=True)
-read = ("journalctl", "--user-unit=bare", "-o", "cat")
-heard = subprocess.run(read, env=manager.env, capture_output=True, text=True).stdout
-journald = json.loads(pathlib.Path("/run/systemd-llm-switch/journald.json").read_text())["pid"]
-manager.stop()
+try:
+    run = ("systemd-run", "--user", "--wait", "--quiet", "--unit=bare", "echo", "heard")
+    subprocess.run(run, env=manager.env, check=True)
+    read = ("journalctl", "--user-unit=bare", "-o", "cat")
+    heard = subprocess.run(read, env=manager.env, capture_output=True, text=True).stdout
+    journald = json.loads(pathlib.Path("/run/systemd-llm-switch/journald.json").read_text())["pid"]
+finally:
+    manager.stop()
 left = [str(path) for path in pathlib.Path("/run/systemd").glob("*") if path.name in ("system", "inaccessible")]
 print(json.dumps({"heard": heard, "journald": os.path.exists(f"/proc/{journald}/exe"), "left": left}))
 """

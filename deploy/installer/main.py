@@ -114,9 +114,7 @@ def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *
     ledger.llama_server, ledger.models_dir = server, str(llama_server.absolute(models, places))
 
 
-def _install(
-    machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd
-) -> None:
+def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> None:
     console.heading("Models and units")
     if not machine.models_dir.is_dir():
         console.note(f"{places.short(machine.models_dir)} does not exist yet")

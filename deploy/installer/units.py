@@ -115,9 +115,7 @@ def quote(word: Path | str, *, is_program: bool = False, is_variable: bool = Fal
     if any(ord(letter) < 32 for letter in text):
         raise SetupError(f"a path with a line break or another control character cannot go into a unit: {text!r}")
     if is_program and re.search("[\"'\\\\]", text):
-        raise SetupError(
-            f"systemd runs no program whose path holds a quote or a backslash: {text}; move it elsewhere"
-        )
+        raise SetupError(f"systemd runs no program whose path holds a quote or a backslash: {text}; move it elsewhere")
     text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     if not (is_program or is_variable):
         text = text.replace("$", "$$")

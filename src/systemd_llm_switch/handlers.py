@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any, ClassVar
+from urllib.parse import quote, unquote
 
 import web
 
@@ -25,7 +26,6 @@ from systemd_llm_switch.errors import (
     MethodNotAllowed,
     MissingModel,
     ProxyError,
-    RequestTooLarge,
     UnknownUrl,
 )
 from systemd_llm_switch.forwarding import Answer
@@ -91,30 +91,8 @@ class _Handler:
         return str(web.ctx.env.get("CONTENT_TYPE") or protocol.JSON_TYPE[1])
 
     def read_body(self) -> bytes:
-        """The whole body, bounded before it is read.
-
-        Raises:
-            RequestTooLarge, InvalidRequest, ClientGone
-        """
-        limit_mb = self.services.live.current().server.max_body_mb
-        limit = int(limit_mb * 1_000_000)
-        source = web.ctx.env["wsgi.input"]
-        if web.ctx.env.get("wsgi.input_terminated"):
-            try:
-                body: bytes = source.read(limit + 1)
-            except ValueError as error:
-                raise InvalidRequest(f"malformed chunked body: {error}") from error
-            except OSError as error:
-                raise RequestTooLarge(limit_mb) from error
-            if len(body) > limit:
-                raise RequestTooLarge(limit_mb)
-            return body
-        length = int(web.ctx.env.get("CONTENT_LENGTH") or 0)
-        if length > limit:
-            raise RequestTooLarge(limit_mb)
-        body = source.read(length) if length > 0 else b""
-        if len(body) < length:
-            raise ClientGone("the client closed its connection before its request was complete")
+        """The whole body; the server has read and bounded it."""
+        body: bytes = web.ctx.env["wsgi.input"].read()
         return body
 
     def read_object(self) -> protocol.Json:
@@ -153,8 +131,10 @@ class Upstream(_Handler):
         return self.pass_through("POST", name_and_path, self.read_body())
 
     def pass_through(self, method: str, name_and_path: str, body: bytes) -> bytes:
-        path = name_and_path + web.ctx.query
-        return _write(self.services.proxy.pass_through(method, path, body, self.content_type, self.client))
+        proxy = self.services.proxy
+        return _write(
+            proxy.pass_through(method, unquote(name_and_path), web.ctx.query, body, self.content_type, self.client)
+        )
 
 
 class Models(_Handler):
@@ -182,7 +162,7 @@ class OneModel(Models):
     """One configured model, by id or alias."""
 
     def GET(self, name: str) -> bytes:  # type: ignore[override]
-        model = find_model(self.services.live.current(), name)
+        model = find_model(self.services.live.current(), unquote(name))  # the server leaves %2F as it is
         return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
 
 
@@ -324,13 +304,13 @@ class _Application(web.application):  # type: ignore[misc]
         except web.HTTPError:
             return self._refuse(_translate_refusal())
         except Exception:
-            log.exception("route_crashed path=%s", web.ctx.path)
+            log.exception("route_crashed path=%s", quote(web.ctx.path))
             return _refuse(InternalError("the proxy failed; its journal has the reason"))
 
     @staticmethod
     def _refuse(error: ProxyError) -> bytes:
         level = logging.WARNING if error.status < 500 else logging.ERROR
-        log.log(level, "refused path=%s status=%d reason=%r", web.ctx.path, error.status, error.message)
+        log.log(level, "refused path=%s status=%d reason=%r", quote(web.ctx.path), error.status, error.message)
         return _refuse(error)
 
 

@@ -101,7 +101,8 @@ def parse_object(raw: bytes) -> Json:
         InvalidJson, InvalidRequest
     """
     try:
-        body = json.loads(raw, parse_constant=_reject_constant)
+        # Decoded here: of bytes, Python would take UTF-16 and UTF-32 too, which no backend reads.
+        body = json.loads(raw.decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
         raise InvalidJson(f"the request body is no valid JSON: {detail}") from error

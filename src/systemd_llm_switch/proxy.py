@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.backend import BackendDeadline, BackendLost
@@ -79,7 +80,7 @@ class Proxy:
         return Story(self._tell(record, raw, content_type, client), record)
 
     def pass_through(
-        self, method: str, name_and_path: str, raw: bytes, content_type: str, client: Client
+        self, method: str, name_and_path: str, query: str, raw: bytes, content_type: str, client: Client
     ) -> Answer:
         """One request to a loaded model's backend, as it is: `/props`, `/slots`, `/metrics` and the like. Neither
         loads the model nor keeps it loaded.
@@ -94,7 +95,7 @@ class Proxy:
         model = config.names[name]
         backend = self._switcher.loaded_backend(model)
         deadline = time.monotonic() + config.server.request_timeout
-        path = name_and_path[len(name) :] or "/"
+        path = (quote(name_and_path[len(name) :]) or "/") + query
         try:
             for exchange in backend.send(method, path, raw, content_type, client, deadline):
                 with contextlib.closing(exchange):

@@ -77,8 +77,7 @@ class Scheduler:
             return [Reject(ticket, Reason.UNKNOWN_UNIT)]
         if self._hold_until is not None:
             return [self._reject_on_hold(ticket, now)]
-        if not wanted.running and not wanted.waiting:
-            wanted.note_request(now)
+        wanted.note_request(now)
         is_open = wanted.state is State.READY and not wanted.is_stale
         if is_open and len(self._running) < self._policy.in_flight_limit:
             return [self._grant(ticket, wanted)]

@@ -7,10 +7,12 @@ requests may wait and run, and a reserve that keeps /health and /v1/models answe
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from cheroot import server as cheroot_server
@@ -19,38 +21,116 @@ from cheroot import wsgi
 from systemd_llm_switch.errors import InvalidRequest, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
 from systemd_llm_switch.notify import notify, watchdog_interval_s
+from systemd_llm_switch.reading import (
+    HEAD_TIMEOUT_S,
+    Malformed,
+    RequestReader,
+    SlowReads,
+    TooLarge,
+    TooSlow,
+    Truncated,
+    read_body,
+    read_chunked,
+)
 
 log = logging.getLogger(__name__)
 
-RESERVE_THREADS = 16
+RESERVE_THREADS = 48
 _BACKLOG = 512
 _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
+_LINGER_S = 2.0
+_LINGER_BYTES = 1 << 20
+# Of the threads, so many may wait for slow senders.
+_SLOW_READS = 32
 # Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
 SHUTDOWN_TIMEOUT_S = 25
 
 
 class _Request(cheroot_server.HTTPRequest):
-    """cheroot's own refusals, in OpenAI's shape."""
+    """One request: read as a whole before it is served, refused in OpenAI's shape."""
+
+    body = b""
+
+    def parse_request(self) -> None:
+        """Reads the request line and headers, bounded."""
+        reader = self.conn.rfile
+        if reader.has_whole_head():
+            super().parse_request()
+            return
+        try:
+            with self.server.slow_reads.patience(reader, HEAD_TIMEOUT_S):
+                super().parse_request()
+        except TooSlow:
+            self.simple_response("408 Request Timeout")
+
+    def respond(self) -> None:
+        """Reads the body, bounded, and serves."""
+        self.rfile = None  # nothing is left to read for cheroot
+        try:
+            self.body = self._read_body()
+        except TooLarge:
+            self.simple_response("413 Request Entity Too Large")
+        except TooSlow:
+            self.simple_response("408 Request Timeout")
+        except Malformed as error:
+            self.simple_response("400 Bad Request", f"malformed chunked body: {error}")
+        except Truncated:
+            self.close_connection = True
+        else:
+            self.server.gateway(self).respond()
+            self.ensure_headers_sent()
+            if self.chunked_write:
+                self.conn.wfile.write(b"0\r\n\r\n")
+
+    def _read_body(self) -> bytes:
+        server, reader = self.server, self.conn.rfile
+        if self.chunked_read:
+            return read_chunked(reader, server.max_request_body_size, server.slow_reads)
+        length = int(self.inheaders.get(b"Content-Length", 0))
+        return read_body(reader, length, server.slow_reads) if length else b""
+
+    def read_request_headers(self) -> bool:
+        """As cheroot does, with a stricter idea of a length: digits only (RFC 9110, 8.6)."""
+        understood: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
+        if understood and not self.inheaders.get(b"Content-Length", b"0").isdigit():
+            self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
+            return False
+        return understood
 
     def simple_response(self, status: str, msg: str = "") -> None:
         code = int(str(status)[:3])
         error = self._error(code, msg or str(status)[4:])
         body = json.dumps(error.body()).encode()
         self.close_connection = True
+        self.sent_headers = True
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
         head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         log.warning("request_refused status=%d reason=%r", code, error.message)
         try:
             self.conn.wfile.write(head.encode("latin-1") + body)
+            self._let_it_arrive()
         except OSError:
             return  # the client did not wait for it
 
+    def _let_it_arrive(self) -> None:
+        """Takes in what the client still sends: closed with bytes unread, the connection would be reset, and the
+        client would see that instead of the answer."""
+        sock = self.conn.socket
+        sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _LINGER_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            if not sock.recv(_LINGER_BYTES):
+                return
+
     def _error(self, code: int, message: str) -> ProxyError:
-        if code == 413 and self.server.max_request_body_size and "entity" in message:
-            return RequestTooLarge(self.server.max_request_body_size / 1_000_000)
+        if code == 413:
+            limit = self.server.max_request_body_size
+            is_head = "headers" in message
+            return InvalidRequest("the request's headers are too long") if is_head else RequestTooLarge(limit / 1e6)
         if code == 408:
             return RequestTimeout("the request came too slowly")
         return InvalidRequest(message)
@@ -59,11 +139,16 @@ class _Request(cheroot_server.HTTPRequest):
 class _Connection(cheroot_server.HTTPConnection):
     RequestHandlerClass = _Request
 
+    def __init__(self, server: Server, sock: socket.socket, makefile: object = None) -> None:
+        super().__init__(server, sock)
+        self.rfile = RequestReader(sock)
+
 
 class _Gateway(wsgi.Gateway_10):
     def get_environ(self) -> dict[str, object]:  # type: ignore[override]
         environ: dict[str, object] = super().get_environ()  # type: ignore[no-untyped-call]
         environ[CLIENT_FD] = self.req.conn.socket.fileno()
+        environ["wsgi.input"] = io.BytesIO(self.req.body)
         return environ
 
 
@@ -91,6 +176,7 @@ class Server(wsgi.Server):
         )
         self.gateway = _Gateway
         self._max_body_bytes = max_body_bytes
+        self.slow_reads = SlowReads(_SLOW_READS)
 
     @property
     def max_request_body_size(self) -> int:  # type: ignore[override]

@@ -69,7 +69,7 @@ class Unit:
         return self.used_at + PATIENCE_S if is_worth_it else -math.inf
 
     def note_request(self, now: float) -> None:
-        """Learn from a request to the idle unit how soon its requests come, loaded or not."""
+        """Learn how soon requests for it follow on its last reply; it need not be loaded for that."""
         is_soon = now <= self.used_at + PATIENCE_S
         self.returns += RETURNS_SMOOTHING * (is_soon - self.returns)
 

@@ -1,0 +1,193 @@
+"""Reading a request from its connection: bounded in size, in time, and in how many may be slow at once.
+
+A request that has arrived as a whole is read at once. One that has not holds a thread while it trickles in, so only a
+part of the threads may do that, and only for so long: a slow sender cannot hold them all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import select
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# A request line and headers; a body at a hundred kilobytes a second, and then some.
+HEAD_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 30.0
+SLOWEST_BYTES_A_S = 100_000
+_BUFFER_BYTES = 64 * 1024
+_MAX_LINE_BYTES = 8192
+
+
+class TooSlow(OSError):
+    """The request did not come in time, or too many slow ones are being read already."""
+
+
+class TooLarge(Exception):
+    """The body is larger than allowed."""
+
+
+class Malformed(Exception):
+    """The body is not what its headers say."""
+
+
+class Truncated(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class _Source(io.RawIOBase):
+    """A socket's reading side, whose reads can be made not to wait, or to end together at a deadline."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._idle_timeout_s = sock.gettimeout()
+        self._deadline: float | None = None
+        self.may_wait = True
+
+    def allow(self, seconds: float | None) -> None:
+        """Sets the deadline, in seconds from now; None: each read waits as long as the socket does."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        if seconds is None:
+            self._sock.settimeout(self._idle_timeout_s)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if not self.may_wait and not self._poll.poll(0):
+            return None
+        if self._deadline is not None:
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
+                raise TooSlow("timed out")
+            self._sock.settimeout(left_s)
+        try:
+            return self._sock.recv_into(buffer)
+        except TimeoutError as error:
+            raise TooSlow("timed out") from error
+
+
+class RequestReader(io.BufferedReader):
+    """What cheroot reads a connection's requests from; CPython's own buffer instead of cheroot's, in C."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.source = _Source(sock)
+        super().__init__(self.source, _BUFFER_BYTES)
+        self._sock = sock
+
+    def has_data(self) -> bool:
+        """Whether something can be read without waiting; at the end of a connection nothing can."""
+        return bool(self._arrived())
+
+    def has_whole_head(self) -> bool:
+        """Whether the next request's headers are here already."""
+        return b"\r\n\r\n" in self._arrived()
+
+    def has_bytes(self, count: int) -> bool:
+        """Whether so many bytes can be read without waiting."""
+        buffered = len(self._arrived())
+        if buffered >= count:
+            return True
+        waiting: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.FIONREAD, b"\0\0\0\0"))[0]
+        return buffered + waiting >= count
+
+    def _arrived(self) -> bytes:
+        """What is in the buffer; filled once, without waiting, if that is empty."""
+        self.source.may_wait = False
+        try:
+            return self.peek(1)
+        finally:
+            self.source.may_wait = True
+
+
+class SlowReads:
+    """How many threads may wait for slow senders."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = threading.BoundedSemaphore(limit)
+
+    @contextmanager
+    def patience(self, reader: RequestReader, seconds: float) -> Iterator[None]:
+        """Within, the reader waits for what is still to come, `seconds` at the most.
+
+        Raises:
+            TooSlow: there are too many of them already.
+        """
+        if not self._free.acquire(timeout=min(seconds, HEAD_TIMEOUT_S)):
+            raise TooSlow("too many slow requests")
+        try:
+            reader.source.allow(seconds)
+            yield
+        finally:
+            reader.source.allow(None)
+            self._free.release()
+
+
+def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:
+    """A body of known length.
+
+    Raises:
+        TooSlow, Truncated
+    """
+    if reader.has_bytes(length):
+        body = reader.read(length)
+    else:
+        with slow.patience(reader, BODY_TIMEOUT_S + length / SLOWEST_BYTES_A_S):
+            body = reader.read(length)
+    if len(body) < length:
+        raise Truncated
+    return body
+
+
+def read_chunked(reader: RequestReader, limit: int, slow: SlowReads) -> bytes:
+    """A chunked body (RFC 9112, 7.1), its trailers included.
+
+    Raises:
+        TooSlow, TooLarge, Malformed, Truncated
+    """
+    with slow.patience(reader, BODY_TIMEOUT_S + limit / SLOWEST_BYTES_A_S):
+        pieces: list[bytes] = []
+        left = limit
+        while size := _chunk_size(reader):
+            left -= size
+            if left < 0:
+                raise TooLarge
+            pieces.append(_exactly(reader, size))
+            if _exactly(reader, 2) != b"\r\n":
+                raise Malformed("a chunk does not end where its size says")
+        while _line(reader):
+            continue  # trailers
+    return b"".join(pieces)
+
+
+def _chunk_size(reader: RequestReader) -> int:
+    digits = _line(reader).partition(b";")[0].strip()
+    try:
+        if not digits or len(digits) > 8:
+            raise ValueError
+        return int(digits, 16)
+    except ValueError as error:
+        raise Malformed(f"bad chunk size {digits[:20]!r}") from error
+
+
+def _exactly(reader: RequestReader, count: int) -> bytes:
+    data = reader.read(count)
+    if len(data) < count:
+        raise Truncated
+    return data
+
+
+def _line(reader: RequestReader) -> bytes:
+    line = reader.readline(_MAX_LINE_BYTES)
+    if not line.endswith(b"\n"):
+        raise Malformed("a line of a chunked body is too long or incomplete")
+    return line.rstrip(b"\r\n")

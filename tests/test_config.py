@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from support.stack import ROOT
-from systemd_llm_switch.config import PACKAGED, Config, ConfigError, LiveConfig, find, load, parse
+from systemd_llm_switch.config import Config, ConfigError, parse
+from systemd_llm_switch.config_file import PACKAGED, LiveConfig, find, load
 
 MODELS = {"a": "a.service"}
 

@@ -18,11 +18,11 @@ UNIT = "llm-switch.service"
 # Runs in .venv, since the package and PyYAML are there and not here.
 _READ_CONFIG = """
 import json, os, sys
-from systemd_llm_switch import config
-path = config.find(None, os.environ)
+from systemd_llm_switch import config_file
+path = config_file.find(None, os.environ)
 try:
-    read = config.load(path)
-except config.ConfigError as error:
+    read = config_file.load(path)
+except config_file.ConfigError as error:
     told = {"problems": [str(problem) for problem in error.problems]}
 else:
     models = {model.id: model.unit for model in read.models.values()}

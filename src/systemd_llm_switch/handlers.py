@@ -18,7 +18,8 @@ import web
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.access import Access
-from systemd_llm_switch.config import Config, LiveConfig, Model
+from systemd_llm_switch.config import Config, Model
+from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
     ClientGone,
     InternalError,

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.backend import BackendDeadline, BackendLost
-from systemd_llm_switch.config import Config, LiveConfig, Model
+from systemd_llm_switch.config import Config, Model
+from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
     BackendError,
     BackendTimeout,

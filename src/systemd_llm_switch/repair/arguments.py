@@ -7,21 +7,26 @@ no object, the text stays exactly as the model wrote it, and is marked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .lenient import Reading, Unreadable, read
+from .coercion import coerce
+from .lenient import Reading, best_reading, read
 from .model import Schema
-from .schema import Misfit, coerce, declared_names, misfit
+from .schema import Misfit, declared_names, members, misfit, required_names
+from .second_opinion import second_opinion
+from .strings import Exhausted, Unreadable
 from .text import decode, encode, fold
 
 UNREPAIRABLE = "unrepairable_arguments"
 UNFIT = "unfit_arguments"
+_SYNTAX = "arguments_syntax"
+_ENCODING = "arguments_encoding"
+_WRAPPER = "arguments_wrapper"
 _MAX_ENCODINGS = 3
-_NO_KINDS: tuple[str, ...] = ()
-_WRAPPERS = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
-_LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]+\|?>)+")
-_TRAILING = re.compile(r"(?:\s|```|</?\|?[\w|]+\|?>|[}\];])*\Z")
+_WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
+_LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
+_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:\n[^{}\[\]\"]*)?\Z")
+"""What may follow the object without mattering: brackets, marks, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
 _HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
 
@@ -36,112 +41,141 @@ class Mended:
     @property
     def is_sound(self) -> bool:
         """Whether the text holds an object that fits its tool."""
-        return not {UNREPAIRABLE, UNFIT}.intersection(self.kinds)
+        return UNREPAIRABLE not in self.kinds and UNFIT not in self.kinds
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An object found in a text; `reading` says how, and is None where the text was valid JSON."""
+    """An object found in a text, and what had to be done to find it."""
 
     value: dict[str, object]
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
     reading: Reading | None = None
+    """How it was read; None where the text was valid JSON, or empty."""
 
 
 def mend_arguments(arguments: object, schema: Schema | None, *, truncated: bool) -> Mended:
     """The arguments as a string with a JSON object that fits the tool's schema (None: the tool is not known).
 
     `truncated` says that the model was stopped: then only the outermost bracket may be missing, and only if all that
-    the tool needs is there. Raises ValueError or RecursionError only for arguments that are no string and no JSON.
+    the tool needs is there. Raises ValueError or RecursionError for arguments that are no text and not even JSON.
     """
     if isinstance(arguments, str):
-        text, before = arguments, _NO_KINDS
-    else:
-        text, before = ("", _NO_KINDS) if arguments is None else (encode(arguments), ("arguments_object",))
+        return _mended_text(arguments, schema, truncated)
+    if arguments is None:
+        return _mended_text("", schema, truncated)
+    mended = _mended_text(encode(arguments), schema, truncated)
+    return replace(mended, kinds=("arguments_object", *mended.kinds))
+
+
+def has_all_needed(text: str, schema: Schema) -> bool:
+    """Whether sound arguments hold all that the tool needs, so that nothing can be missing behind them."""
+    return _has_all(decode(text), schema)
+
+
+def _mended_text(text: str, schema: Schema | None, truncated: bool) -> Mended:
     try:
-        found = _find(text, schema, 0)
-        return _settled(text, found, schema, before, truncated)
+        value = decode(text)
+        if type(value) is dict and (schema is None or misfit(value, schema) is Misfit.NONE):
+            return Mended(text)
     except (ValueError, RecursionError):
-        return Mended(text, (*before, UNREPAIRABLE))
+        value = None
+    try:
+        found = _found_in(value, text, schema, truncated)
+        return _settled(text, found, schema, truncated)
+    except (ValueError, RecursionError):
+        return Mended(text, (UNREPAIRABLE,))
 
 
-def _find(text: str, schema: Schema | None, encodings: int) -> _Found:
-    """The object in the text. Raises ValueError or RecursionError where there is none."""
+# -- finding the object ------------------------------------------------------------------------------------
+
+
+def _found_in(value: object, text: str, schema: Schema | None, truncated: bool, encodings: int = 0) -> _Found:
+    """The object in the text, whose JSON value is already known (None: it has none). Raises Unreadable."""
+    if type(value) is dict:
+        return _Found(value)
+    if type(value) is list and len(value) == 1 and type(value[0]) is dict:
+        return _Found(value[0], (_WRAPPER,))
+    if isinstance(value, str) and encodings < _MAX_ENCODINGS:
+        return _decoded(value, schema, truncated, encodings)
+    if value is not None:
+        raise Unreadable("no object")
+    return _read_object(text, schema, truncated, encodings)
+
+
+def _decoded(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
+    """The object in a text that was itself encoded as a string."""
     try:
         value = decode(text)
     except ValueError:
-        return _read(text, schema, encodings)
-    if type(value) is list and len(value) == 1 and type(value[0]) is dict:
-        return _Found(value[0], ("arguments_wrapper",))
-    if isinstance(value, str) and encodings < _MAX_ENCODINGS:
-        inner = _find(value, schema, encodings + 1)
-        return _Found(inner.value, ("arguments_encoding", *inner.kinds), inner.reading)
-    if value is None:
-        return _Found({}, ("arguments_syntax",))
-    if type(value) is not dict:
-        raise Unreadable("no object")
-    return _Found(value, ())
+        value = None
+    inner = _found_in(value, text, schema, truncated, encodings + 1)
+    return replace(inner, kinds=(_ENCODING, *(kind for kind in inner.kinds if kind != _ENCODING)))
 
 
-def _read(text: str, schema: Schema | None, encodings: int) -> _Found:
-    lead = _LEADING.match(text)
-    start = lead.end() if lead else 0
-    if start == len(text):
-        return _Found({}, ("arguments_syntax",))
+def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
+    start = _LEADING.match(text).end()  # type: ignore[union-attr]
+    if start == len(text) or text.strip() == "null":
+        return _Found({}, (_SYNTAX,))
     if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
-        inner = _find(decode(f'"{text[start:]}"'), schema, encodings + 1)
-        return _Found(inner.value, ("arguments_encoding", *inner.kinds), inner.reading)
+        return _decoded(decode(f'"{text[start:].strip()}"'), schema, truncated, encodings)
     if _HEADLESS.match(text, start):
         text, start = "{" + text[start:], 0
-    names = declared_names(schema) if schema else frozenset()
-    reading = read(text, start, names=names, tail=_TRAILING)
-    rest = text[reading.end :].strip()
-    if not _TRAILING.match(rest) and rest != text[start : reading.end].strip():
-        raise Unreadable("text behind the object")
-    value = reading.value
-    if isinstance(value, str) and encodings < _MAX_ENCODINGS and not reading.has_words:
-        inner = _find(value, schema, encodings + 1)
-        return _Found(inner.value, ("arguments_encoding", *inner.kinds), inner.reading)
-    if type(value) is not dict:
+    try:
+        reading = best_reading(text, start, declared_names([schema]) if schema else frozenset(), _TAIL)
+    except Exhausted:
+        raise
+    except Unreadable:
+        if truncated or type(value := second_opinion(text)) is not dict:
+            raise
+        return _Found(value, (_SYNTAX,))
+    if isinstance(reading.value, str) and encodings < _MAX_ENCODINGS and not reading.has_words:
+        return _decoded(reading.value, schema, truncated or reading.is_cut, encodings)
+    if type(reading.value) is not dict:
         raise Unreadable("no object")
-    return _Found(value, ("arguments_syntax",), reading)
+    return _Found(reading.value, (_SYNTAX,), reading)
 
 
-def _settled(text: str, found: _Found, schema: Schema | None, before: tuple[str, ...], truncated: bool) -> Mended:
-    """The object, made to fit. Raises Unreadable where it cannot be had whole."""
-    kinds = (*before, *found.kinds)
+# -- making it fit -----------------------------------------------------------------------------------------
+
+
+def _settled(text: str, found: _Found, schema: Schema | None, truncated: bool) -> Mended:
+    """The object as it can be sent. Raises Unreadable where it cannot be had whole."""
     if schema is None:
-        _check_whole(found, found.value, schema, truncated)
-        return Mended(encode(found.value) if found.kinds else text, kinds)
+        _check_whole(found, found.value, None, truncated)
+        return Mended(encode(found.value), found.kinds)
     value, changed = _fitted(text, found, schema)
     _check_whole(found, value, schema, truncated)
     miss = misfit(value, schema)
-    if found.kinds and miss is Misfit.MISSING:
+    if miss and not found.kinds:
+        return Mended(text, (UNFIT,))
+    if miss is Misfit.MISSING:
         raise Unreadable("a required member is missing")
-    if not found.kinds and (miss is not Misfit.NONE or not changed):
-        return Mended(text, (*before, UNFIT) if miss else before)
-    kinds += tuple(f"arguments_{what}" for what in sorted(changed))
-    return Mended(encode(value), (*kinds, UNFIT) if miss else kinds)
+    if miss:
+        return Mended(encode(found.value), (*found.kinds, UNFIT))
+    return Mended(encode(value), (*found.kinds, *(f"arguments_{what}" for what in sorted(changed))))
 
 
 def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[str]]:
-    """The object with its names and types set right, taken out of a wrapper that models like to add."""
-    if misfit(found.value, schema) is Misfit.NONE and not _has_strange_names(found.value, schema):
+    """The object with names and types set right, taken out of a wrapper that models like to add."""
+    if misfit(found.value, schema) is Misfit.NONE:
         return found.value, frozenset()
     reading = found.reading or _reread(text, found.value)
-    value, changed = coerce(reading.value if reading else found.value, schema, _source(reading))
-    if len(found.value) == 1 and misfit(value, schema) is not Misfit.NONE:
-        name, inner = next(iter(found.value.items()))
-        if fold(name) in _WRAPPERS and type(inner) is dict:
-            unwrapped, inner_changed = coerce(inner, schema, _source(reading))
-            if misfit(unwrapped, schema) is Misfit.NONE and type(unwrapped) is dict:
-                return unwrapped, inner_changed | {"wrapper"}
-    return (value, changed) if type(value) is dict else (found.value, frozenset())
+    value = reading.value if reading else found.value
+    for candidate, wrapper in ((value, ()), (_unwrapped(value), ("wrapper",))):
+        coerced, changed = coerce(candidate, schema, reading.source if reading else _not_known)
+        if type(coerced) is dict and misfit(coerced, schema) is Misfit.NONE:
+            return coerced, changed.union(wrapper)
+    coerced, changed = coerce(value, schema, reading.source if reading else _not_known)
+    return (coerced, changed) if type(coerced) is dict else (found.value, frozenset())
 
 
-def _has_strange_names(value: dict[str, object], schema: Schema) -> bool:
-    members = schema.get("properties")
-    return isinstance(members, dict) and not value.keys() <= members.keys()
+def _unwrapped(value: object) -> object:
+    """The object inside `{"arguments": {…}}` and the like."""
+    if type(value) is dict and len(value) == 1:
+        name, inner = next(iter(value.items()))
+        return inner if fold(name) in _WRAPPER_NAMES else None
+    return None
 
 
 def _reread(text: str, value: dict[str, object]) -> Reading | None:
@@ -153,24 +187,26 @@ def _reread(text: str, value: dict[str, object]) -> Reading | None:
     return reading if reading.value == value else None
 
 
-def _source(reading: Reading | None) -> Callable[[object], str | None]:
-    return reading.source if reading else lambda value: None
+def _not_known(value: object) -> str | None:
+    return None
 
 
 def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None, truncated: bool) -> None:
-    """Raises Unreadable if the object is not all that the model meant to write."""
+    """Raises Unreadable if the object may not be all that the model meant to write."""
     reading = found.reading
     if reading is None:
-        if found.kinds and not found.value and (schema is None or (truncated and schema.get("properties"))):
-            raise Unreadable("no arguments")
+        if truncated and found.kinds and not found.value and not _has_all(value, schema):
+            raise Unreadable("cut before the arguments")
         return
+    if reading.has_not_a_number:
+        raise Unreadable("a number that JSON cannot say")
     if reading.has_words and (schema is None or misfit(value, schema) is not Misfit.NONE):
         raise Unreadable("strings without quotes")
     if reading.valueless and schema is None:
         raise Unreadable("a member without a value")
-    if truncated and (reading.is_cut or any(depth > 1 for depth in reading.open_depths)):
+    if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
         raise Unreadable("cut within a value")
-    if truncated and reading.open_depths and not _has_all(value, schema):
+    if truncated and reading.open_depths and (reading.doubts or not _has_all(value, schema)):
         raise Unreadable("cut before all was there")
 
 
@@ -178,12 +214,5 @@ def _has_all(value: dict[str, object], schema: Schema | None) -> bool:
     """Whether the tool needs nothing more: all that it requires is there, or all that it knows."""
     if schema is None:
         return False
-    required, members = schema.get("required"), schema.get("properties")
-    if isinstance(required, list) and required:
-        return all(name in value for name in required)
-    return not isinstance(members, dict) or members.keys() <= value.keys()
-
-
-def has_all_needed(text: str, schema: Schema) -> bool:
-    """Whether sound arguments hold all that the tool needs, so that nothing can be missing behind them."""
-    return _has_all(decode(text), schema)
+    required = required_names(schema)
+    return all(name in value for name in required) if required else members(schema).keys() <= value.keys()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from .arguments import mend_arguments
-from .model import Repair, RequestFacts, Schema
+from .arguments import UNREPAIRABLE, mend_arguments
+from .model import Repair, RequestFacts
 from .text import fold
 
 _ARGUMENT_KEYS = ("arguments", "parameters", "input")
@@ -45,7 +45,7 @@ def repair_function(
     try:
         mended = mend_arguments(written, facts.tools.get(known or ""), truncated=truncated)
     except (ValueError, RecursionError):
-        return ({**function, **changes} if changes else function), (*repairs, Repair("unrepairable_arguments", tool))
+        return {**function, **changes} if changes else function, (*repairs, Repair(UNREPAIRABLE, tool))
     if mended.text != written or key != "arguments":
         changes["arguments"] = mended.text
     repairs += [Repair(kind, tool) for kind in mended.kinds]
@@ -54,13 +54,12 @@ def repair_function(
     return {**{name: part for name, part in function.items() if name != key}, **changes}, tuple(repairs)
 
 
-def known_name(name: str, tools: Iterable[str]) -> str | None:
-    """The request's tool that a model meant by this name; None if no tool, or more than one, comes into question."""
-    names = list(tools)
-    if name in names:
+def known_name(name: str, tools: Collection[str]) -> str | None:
+    """The request's tool that a model meant by this name; None if none, or more than one, comes into question."""
+    if name in tools:
         return name
     for spelling in (fold(name), fold(name.replace("/", ".").replace(":", ".").rpartition(".")[2])):
-        matches = [known for known in names if spelling and fold(known) == spelling]
+        matches = [known for known in tools if spelling and fold(known) == spelling]
         if len(matches) == 1:
             return matches[0]
     return None
@@ -106,6 +105,3 @@ def _mended_call(
             repairs.append(Repair("tool_call_shape", tool))
             call = {key: part for key, part in call.items() if key not in function}
     return {**call, **changes} if changes else call
-
-
-__all__ = ["Call", "Schema", "function_of", "known_name", "new_call_id", "repair_function", "repair_tool_calls"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .arguments import mend_arguments
-from .lenient import Unreadable
 from .model import Repair
 from .text import decode, encode
 
@@ -77,5 +76,5 @@ def _as_object(arguments: object) -> str:
         if mended.is_sound and _is_sound(mended.text):
             return mended.text
         return encode({MALFORMED: mended.text})
-    except (ValueError, RecursionError, Unreadable):
+    except (ValueError, RecursionError):
         return "{}"

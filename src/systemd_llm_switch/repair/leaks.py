@@ -10,33 +10,36 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .lenient import Reading, Unreadable, read
+from .lenient import Reading, read
+from .strings import SPACE, Exhausted, Unreadable
 from .text import encode
 
 MARKER = re.compile(
-    r"<(?P<tag>tool_calls?|function_call|functioncall|tools?)>|<\|tool_call\|>"
-    r"|<(?P<function>function|invoke)(?:=|\s+name=)"
-    r"|\[TOOL_CALLS\]"
-    r"|<\|python_tag\|>"
+    r"<(?P<tag>tool_calls?|function_calls?|functioncall|tools?)>|<\|tool_call\|>|<\|python_tag\|>|\[TOOL_CALLS\]"
+    r"|<(?P<function>function|invoke)(?:=|\s{1,9}name=)"
 )
-_NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
-_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
-_FUNCTION = re.compile(r"<(?P<kind>function|invoke)(?:=|\s+name=)[\"']?(?P<name>[\w./:-]+)[\"']?\s*>")
-_PARAMETER = re.compile(r"\s*<parameter(?:=|\s+name=)[\"']?(?P<name>[^\s\"'<>]+)[\"']?\s*>")
+NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
+_KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index"})
+_FUNCTION = re.compile(r"\s*<(?P<kind>function|invoke)(?:=|\s{1,9}name=)[\"']?(?P<name>[\w./:-]{1,99})[\"']?\s*>")
+_FUNCTION_END = re.compile(r"\s*</(?:function|invoke)>")
+_PARAMETER = re.compile(r"\s*<parameter(?:=|\s{1,9}name=)[\"']?(?P<name>[^\s\"'<>]{1,99})[\"']?\s*>")
 _PARAMETER_END = re.compile(
-    r"</parameter>(?=\s*(?:<parameter(?:=|\s+name=)|</function>|</invoke>|</tool_call>|<tool_call>|<\||\Z))"
-    r"|(?=\n<parameter(?:=|\s+name=)|\n</function>|\n</invoke>|\n</tool_call>)"
+    r"</parameter>(?=\s*(?:<parameter(?:=|\s)|</function>|</invoke>|</?tool_call>|<\||\Z))"
+    r"|(?=\n<parameter(?:=|\s)|\n</function>|\n</invoke>|\n</tool_call>)"
 )
-_GLM_NAME = re.compile(r"\s*(?P<name>[\w./:-]+)\s*(?=<arg_key>|</tool_call>)")
-_GLM_PAIR = re.compile(r"\s*<arg_key>\s*(?P<name>[^<]*?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
-_MISTRAL_NAME = re.compile(r"\s*(?P<name>[\w./:-]+)\s*(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*(?=\{)")
-_AFTER = re.compile(r"\s*(?:</?[\w|]+\|?>|<\||\[TOOL_CALLS\]|[;,\]]|```|\Z)|[ \t]*\n")
-_SPACE = re.compile(r"\s*")
+_END_MARK = re.compile(r"\s*(?:</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/?tool_call\|>)")
+_GLM_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?=<arg_key>|</tool_call>)")
+_GLM_PAIR = re.compile(r"\s*<arg_key>\s*(?P<name>[^<]{1,99}?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.S)
+_GLM_OPEN = re.compile(r"\s*<arg_")
+_MISTRAL_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?:\[CALL_ID\][\w-]{1,99})?\s*(?:\[ARGS\])?\s*(?=\{)")
+_BEHIND_JSON = re.compile(r"\s*(?:</?[\w|]{1,40}>|<\||<function=|\[TOOL_CALLS\]|[;,\]{]|```|\Z)|[ \t]*\n")
+_SEPARATOR = re.compile(r"\s*;?\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class LeakedCall:
-    """A call as the model wrote it; `arguments` is JSON text, as broken as it was."""
+    """A call as the model wrote it; `arguments` is JSON text, as broken as it was (None: there was none)."""
 
     name: str
     arguments: str | None
@@ -48,86 +51,92 @@ class LeakedCall:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One place in the text that is nothing but calls."""
+    """One stretch of the text that is nothing but calls."""
 
     start: int
     end: int
     calls: tuple[LeakedCall, ...]
 
 
-def read_marked(text: str, marker: re.Match[str], names: frozenset[str]) -> Leak | None:
-    """The leak that starts with this marker; None if what follows is no call."""
-    if marker["function"]:
-        found = _tagged_functions(text, marker.start())
-    elif marker[0] == "[TOOL_CALLS]":
-        found = _mistral_calls(text, marker.end(), names)
-    else:
-        found = _tagged_calls(text, marker, names)
-    return Leak(marker.start(), found[1], found[0]) if found and found[0] else None
-
-
-def read_bare(text: str, start: int, names: frozenset[str]) -> Leak | None:
-    """Calls as JSON without any mark, up to the end of the text; each must carry its arguments."""
-    found = _json_calls(text, start, names)
-    if not found or any(call.arguments is None for call in found[0]):
-        return None
-    return Leak(start, found[1], found[0])
-
-
-_Found = tuple[tuple[LeakedCall, ...], int] | None
+_Found = tuple[list[LeakedCall], int]
 """Calls, and where their text ends."""
 
 
-def _tagged_calls(text: str, marker: re.Match[str], names: frozenset[str]) -> _Found:
-    at = _SPACE.match(text, marker.end()).end()  # type: ignore[union-attr]
-    if _FUNCTION.match(text, at):
-        found = _tagged_functions(text, at)
-    elif text[at : at + 1] in ("{", "["):
-        found = _json_calls(text, at, names)
+def read_marked(text: str, marker: re.Match[str], names: frozenset[str]) -> Leak | None:
+    """The leak that this marker starts; None if what follows is no call. `names` are as for `lenient.read`."""
+    if marker["function"]:
+        calls, end = _tagged_functions(text, marker.start())
+    elif marker[0] == "[TOOL_CALLS]":
+        calls, end = _mistral_calls(text, _skip(text, marker.end()), names)
     else:
-        found = _glm_call(text, at)
-    if not found:
+        calls, end = _tagged_calls(text, _skip(text, marker.end()), names)
+    if end_mark := _END_MARK.match(text, end):
+        end = end_mark.end()
+    return Leak(marker.start(), end, tuple(calls)) if calls else None
+
+
+def read_bare(text: str, start: int, names: frozenset[str]) -> Leak | None:
+    """Calls as JSON without any mark; each must carry its arguments, or it might be anything."""
+    calls, end = _json_calls(text, start, names)
+    if not calls or any(call.arguments is None for call in calls):
         return None
-    closing = re.compile(rf"\s*(?:</{marker['tag'] or 'tool_call'}>|<\|/?tool_call\|>)").match(text, found[1])
-    return found[0], closing.end() if closing else found[1]
+    return Leak(start, end, tuple(calls))
+
+
+def _skip(text: str, at: int) -> int:
+    return SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def _tagged_calls(text: str, at: int, names: frozenset[str]) -> _Found:
+    if _FUNCTION.match(text, at):
+        return _tagged_functions(text, at)
+    if text[at : at + 1] in ("{", "["):
+        return _json_calls(text, at, names)
+    return _glm_call(text, at)
+
+
+# -- <function=f><parameter=p>…</parameter></function>, or JSON between the tags --------------------------
 
 
 def _tagged_functions(text: str, start: int) -> _Found:
     calls: list[LeakedCall] = []
-    at = start
-    while head := _FUNCTION.match(text, _SPACE.match(text, at).end()):  # type: ignore[union-attr]
-        found = _function_body(text, head)
-        if found is None:
+    end = start
+    while head := _FUNCTION.match(text, end):
+        call, after = _function(text, head)
+        if call is None:
             break
-        call, at = found
         calls.append(call)
-    return tuple(calls), at
+        end = after
+    return calls, end
 
 
-def _function_body(text: str, head: re.Match[str]) -> tuple[LeakedCall, int] | None:
-    at = _SPACE.match(text, head.end()).end()  # type: ignore[union-attr]
-    if text[at : at + 1] == "{":
-        return _function_json(text, head, at)
-    at = head.end()
+def _function(text: str, head: re.Match[str]) -> tuple[LeakedCall | None, int]:
+    json_start = _skip(text, head.end())
+    if text[json_start : json_start + 1] == "{":
+        reading = _read(text, json_start, frozenset())
+        if reading is None:
+            return None, head.end()
+        end = _FUNCTION_END.match(text, reading.end)
+        return LeakedCall(head["name"], text[json_start : reading.end]), end.end() if end else reading.end
+    values, at, is_cut = _parameters(text, head.end())
+    if closing := _FUNCTION_END.match(text, at):
+        return LeakedCall(head["name"], encode(values)), closing.end()
+    if text[at:].strip() and not _END_MARK.match(text, at):
+        return None, at
+    return LeakedCall(head["name"], encode(values), is_open=True, is_cut=is_cut), at
+
+
+def _parameters(text: str, at: int) -> tuple[dict[str, str], int, bool]:
+    """The values by name, where they end, and whether the last one was cut."""
     values: dict[str, str] = {}
-    is_cut = False
-    while not is_cut and (parameter := _PARAMETER.match(text, at)):
+    while parameter := _PARAMETER.match(text, at):
         end = _PARAMETER_END.search(text, parameter.end())
-        is_cut = end is None
         values[parameter["name"]] = _value(text[parameter.end() : end.start() if end else len(text)])
-        at = end.end() if end else len(text)
-    closing = re.compile(rf"\s*</{head['kind']}>").match(text, at)
-    if not closing and not is_cut and text[at:].strip() and not _AFTER.match(text, at):
-        return None
-    return LeakedCall(head["name"], encode(values), closing is None, is_cut), closing.end() if closing else at
-
-
-def _function_json(text: str, head: re.Match[str], at: int) -> tuple[LeakedCall, int] | None:
-    reading = _read(text, at, frozenset())
-    if reading is None:
-        return None
-    closing = re.compile(rf"\s*</{head['kind']}>").match(text, reading.end)
-    return LeakedCall(head["name"], text[at : reading.end]), closing.end() if closing else reading.end
+        if end is None:
+            return values, len(text), True
+        at = end.end()
+    is_cut = text.startswith("<param", _skip(text, at)) and ">" not in text[at:]
+    return values, len(text) if is_cut else at, is_cut
 
 
 def _value(raw: str) -> str:
@@ -135,32 +144,35 @@ def _value(raw: str) -> str:
     return raw.removeprefix("\n").removesuffix("\n")
 
 
+# -- the other forms ---------------------------------------------------------------------------------------
+
+
 def _glm_call(text: str, at: int) -> _Found:
     name = _GLM_NAME.match(text, at)
     if not name:
-        return None
+        return [], at
     values: dict[str, str] = {}
     at = name.end()
     while pair := _GLM_PAIR.match(text, at):
         values[pair["name"]] = _value(pair["value"])
         at = pair.end()
-    is_cut = text.startswith("<arg_key>", _SPACE.match(text, at).end())  # type: ignore[union-attr]
-    return (LeakedCall(name["name"], encode(values), is_cut, is_cut),), len(text) if is_cut else at
+    is_cut = _GLM_OPEN.match(text, at) is not None
+    is_open = not text.startswith("</tool_call>", _skip(text, at))
+    return [LeakedCall(name["name"], encode(values), is_open, is_cut)], len(text) if is_cut else at
 
 
 def _mistral_calls(text: str, at: int, names: frozenset[str]) -> _Found:
-    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
     if text[at : at + 1] in ("[", "{"):
         return _json_calls(text, at, names)
     name = _MISTRAL_NAME.match(text, at)
     reading = _read(text, name.end(), names) if name else None
     if name is None or reading is None:
-        return None
-    return (LeakedCall(name["name"], text[name.end() : reading.end]),), reading.end
+        return [], at
+    return [LeakedCall(name["name"], text[name.end() : reading.end])], reading.end
 
 
 def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
-    """One JSON value after the other, separated by space or semicolons, each a call or a list of calls."""
+    """One JSON value after the other, with space or semicolons between, each a call or a list of calls."""
     calls: list[LeakedCall] = []
     end = at
     while text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
@@ -170,18 +182,17 @@ def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
         calls += found
         end = reading.end
         at = _SEPARATOR.match(text, end).end()  # type: ignore[union-attr]
-    return (tuple(calls), end) if calls else None
-
-
-_SEPARATOR = re.compile(r"\s*;?\s*")
+    return calls, end
 
 
 def _read(text: str, at: int, names: frozenset[str]) -> Reading | None:
     try:
-        reading = read(text, at, names=names, tail=_AFTER)
+        reading = read(text, at, names=names, tail=_BEHIND_JSON)
+    except Exhausted:
+        raise
     except Unreadable:
         return None
-    return reading if _AFTER.match(text, reading.end) else None
+    return reading if _BEHIND_JSON.match(text, reading.end) else None
 
 
 def _calls_in(value: object, reading: Reading) -> list[LeakedCall]:
@@ -193,11 +204,10 @@ def _calls_in(value: object, reading: Reading) -> list[LeakedCall]:
         return [call for calls in found for call in calls] if all(found) else []
     if not isinstance(value, dict):
         return []
-    function = value.get("function")
-    if isinstance(function, dict):
+    if isinstance(function := value.get("function"), dict):
         value = function
-    name = next((value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)), None)
-    if name is None or not value.keys() <= {*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id"}:
+    name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
+    if name is None or not value.keys() <= _KNOWN_KEYS:
         return []
-    arguments = next((value[key] for key in _ARGUMENT_KEYS if key in value), None)
+    arguments = next((value[key] for key in ARGUMENT_KEYS if key in value), None)
     return [LeakedCall(name, arguments if isinstance(arguments, str) else reading.source(arguments))]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 from .calls import function_of, repair_function, repair_tool_calls
 from .content import repair_content
-from .lenient import Unreadable, read
+from .lenient import read
 from .model import Repair, RequestFacts, UnrepairableReply
 from .rescue import rescue_calls
+from .second_opinion import second_opinion
+from .strings import Unreadable
 from .text import decode
 
 Reply = dict[str, object]
+_NO_OBJECT = "the backend's reply is no JSON object"
+_BODY_START = re.compile(r"[\ufeff\s]*(?=\{)")
+_BODY_END = re.compile(r"[\s}\]]*\Z")
 
 
 def parse_reply(raw: bytes) -> tuple[Reply, tuple[Repair, ...]]:
@@ -17,30 +24,33 @@ def parse_reply(raw: bytes) -> tuple[Reply, tuple[Repair, ...]]:
 
     A body that ends too early was cut, so its last choice gets the finish_reason "length". Raises UnrepairableReply.
     """
-    text = raw.decode("utf-8-sig", errors="replace")
     try:
-        reply, is_valid, is_cut = decode(text), True, False
-    except RecursionError as error:
-        raise UnrepairableReply("the backend's reply is nested too deeply") from error
-    except ValueError:
-        reply, is_cut = _read_body(text)
-        is_valid = False
+        reply = decode(raw.decode())
+        repairs: tuple[Repair, ...] = ()
+    except (ValueError, RecursionError):
+        reply = _read_body(raw.decode(errors="replace"))
+        repairs = (Repair("reply_body"),)
     if type(reply) is not dict:
-        raise UnrepairableReply("the backend's reply is no JSON object")
-    if is_cut:
-        _mark_cut(reply)
-    return reply, () if is_valid else (Repair("reply_body"),)
+        raise UnrepairableReply(_NO_OBJECT)
+    return reply, repairs
 
 
-def _read_body(text: str) -> tuple[object, bool]:
-    start = text.find("{")
+def _read_body(text: str) -> object:
+    start = _BODY_START.match(text)
     try:
-        reading = read(text, max(start, 0))
+        if start is None:
+            raise Unreadable("no object")
+        reading = read(text, start.end())
+        if reading.has_words or not reading.value or not _BODY_END.match(text, reading.end):
+            raise Unreadable("something else than one object")
     except Unreadable as error:
-        raise UnrepairableReply("the backend's reply is no JSON object") from error
-    if reading.has_words or (not reading.value):
-        raise UnrepairableReply("the backend's reply is no JSON object")
-    return reading.value, bool(reading.open_depths) or reading.is_cut
+        value = second_opinion(text)
+        if value is None:
+            raise UnrepairableReply(_NO_OBJECT) from error
+        return value
+    if type(reading.value) is dict and (reading.open_depths or reading.is_cut):
+        _mark_cut(reading.value)
+    return reading.value
 
 
 def _mark_cut(reply: Reply) -> None:

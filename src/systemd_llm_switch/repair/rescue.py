@@ -1,33 +1,43 @@
 """Tool calls that a model left in its text: which of them are meant, and the text without them.
 
-A call is believed only where a model that calls would write it: at the start of a line, outside of code, quotes and
-thoughts, not announced as an example; and only if it names a tool of the request and fits its schema.
+A call is believed only where a model that calls would write it: on a line of its own or at the text's very end,
+outside of code, quotes and thoughts, not announced as an example; and only if it names a tool of the request and
+fits its schema.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 
 from .arguments import has_all_needed, mend_arguments
 from .calls import Call, known_name, new_call_id
-from .leaks import MARKER, Leak, LeakedCall, read_bare, read_marked
+from .leaks import ARGUMENT_KEYS, MARKER, NAME_KEYS, Leak, LeakedCall, read_bare, read_marked
 from .model import Repair, RequestFacts
 from .schema import declared_names
+from .text import fold
 
-_HINTS = ("<", "[TOOL_CALLS]", "{", "```")
+_MAX_PLACES = 20_000
+_MAX_ATTEMPTS = 64
+_MAX_CALLS = 64
+_HINTS = ("<", "[TOOL_CALLS]", "{")
 _PLACE = re.compile(rf"```|`|<think>|{MARKER.pattern}")
-_END_TOKENS = re.compile(r"(?:\s|<\|(?:im_end|eot_id|eom_id|end_of_text|endoftext)\|>|</s>)+\Z")
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n(?P<inside>.*?)\n?[ \t]*(?:```|\Z)", re.DOTALL)
-_CUE = re.compile(
-    r"\b(?:examples?|e\.g|for instance|such as|looks? like|like (?:this|so)|formats?|formatted|syntax|templates?|samples?"
-    r"|(?:would|could|might|should|can|may) (?:be|look|call|use|write|send|emit|output|have)|you (?:can|could|would|should|may|must)"
-    r"|demonstrat\w*|illustrat\w*|hypothetical\w*|instead of|suppose|imagine|don't|do not|never)\b",
-    re.IGNORECASE,
+_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
+_LAST_SENTENCE = re.compile(r"(?:[.!?]\s|\n|\A)(?P<words>[^\n]{0,400}?[^\s])\s*\Z")
+_EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example)\b", re.I)
+_ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
+_EXPLAINS = re.compile(
+    r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|would|could|might|should|do not|don't|never|instead of"
+    r"|you (?:can|must|may|need)|example|sample|placeholder)\b",
+    re.I,
 )
-_CUE_AFTER = re.compile(r"\b(?:th(?:is|at)|above|shown|here)\b.*\b(?:is|was|are|shows?|would|example|format|how)\b", re.IGNORECASE)
-_SENTENCE_END = (".", "!", "?", ":", "…")
-_WRAPPER_NAMES = frozenset({"name", "function", "type", "id", "arguments", "parameters", "args", "input", "toolcalls"})
+_EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
+_SENTENCE_ENDS = (".", "!", "?", ":", "…")
+_CALL_NAMES = frozenset(map(fold, (*NAME_KEYS, *ARGUMENT_KEYS, "type", "id")))
+_Made = tuple[Call, tuple[Repair, ...]]
 
 
 def rescue_calls(
@@ -46,23 +56,39 @@ def rescue_calls(
         return content, [], ()
 
 
+@dataclass(frozen=True)
 class _Rescue:
-    def __init__(self, content: str, facts: RequestFacts, truncated: bool) -> None:
-        self.facts = facts
-        self.truncated = truncated
-        self.content = content
-        ending = _END_TOKENS.search(content)
-        self.text = content[: ending.start()] if ending else content
-        self.names = _WRAPPER_NAMES.union(*map(declared_names, facts.tools.values()))
+    content: str
+    facts: RequestFacts
+    truncated: bool
+
+    @cached_property
+    def text(self) -> str:
+        """The content without the marks that end a turn."""
+        text = self.content.rstrip()
+        while ending := next((token for token in _END_TOKENS if text.endswith(token)), None):
+            text = text.removesuffix(ending).rstrip()
+        return text
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return _CALL_NAMES | declared_names(self.facts.tools.values())
+
+    @cached_property
+    def start(self) -> int:
+        """Where the answer starts, behind thoughts that the template began and the model only ended."""
+        end = self.text.find("</think>")
+        at = end + len("</think>") if end >= 0 and "<think>" not in self.text[:end] else 0
+        return len(self.text) - len(self.text[at:].lstrip())
 
     def outcome(self) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
         calls: list[Call] = []
         repairs: list[Repair] = []
         kept: list[str] = []
         at = 0
-        for leak in [*self.lone(), *self.marked()]:
-            made = [self.call(leaked) for leaked in leak.calls]
-            if leak.start < at or not all(made):
+        for leak in self.lone() or self.believed():
+            made = [self.made(call) for call in leak.calls[: _MAX_CALLS + 1]]
+            if not all(made) or len(calls) + len(made) > _MAX_CALLS:
                 continue
             for call, found in filter(None, made):
                 calls.append(call)
@@ -71,76 +97,78 @@ class _Rescue:
             at = leak.end
         if not calls:
             return self.content, [], ()
-        kept.append(self.text[at:].rstrip())
-        return "".join(kept).strip("\n") or None, calls, tuple(repairs)
+        rest = "".join([*kept, self.text[at:].rstrip()])
+        return (rest if kept[0] else rest.lstrip()) or None, calls, tuple(repairs)
 
     # -- where ---------------------------------------------------------------------------------------------
 
-    def lone(self) -> Iterator[Leak]:
-        """The whole answer is one call, or a fenced block that is."""
-        start = self.answer_start()
-        start += len(self.text[start:]) - len(self.text[start:].lstrip())
-        fence = _FENCE.match(self.text, start)
-        if fence and fence.end() == len(self.text):
-            inside = fence["inside"].strip()
-            marker = MARKER.match(inside)
-            leak = read_marked(inside, marker, self.names) if marker else read_bare(inside, 0, self.names)
-            if leak and leak.end == len(inside):
-                yield Leak(start, len(self.text), leak.calls)
-        elif self.text[start : start + 1] in ("{", "["):
-            leak = read_bare(self.text, start, self.names)
-            if leak and leak.end == len(self.text):
-                yield leak
+    def lone(self) -> list[Leak]:
+        """The whole answer, if it is one call, or a fenced block that is nothing else."""
+        answer = self.text[self.start :]
+        inside = _fenced(answer) if answer.startswith("```") else answer
+        if inside is None or not inside.startswith(("{", "[", "<")):
+            return []
+        marker = MARKER.match(inside)
+        leak = read_marked(inside, marker, self.names) if marker else read_bare(inside, 0, self.names)
+        return [Leak(self.start, len(self.text), leak.calls)] if leak and leak.end == len(inside) else []
 
-    def marked(self) -> Iterator[Leak]:
-        """Leaks with a mark, where they are not quoted."""
-        at = self.answer_start()
-        last_end = -1
-        while place := _PLACE.search(self.text, at):
-            if place[0] in ("`", "```", "<think>"):
+    def believed(self) -> Iterator[Leak]:
+        """Leaks with a mark, where the text around makes the call instead of presenting it."""
+        for run in self.runs():
+            if not self.is_quoted(run[0].start, run[-1].end):
+                yield from run
+
+    def runs(self) -> list[list[Leak]]:
+        """Leaks outside of code and thoughts; those with nothing but space between belong together."""
+        runs: list[list[Leak]] = []
+        for leak in islice(self.leaks(), _MAX_CALLS):
+            if runs and not self.text[runs[-1][-1].end : leak.start].strip():
+                runs[-1].append(leak)
+            else:
+                runs.append([leak])
+        return runs
+
+    def leaks(self) -> Iterator[Leak]:
+        at = self.start
+        attempts = 0
+        for _ in range(_MAX_PLACES):
+            place = _PLACE.search(self.text, at)
+            if place is None or attempts == _MAX_ATTEMPTS:
+                return
+            marker = MARKER.match(self.text, place.start())
+            if marker is None:
                 at = self.quote_end(place)
                 continue
-            marker = MARKER.match(self.text, place.start())
-            leak = read_marked(self.text, marker, self.names) if marker else None
-            if leak is None:
-                at = place.end()
-                continue
-            at = leak.end
-            if (not self.text[max(last_end, 0) : leak.start].strip() and last_end >= 0) or not self.is_quoted(leak):
-                last_end = leak.end
+            attempts += 1
+            leak = read_marked(self.text, marker, self.names)
+            at = leak.end if leak else place.end()
+            if leak:
                 yield leak
-
-    def answer_start(self) -> int:
-        """Behind the thoughts, where a template began them and the model only ended them."""
-        end = self.text.find("</think>")
-        return end + len("</think>") if end >= 0 and "<think>" not in self.text[:end] else 0
 
     def quote_end(self, place: re.Match[str]) -> int:
         """Where the code or the thought that starts here ends."""
-        opener = place[0]
-        closer = "</think>" if opener == "<think>" else opener
+        closer = "</think>" if place[0] == "<think>" else place[0]
         end = self.text.find(closer, place.end())
-        if opener == "`" and (end < 0 or "\n" in self.text[place.end() : end]):
+        if closer == "`" and (end < 0 or "\n" in self.text[place.end() : end]):
             return place.end()
         return end + len(closer) if end >= 0 else len(self.text)
 
-    def is_quoted(self, leak: Leak) -> bool:
-        """Whether the text around presents the call instead of making it."""
-        before, after = self.text[: leak.start], self.text[leak.end :]
-        same_line = before.rpartition("\\n")[2].rpartition("\n")[2]
-        if same_line.strip():
-            if after.strip() or not same_line.rstrip().endswith(_SENTENCE_END):
+    def is_quoted(self, start: int, end: int) -> bool:
+        """Whether the text around presents the calls instead of making them."""
+        before, after = self.text[self.start : start], self.text[end:]
+        line_before = before[before.rfind("\n") + 1 :]
+        if line_before.strip():
+            if after or not line_before.rstrip().endswith(_SENTENCE_ENDS):
                 return True
-        elif before.strip() and (len(same_line) >= 4 or "\t" in same_line):
+        elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
-        last_line = before.rstrip().rpartition("\n")[2]
-        next_line = after.lstrip().partition("\n")[0]
-        is_directly_followed = bool(after.strip()) and not after.lstrip(" \t").startswith(("\n", "<", "["))
-        return bool(_CUE.search(last_line)) or is_directly_followed or bool(_CUE_AFTER.search(next_line))
+        if after.strip() and "\n" not in after[: len(after) - len(after.lstrip())]:
+            return True
+        return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
 
     # -- which ---------------------------------------------------------------------------------------------
 
-    def call(self, leaked: LeakedCall) -> tuple[Call, tuple[Repair, ...]] | None:
+    def made(self, leaked: LeakedCall) -> _Made | None:
         """The call in the form of the API, if it names a tool and fits it."""
         name = known_name(leaked.name, self.facts.tools)
         if name is None or (self.truncated and leaked.is_cut):
@@ -149,9 +177,21 @@ class _Rescue:
         mended = mend_arguments(leaked.arguments, schema, truncated=self.truncated)
         if not mended.is_sound or (self.truncated and leaked.is_open and not has_all_needed(mended.text, schema)):
             return None
-        call: Call = {
-            "id": new_call_id(),
-            "type": "function",
-            "function": {"name": name, "arguments": mended.text},
-        }
+        function = {"name": name, "arguments": mended.text}
+        call: Call = {"id": new_call_id(), "type": "function", "function": function}
         return call, (Repair("rescued_call", name), *(Repair(kind, name) for kind in mended.kinds))
+
+
+def _fenced(answer: str) -> str | None:
+    """What is in the one fenced block that the answer is; its end may be missing."""
+    _, _, inside = answer.partition("\n")
+    inside = inside.removesuffix("```").strip()
+    return None if "\n```" in inside else inside
+
+
+def _announces_example(before: str) -> bool:
+    sentence = _LAST_SENTENCE.search(before[-500:].rstrip())
+    if sentence is None:
+        return False
+    words = sentence["words"]
+    return bool(_EXAMPLE.search(words)) or bool(_ABOUT_CALLS.search(words) and _EXPLAINS.search(words))

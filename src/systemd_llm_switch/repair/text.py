@@ -24,6 +24,11 @@ def decode(text: str) -> Any:
     return _STRICT.decode(text)
 
 
+def decode_start(text: str) -> tuple[Any, int]:
+    """The value that a text starts with, and where it ends; raises as `decode` does."""
+    return _STRICT.raw_decode(text)
+
+
 def encode(value: object) -> str:
     """The compact JSON text of a value; non-ASCII stays readable unless UTF-8 could not carry it.
 

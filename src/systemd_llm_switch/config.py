@@ -133,7 +133,10 @@ def _flag(value: object) -> bool:
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError("must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("must be a smaller number") from error
 
 
 def _positive(value: object) -> float:
@@ -195,12 +198,12 @@ def _unit(value: object) -> str:
 
 def _url(value: object) -> str:
     url = _text(value).rstrip("/")
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        is_plain = parts.scheme == "http" and parts.hostname and parts.port
     except ValueError:
-        port = None
-    if parts.scheme != "http" or not parts.hostname or port is None or parts.path or parts.query:
+        is_plain = None
+    if not is_plain or parts.path or parts.query or parts.fragment:
         raise ValueError(f"must look like http://127.0.0.1:3004, not {url!r}")
     return url
 

@@ -55,10 +55,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one"
     )
     parser.add_argument("--host", metavar="H", help="address to listen on, instead of server.host")
-    parser.add_argument("--port", metavar="P", type=int, help="port to listen on, instead of server.port")
+    parser.add_argument("--port", metavar="P", type=_port, help="port to listen on, instead of server.port")
     parser.add_argument("--check", action="store_true", help="check the config and exit: 0 if it is valid, else 1")
     parser.add_argument("--version", action="version", version=__version__)
     return parser.parse_args(argv)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port, 1 to 65535")
+    return port
 
 
 def _check(path: Path) -> int:

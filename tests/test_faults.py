@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+
 from support.stack import Stack, in_background, run_all, wait_for
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.stack import ROOT, Proxy, Stack, chat, run_all, wait_for
 
 REQUESTS = 200

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from support.stack import Proxy, Stack, chat, wait_for
 
 TOOLS = [

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import NotFoundError, OpenAI
+
 from support.stack import Proxy, Stack, run_all, threads_of, wait_for
 
 RealUnit = Callable[..., str]
@@ -218,7 +220,7 @@ def test_load_and_unload_by_hand(proxy: Proxy, stack: Stack, units: dict[str, An
 def test_a_dropped_request_frees_the_backend(proxy: Proxy, stack: Stack) -> None:
     """Cancelled generation stops: another request on the only slot does not wait for it to end."""
     ask(proxy, "coder")
-    client = sdk(proxy, **{}).with_options(timeout=1.0)
+    client = sdk(proxy).with_options(timeout=1.0)
     with pytest.raises(Exception, match="timed out"):
         client.chat.completions.create(
             model="coder", messages=[{"role": "user", "content": "Count to 5000."}], max_tokens=3000,
@@ -237,8 +239,7 @@ def _unit(units: dict[str, Any], name: str) -> str:
 
 
 def _status_of(proxy: Proxy) -> str:
-    with open(f"/proc/{proxy.process.pid}/status") as status:
-        return status.read()
+    return Path(f"/proc/{proxy.process.pid}/status").read_text()
 
 
 def _quiet(proxy: Proxy) -> bool:

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+
 from support.stack import Stack, in_background, run_all, wait_for
 
 

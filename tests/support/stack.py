@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -287,4 +286,4 @@ def rss_mib(pid: int) -> float:
 
 
 def threads_of(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))

@@ -161,7 +161,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         name = self.server.options.name
-        deltas = orders.get("deltas") or [{"role": "assistant"}, *({"content": f"{word} "} for word in ("a", "b", name))]
+        words = [{"content": f"{word} "} for word in ("a", "b", name)]
+        deltas = orders.get("deltas") or [{"role": "assistant"}, *words]
         envelope = {"id": "standin-1", "created": 1, "model": name, "object": "chat.completion.chunk"}
         for delta in deltas:
             self.wait(orders.get("delta_s", 0))

@@ -1,4 +1,4 @@
-"""Repair: a model's reply (or a client's replayed history) in, a sound one out. Pure: no I/O, no logging, no threads."""
+"""Repair: a model's reply (or a client's replayed history) in, a sound one out. Pure: no I/O, no log, no threads."""
 
 from .calls import repair_tool_calls
 from .content import repair_content

@@ -16,7 +16,7 @@ def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Re
     """A request whose replayed tool calls all have a string with a JSON object as arguments.
 
     llama-server answers 500 to anything else, for as long as it is in the history. The identical object if nothing was
-    to be changed. Never mutates, never raises. What a broken call meant no longer matters here, only that it can be read.
+    to be changed. Never mutates, never raises. What a broken call meant no longer matters, only that it can be read.
     """
     messages = body.get("messages")
     if not isinstance(messages, list):

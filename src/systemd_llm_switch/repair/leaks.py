@@ -30,7 +30,9 @@ _PARAMETER_END = re.compile(
 )
 _END_MARK = re.compile(r"\s*(?:</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/?tool_call\|>)")
 _GLM_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?=<arg_key>|</tool_call>)")
-_GLM_PAIR = re.compile(r"\s*<arg_key>\s*(?P<name>[^<]{1,99}?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.S)
+_GLM_PAIR = re.compile(
+    r"\s*<arg_key>\s*(?P<name>[^<]{1,99}?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.S
+)
 _GLM_OPEN = re.compile(r"\s*<arg_")
 _MISTRAL_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?:\[CALL_ID\][\w-]{1,99})?\s*(?:\[ARGS\])?\s*(?=\{)")
 _BEHIND_JSON = re.compile(r"\s*(?:</?[\w|]{1,40}>|<\||<function=|\[TOOL_CALLS\]|[;,\]{]|```|\Z)|[ \t]*\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from json.decoder import scanstring as _scan
+from json.decoder import scanstring as _scan  # type: ignore[attr-defined]
 
 from .text import fold
 

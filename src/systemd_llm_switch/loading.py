@@ -16,6 +16,7 @@ from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
 from systemd_llm_switch.failures import Failures, Fingerprint
 from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
+from systemd_llm_switch.waiting import is_readable
 
 # Health is asked for in small steps at first (a small model is ready within a second), in larger ones later:
 # a twentieth of the time waited, so that the steps never cost more than 5 % of a load.
@@ -230,13 +231,6 @@ class Start:
 def quote_journal(lines: Sequence[str]) -> str:
     """The last lines of a start as a sentence; empty where there are none."""
     return f"Last journal lines: {' | '.join(lines)}" if lines else ""
-
-
-def is_readable(fd: int) -> bool:
-    """Whether a descriptor can be read now."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _reason(status: UnitStatus, said: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from systemd_llm_switch.waiting import is_readable
 
 _PROPERTIES = (
     "Id",
@@ -123,17 +124,15 @@ class ProcessWatch:
         ProcessLookupError: from the constructor, when the process is already gone.
     """
 
-    __slots__ = ("_fd", "_poll", "pid")
+    __slots__ = ("_fd", "pid")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._fd = os.pidfd_open(pid)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
 
     def has_exited(self) -> bool:
-        """Whether the process ended (a zombie has)."""
-        return bool(self._poll.poll(0))
+        """Whether the process ended (a zombie has). Thread-safe."""
+        return is_readable(self._fd)
 
     def fileno(self) -> int:
         """Readable once the process has ended."""

@@ -1014,6 +1014,14 @@ class TestConfigure:
         scheduler.configure(Policy(), [Spec("a", "new", 0.0), Spec("b", "old", 0.0)], 1.0)
         assert scheduler.submit(1, "b", 2.0) == [alone("b", "a")]
 
+    def test_who_must_go_for_a_moved_unit_drains_as_soon_as_that_one_is_stopped(self) -> None:
+        """Nothing is left to the next tick: what listens on the new port drains while the old process stops."""
+        scheduler = ready("a", "e", specs=[Spec("a", "old"), Spec("e", "new", 0.0)])
+        scheduler.configure(Policy(), [Spec("a", "new")], 1.0)
+        assert scheduler.submit(1, "a", 2.0) == [Switch(None, ("a",), frozenset({"e"}))]
+        assert scheduler.state("e") is State.DRAINING
+        assert scheduler.tick(2.0) == []
+
     def test_a_new_limit_holds_at_once(self) -> None:
         scheduler = ready("a", policy=Policy(in_flight_limit=1))
         scheduler.submit(1, "a", 1.0)

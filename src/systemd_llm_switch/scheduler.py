@@ -276,16 +276,25 @@ class Scheduler:
         """Draw every consequence of what has happened; all decisions but the fast path's are made here."""
         if self._hold_until is not None and self._hold_until <= now:
             self._hold_until = None
+        actions, placements = self._grant_and_plan(now)
+        if self._switch is not None:
+            actions += self._abandon(now)
+        elif switch := self._next_switch(placements, now):
+            actions += switch
+            granted, placements = self._grant_and_plan(now)  # without those that are being stopped
+            actions += granted
+        actions += _interrupt([unit for unit in self._present() if self._drains_too_long(unit, now)])
+        self._deadline = min((at for at in self._deadlines(placements) if now < at < math.inf), default=None)
+        self._next_turn_at = self._estimate_next_turn(placements)
+        return actions
+
+    def _grant_and_plan(self, now: float) -> tuple[list[Action], list[Placement]]:
         actions = self._grant_waiting(now)
         placements = self._plan(now)
         while granted := self._grant_waiting(now):  # who was granted is busy now: that may change the plan
             actions += granted
             placements = self._plan(now)
-        actions += _interrupt([unit for unit in self._present() if self._drains_too_long(unit, now)])
-        actions += self._next_switch(placements, now) if self._switch is None else self._abandon(now)
-        self._deadline = min((at for at in self._deadlines(placements) if now < at < math.inf), default=None)
-        self._next_turn_at = self._estimate_next_turn(placements)
-        return actions
+        return actions, placements
 
     def _plan(self, now: float) -> list[Placement]:
         """Decide who must make room for whom, and have exactly those drain."""

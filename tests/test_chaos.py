@@ -12,6 +12,7 @@ import contextlib
 import json
 import queue
 import random
+import re
 import socket
 import sys
 import tempfile
@@ -445,7 +446,7 @@ def _rest(world: World) -> Footprint:
         folder = Path(f"/proc/{pid}")
         tasks = list((folder / "task").iterdir())
         children = " ".join((task / "children").read_text() for task in tasks)
-        kinds = Counter(link.readlink().name.partition(":[")[0] for link in (folder / "fd").iterdir())
+        kinds = Counter(re.sub("[0-9]+", "", link.readlink().name) for link in (folder / "fd").iterdir())
         return len(tasks), len(children.split()), dict(kinds)
 
     seen = [count()]

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -239,10 +240,10 @@ class Backend:
         try:
             with self._session_lock:
                 reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})
-        except requests.ConnectionError:
-            return Readiness.SILENT
-        except requests.RequestException:
-            return Readiness.LOADING  # something listens, but is too busy to say so in time
+        except requests.RequestException as error:
+            _let_go(error)
+            # Otherwise something listens, but is too busy to say so in time.
+            return Readiness.SILENT if isinstance(error, requests.ConnectionError) else Readiness.LOADING
         return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
 
     def send(
@@ -329,6 +330,14 @@ def _is_quiet(sock: socket.socket) -> bool:
     except OSError:
         return False
     return False
+
+
+def _let_go(error: BaseException | None) -> None:
+    """urllib3's errors and their frames hold each other, and the callers' frames with all that is in them, until
+    Python's collector comes; for a watched process that is a file descriptor."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _describe(error: BaseException) -> str:

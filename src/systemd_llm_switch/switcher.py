@@ -106,6 +106,7 @@ class Switcher:
                 return
             actions = self._scheduler.finish(lease.number, time.monotonic())
             self._begin(actions)
+        lease.forget()
         self._perform(actions)
 
     # --- what happens elsewhere -----------------------------------------------------------------------

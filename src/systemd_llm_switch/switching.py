@@ -6,6 +6,7 @@ switcher's business.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -101,6 +102,8 @@ class SwitchRun:
         except Exception:
             log.exception("switch_crashed")
             outcome.error = InternalError("the switch failed; see the proxy's journal")
+        # A copy: the error is kept, and its traceback would keep every frame, with their file descriptors.
+        outcome.error = copy.copy(outcome.error)
         if self.target is not None:
             if outcome.resident is None and not outcome.is_refused:
                 outcome.still_running |= self._stop_again(self.target.model.unit, outcome.error)

@@ -95,7 +95,7 @@ def _shell(rng: random.Random, at: float) -> Step:
     actions = {"stop": 4, "start": 6, "restart": 4, "sigkill": 4, "sigterm": 2, "freeze": 1, "reset-failed": 2,
                "daemon-reload": 2, "delete": 2, "rewrite": 8}  # fmt: skip
     action = rng.choices(list(actions), list(actions.values()))[0]
-    fails = rng.random() < 0.25
+    fails = rng.random() < 0.15
     return Step(at, "shell", action, rng.choice(MODELS), (rng.expovariate(1 / 0.4), fails, rng.uniform(0.2, 1.5)))
 
 
@@ -135,6 +135,8 @@ class World:
     done: Counter[str] = field(default_factory=Counter)
     down: list[tuple[float, float]] = field(default_factory=list)  # when there was no proxy, on purpose
     absent: list[tuple[str, float, float]] = field(default_factory=list)  # when a model was not in the config
+
+    restarting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         shared = free_port()
@@ -242,7 +244,11 @@ class World:
 
     def editor(self, step: Step) -> None:
         if step.action == "broken":
-            self.stack.config_path.write_text("models: {big: [nonsense")
+            with self.restarting:  # with a broken config no proxy starts, as it should
+                self.stack.config_path.write_text("models: {big: [nonsense")
+                time.sleep(step.numbers[0])
+                self.write_config()
+            return
         elif step.action == "without":
             since = time.monotonic()
             self.absent.append((step.model, since, float("inf")))
@@ -273,7 +279,8 @@ class World:
             self.proxy.kill()
         elif self.proxy.stop() != 0:
             self.faults.append("SIGTERM did not end the proxy in order")
-        self.start_proxy()
+        with self.restarting:
+            self.start_proxy()
         self.down[-1] = (since, time.monotonic())
 
     # --- the clients ---

@@ -14,7 +14,7 @@ from support.stack import ROOT
 PACKAGE = ROOT / "src" / "systemd_llm_switch"
 NOT_IN_A_LAYER = {"__init__", "__main__"}
 OWNERS = {
-    "web": "handlers", "cheroot": "server", "requests": "backend", "subprocess": "systemd", "yaml": "config_file",
+    "web": "handlers", "requests": "backend", "subprocess": "systemd", "yaml": "config_file",
 }  # fmt: skip
 
 

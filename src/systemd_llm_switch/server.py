@@ -32,6 +32,7 @@ from systemd_llm_switch.reading import (
     read_body,
     read_chunked,
 )
+from systemd_llm_switch.threads import GrowingPool
 
 log = logging.getLogger(__name__)
 
@@ -172,15 +173,16 @@ class Server(wsgi.Server):
     def __init__(
         self, host: str, port: int, application: Wsgi, threads: int, max_body_bytes: Callable[[], int]
     ) -> None:
+        """`threads` is their limit."""
         super().__init__(
             (host, port),
             application,
-            numthreads=threads,
             server_name="systemd-llm-switch",
             request_queue_size=_BACKLOG,
             timeout=_SOCKET_TIMEOUT_S,
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
+        self.requests = GrowingPool(self, threads)
         self.gateway = _Gateway
         self._max_body_bytes = max_body_bytes
         self.slow_reads = SlowReads(_SLOW_READS)
@@ -202,12 +204,9 @@ class Server(wsgi.Server):
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         log.log(level, "server %s", msg, exc_info=traceback)
 
-    def grow_to(self, threads: int) -> None:
-        """More threads, for a longer queue; never fewer while running."""
-        missing = threads - self.requests.min
-        if missing > 0 and self.ready:
-            self.requests.min = threads
-            self.requests.grow(missing)
+    def allow_threads(self, count: int) -> None:
+        """Another limit, for a longer or shorter queue."""
+        self.requests.max = count
 
     def run(self) -> None:
         """Listens and serves until `stop()` is called from another thread; tells systemd on the way.

@@ -1,6 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
+                      [--model FILE, which it does not look at]
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
 
@@ -213,6 +214,7 @@ def main() -> int:
     parser.add_argument("--exit", type=int)
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--say", default="")
+    parser.add_argument("-m", "--model")
     options = parser.parse_args()
     if options.say:
         print(options.say, file=sys.stderr, flush=True)

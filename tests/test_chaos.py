@@ -249,7 +249,7 @@ class World:
                 time.sleep(step.numbers[0])
                 self.write_config()
             return
-        elif step.action == "without":
+        if step.action == "without":
             since = time.monotonic()
             self.absent.append((step.model, since, float("inf")))
             self.write_config(without=step.model)
@@ -258,11 +258,10 @@ class World:
             self.ask_for_config()
             self.absent[-1] = (step.model, since, time.monotonic())
             return
-        elif step.action == "touch":
+        if step.action == "touch":
             self.stack.config_path.touch()
             return
-        else:
-            self.write_config(**({"ttl": 1} if step.action == "ttl" else {"vram": 10}))
+        self.write_config(**({"ttl": 1} if step.action == "ttl" else {"vram": 10}))
         time.sleep(step.numbers[0])
         self.write_config()
 

@@ -21,14 +21,14 @@ class Bed:
 
     def __init__(self, stack: Stack, state: str) -> None:
         self.stack = stack
-        self.options = {"loading": ["--load-s", "0.5"], "stopping": ["--ignore-term"]}.get(state, [])
+        self.options = {"loading": ["--load-s", "0.5"], "stopping": ["--stop-s", "0.7"]}.get(state, [])
         self.units = {"a": self.write("a"), "b": self.write("b")}
         self.proxy: Proxy = stack.run(self.units, max_wait=0, min_resident=0, health_timeout=10, request_timeout=20)
         self.background: list[Callable[[], Any]] = []
 
     def write(self, name: str) -> str:
         """A unit; model a loads, or does not stop, for as long as its state must last."""
-        return self.stack.standin(name, *(self.options if name == "a" else []), service="TimeoutStopSec=0.7")
+        return self.stack.standin(name, *(self.options if name == "a" else []))
 
     def ask(self, model: str, delay_s: float = 0) -> tuple[str, Answer]:
         return model, self.proxy.chat(model, standin={"delay_s": delay_s})

@@ -243,6 +243,8 @@ class Forwarding:
         for exchange in backend.send("POST", path, message, content_type, self._client, deadline):
             lease.on_interrupt(exchange.abort)
             try:
+                if lease.resident is not None:
+                    lease.resident.check(exchange)
                 while not exchange.wait(self._pace.left_s(deadline)):
                     if self._pace.is_due:
                         yield self._pace.speak()

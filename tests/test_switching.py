@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from support.stack import Proxy, Stack, in_background, run_all, wait_for
+from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
 
 
 @pytest.fixture
@@ -96,13 +95,15 @@ def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a", "--load-s", "0.1"), "b": stack.standin("b", "--load-s", "0.1")})
     proxy.chat("a")
     proxy.post("/api/unload", {})
-    before = _descriptors(proxy)
+    pid = proxy.process.pid
+    wait_for(lambda: descriptors_of(pid).get("socket:[]") == 1)
+    before = descriptors_of(pid)
     for _ in range(8):
         assert proxy.chat("a").status == 200
         assert proxy.chat("b", standin={"cut": True}).status == 502
         assert proxy.chat("b", standin={"crash": 1}).status == 502
     assert proxy.post("/api/unload", {}).status == 200
-    wait_for(lambda: _descriptors(proxy) == before, 3, f"{before} descriptors")
+    wait_for(lambda: descriptors_of(pid) == before, 3, f"{descriptors_of(pid)} instead of {before}")
 
 
 def test_the_queue_is_bounded(stack: Stack, pair: dict[str, str]) -> None:
@@ -269,10 +270,6 @@ def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pa
     os.kill(stack.main_pid(pair["a"]), signal.SIGKILL)
     assert proxy.chat("a").text == "hello from a"
     assert len(proxy.status()["switches"]) == 2
-
-
-def _descriptors(proxy: Proxy) -> int:
-    return len(list(Path(f"/proc/{proxy.process.pid}/fd").iterdir()))
 
 
 def _answers(stack: Stack) -> bool:

@@ -84,7 +84,7 @@ class Lease:
             callback()
 
     def forget(self) -> None:
-        """It was given back. Errors that were raised keep their frames, and those this lease, until Python's
-        collector comes; the process and the connection behind it must not wait for that."""
-        self.resident = None
+        """It was given back. An error that was raised keeps its frames, and those this lease; the process and the
+        connection behind it must not wait until Python's collector finds such a circle."""
+        self.resident = self.interruption = self._error = None
         self._on_interrupt = None

@@ -135,10 +135,13 @@ class Proxy:
         except Exception as error:
             told = _as_proxy_error(error, record)
             record.status = told.status
-            if not pace.has_spoken or isinstance(told, ClientGone):
-                raise told from error
-            yield protocol.error_frame(told)
-            return Answer(told.status, (), b"")
+            try:
+                if not pace.has_spoken or isinstance(told, ClientGone):
+                    raise told
+                yield protocol.error_frame(told)
+                return Answer(record.status, (), b"")
+            finally:
+                del told  # it names this frame, too: a circle, until a collection
         finally:
             self._note_repairs(record)
             record.log()

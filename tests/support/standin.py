@@ -1,6 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
-    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--stop-s S] [--say WORDS]
+    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
+                      [--stop-s S] [--say WORDS]
                       [--model FILE, which it does not look at]
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from cheroot import server as cheroot_server
 from cheroot import wsgi
 
-from systemd_llm_switch.errors import InvalidRequest, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.errors import InvalidRequest, MethodNotAllowed, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
 from systemd_llm_switch.notify import notify, watchdog_interval_s
 from systemd_llm_switch.reading import (
@@ -132,6 +132,8 @@ class _Request(cheroot_server.HTTPRequest):
             limit = self.server.max_request_body_size
             is_head = "headers" in message
             return InvalidRequest("the request's headers are too long") if is_head else RequestTooLarge(limit / 1e6)
+        if code == 405:
+            return MethodNotAllowed(self.method.decode("latin-1"), self.uri.decode("latin-1"), ("GET", "POST"))
         if code == 408:
             return RequestTimeout("the request came too slowly")
         return InvalidRequest(message)

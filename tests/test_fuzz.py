@@ -51,8 +51,12 @@ def proxy(manager: UserManager, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """One proxy for all examples, with a model in each way of streaming."""
     stack = Stack(manager.env, tmp_path_factory.mktemp("fuzz"), "fuzz")
     unit = stack.standin("a")
-    models: dict[str, Any] = {"a": {"unit": unit, "aliases": ["x/y", "ü"]}, "live": {"unit": unit, "streaming": "live"}}
-    proxy = stack.run(models | {"none": "no-such-unit.service"}, max_body_mb=0.05)
+    models = {
+        "a": {"unit": unit, "aliases": ["x/y", "ü"]},
+        "live": {"unit": unit, "streaming": "live"},
+        "none": "no-such-unit.service",
+    }
+    proxy = stack.run(models, max_body_mb=0.05)
     try:
         yield proxy
         proxy.post("/api/release", {})
@@ -114,17 +118,18 @@ ROUTES = (
 )  # fmt: skip
 odd_bytes = st.binary(max_size=30)
 pieces = st.sampled_from(
-    [b"GET ", b"POST ", b"/health", b" HTTP/1.1", b" HTTP/1.0", b" HTTP/9.9", b"\r\n", b"\n", b"\r", b": ", b"\0", b" ",
-     b"\t", b"Host: localhost", b"Content-Length: ", b"5", b"-1", b"99999999999999999999", b"Transfer-Encoding: chunked",
-     b"0\r\n\r\n", b"ffffffff\r\n", b"Connection: close", b"Expect: 100-continue", b"{}", b"\xff\xfe", b"http://x/",
+    [b"GET ", b"POST ", b"/health", b" HTTP/1.1", b" HTTP/1.0", b" HTTP/9.9", b"\r\n", b"\n", b"\r", b": ", b"\0",
+     b" ", b"\t", b"Host: localhost", b"Content-Length: ", b"5", b"-1", b"99999999999999999999",
+     b"Transfer-Encoding: chunked", b"0\r\n\r\n", b"ffffffff\r\n", b"Connection: close", b"Expect: 100-continue", b"{}", b"\xff\xfe", b"http://x/",
      b"/v1/chat/completions", b'{"model": "a"}', b"A" * 9000, b";", b"%", b"%ff", b"#", b"?", b"*", b"//", b"\\"]
 )  # fmt: skip
 
 SOUND = (
     b"GET /health HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n",
-    b'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 31\r\n\r\n{"model": "none", "messages":[]}',
-    b'POST /api/load HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\n{"mod\r\n9\r\nel":"none"\r\n'
-    b"1\r\n}\r\n0\r\nX: y\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 31\r\n\r\n"
+    b'{"model":"none", "messages":[]}',
+    b"POST /api/load HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'5;x=y\r\n{"mod\r\n9\r\nel":"none"\r\n1\r\n}\r\n0\r\nX: y\r\n\r\n',
 )
 
 
@@ -158,22 +163,24 @@ def test_no_bytes_break_the_server(proxy: Proxy, data: bytes) -> None:
 @given(
     method=st.sampled_from(METHODS),
     route=st.sampled_from(ROUTES),
-    suffix=st.sampled_from(["", "/", "//", "/..", "?", "?a=b", "?a=%ff&&=", "%2F", "%", "%00", "#x", ";", "/é", "/\xff"])
+    suffix=st.sampled_from(
+        ["", "/", "//", "/..", "?", "?a=b", "?a=%ff&&=", "%2F", "%", "%00", "#x", ";", "/é", "/\xff"])
     | st.text(st.characters(min_codepoint=33, max_codepoint=255, exclude_characters="\x7f\x85\xa0"), max_size=20),
     headers=st.lists(
         st.tuples(
             st.sampled_from(["Content-Type", "Content-Length", "Accept", "Origin", "Host", "Authorization", "Expect",
                              "Transfer-Encoding", "Connection", "Cookie", "X-Forwarded-For", "Range", "Upgrade",
                              "Access-Control-Request-Headers", "Content-Encoding", "Te", "X_Odd"]),
-            st.sampled_from(["", "x", "a, b", "chunked", "gzip", "0", "7", "-7", "1e3", "http://x", "null", "localhost:1",
-                             "[::1]:9", "[", "multipart/form-data; boundary=x", "multipart/form-data", "text/\xff",
+            st.sampled_from(["", "x", "a, b", "chunked", "gzip", "0", "7", "-7", "1e3", "http://x", "null",
+                             "localhost:1", "[::1]:9", "[", "multipart/form-data; boundary=x", "multipart/form-data", "text/\xff",
                              "100-continue", "close", "keep-alive", "Bearer \xff", "bytes=0-"])
             | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=12),
         ),
         max_size=4,
     ),
-    body=st.sampled_from([b"", b"{}", b"[]", b'{"model": "a"}', b'{"model": "none"}', b'{"model":"live","stream":true}',
-                          b"\xff", b"null", b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--x--\r\n'])
+    body=st.sampled_from([b"", b"{}", b"[]", b'{"model": "a"}', b'{"model": "none"}', b"\xff", b"null",
+                          b'{"model":"live","stream":true}',
+                          b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--x--\r\n'])
     | odd_bytes,
 )  # fmt: skip
 def test_no_odd_request_breaks_the_server(
@@ -194,14 +201,16 @@ scalars = (
     | st.sampled_from(["", "a", "user", "tool", "assistant", "{", '{"a": ', "\ud800", "\0", "1e999", "[" * 50])
 )  # fmt: skip
 names = st.sampled_from(
-    ["role", "content", "tool_calls", "function", "arguments", "name", "id", "type", "index", "parameters", "properties",
-     "text", "required", "json_schema", "schema", "items", "enum", "tool_call_id", "function_call", "include_usage"]
+    ["role", "content", "tool_calls", "function", "arguments", "name", "id", "type", "index", "parameters",
+     "properties", "text", "required", "json_schema", "schema", "items", "enum", "tool_call_id", "function_call", "include_usage"]
 ) | st.text(max_size=3)  # fmt: skip
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12
 )
-calls = st.fixed_dictionaries({}, optional={"id": values, "type": values, "index": values, "function": values | st.fixed_dictionaries(
-    {}, optional={"name": values, "arguments": values | st.text(max_size=20)})})  # fmt: skip
+functions = st.fixed_dictionaries({}, optional={"name": values, "arguments": values | st.text(max_size=20)})
+calls = st.fixed_dictionaries(
+    {}, optional={"id": values, "type": values, "index": values, "function": values | functions}
+)
 messages = st.fixed_dictionaries(
     {}, optional={"role": values, "content": values, "tool_calls": values | st.lists(values | calls, max_size=3),
                   "function_call": values, "reasoning_content": values})  # fmt: skip
@@ -279,8 +288,10 @@ def test_no_odd_reply_of_a_backend_is_the_proxys_own_error(
 @given(deltas=st.lists(values | messages, max_size=4), finish=values)
 def test_no_odd_stream_of_a_backend_breaks_the_proxy(proxy: Proxy, deltas: list[Any], finish: Any) -> None:
     """A live stream ends with `[DONE]`, or with an error in OpenAI's shape."""
-    body = {"model": "live", "messages": [], "tools": [TOOL], "stream": True, "standin": {"deltas": deltas, "finish": finish}}
-    reply = http.client.HTTPResponse(_Received(post(proxy, "/v1/chat/completions", json.dumps(body).encode())))  # type: ignore[arg-type]
+    orders = {"deltas": deltas, "finish": finish}
+    body = {"model": "live", "messages": [], "tools": [TOOL], "stream": True, "standin": orders}
+    received = post(proxy, "/v1/chat/completions", json.dumps(body).encode())
+    reply = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]
     reply.begin()
     told = reply.read()
     if reply.status != 200:

@@ -174,7 +174,9 @@ class World:
         return self.stack.proxies[-1]
 
     def start_proxy(self) -> None:
-        proxy = self.stack.start_proxy("--port", str(self.proxy_port), wait=False)
+        # As in the proxy's unit: glibc's arenas, one a thread, are no growth, but look like it.
+        env = {"MALLOC_ARENA_MAX": "2"}
+        proxy = self.stack.start_proxy("--port", str(self.proxy_port), wait=False, env=env)
         proxy.port = self.proxy_port
         self.stack.wait_until_up(proxy)
 

@@ -120,7 +120,8 @@ odd_bytes = st.binary(max_size=30)
 pieces = st.sampled_from(
     [b"GET ", b"POST ", b"/health", b" HTTP/1.1", b" HTTP/1.0", b" HTTP/9.9", b"\r\n", b"\n", b"\r", b": ", b"\0",
      b" ", b"\t", b"Host: localhost", b"Content-Length: ", b"5", b"-1", b"99999999999999999999",
-     b"Transfer-Encoding: chunked", b"0\r\n\r\n", b"ffffffff\r\n", b"Connection: close", b"Expect: 100-continue", b"{}", b"\xff\xfe", b"http://x/",
+     b"Transfer-Encoding: chunked", b"0\r\n\r\n", b"ffffffff\r\n",
+     b"Connection: close", b"Expect: 100-continue", b"{}", b"\xff\xfe", b"http://x/",
      b"/v1/chat/completions", b'{"model": "a"}', b"A" * 9000, b";", b"%", b"%ff", b"#", b"?", b"*", b"//", b"\\"]
 )  # fmt: skip
 
@@ -172,7 +173,8 @@ def test_no_bytes_break_the_server(proxy: Proxy, data: bytes) -> None:
                              "Transfer-Encoding", "Connection", "Cookie", "X-Forwarded-For", "Range", "Upgrade",
                              "Access-Control-Request-Headers", "Content-Encoding", "Te", "X_Odd"]),
             st.sampled_from(["", "x", "a, b", "chunked", "gzip", "0", "7", "-7", "1e3", "http://x", "null",
-                             "localhost:1", "[::1]:9", "[", "multipart/form-data; boundary=x", "multipart/form-data", "text/\xff",
+                             "localhost:1", "[::1]:9", "[", "multipart/form-data; boundary=x",
+                             "multipart/form-data", "text/\xff",
                              "100-continue", "close", "keep-alive", "Bearer \xff", "bytes=0-"])
             | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=12),
         ),
@@ -202,7 +204,8 @@ scalars = (
 )  # fmt: skip
 names = st.sampled_from(
     ["role", "content", "tool_calls", "function", "arguments", "name", "id", "type", "index", "parameters",
-     "properties", "text", "required", "json_schema", "schema", "items", "enum", "tool_call_id", "function_call", "include_usage"]
+     "properties", "text", "required", "json_schema", "schema", "items", "enum", "tool_call_id", "function_call",
+     "include_usage"]
 ) | st.text(max_size=3)  # fmt: skip
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4), max_leaves=12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import random
 import re
 import shlex
 import socket
@@ -25,10 +26,13 @@ STANDIN = Path(__file__).with_name("standin.py")
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on now, and that the kernel gives to no outgoing connection: a server could not be
+    started on it again while that lasts."""
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, max(first_of_clients, 10_100))))
+            return int(sock.getsockname()[1])
 
 
 def wait_for(claim: Callable[[], Any], timeout_s: float = 15, what: str = "") -> Any:

@@ -1,7 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
-                      [--stop-s S] [--say WORDS]
+                      [--bind-s S, before it listens] [--stop-s S, after it no longer listens] [--say WORDS]
                       [--model FILE, which it does not look at]
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit", type=int)
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--bind-s", type=float, default=0.0)
     parser.add_argument("--stop-s", type=float, default=0.0)
     parser.add_argument("--say", default="")
     parser.add_argument("-m", "--model")
@@ -225,9 +226,13 @@ def main() -> int:
         return int(options.exit)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(options.bind_s)
+    server = StandIn(options)
     if options.stop_s:
-        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(options.stop_s, os._exit, [0]).start())
-    StandIn(options).serve_forever()
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever()
+    server.server_close()
+    time.sleep(options.stop_s)
     return 0
 
 

@@ -25,8 +25,8 @@ _WRAPPER = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
-_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:\n[^{}\[\]\"]*)?\Z")
-"""What may follow the object without mattering: brackets, marks, sentences."""
+_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
+"""What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
 _HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
 

@@ -46,12 +46,11 @@ def repair_function(
         mended = mend_arguments(written, facts.tools.get(known or ""), truncated=truncated)
     except (ValueError, RecursionError):
         return {**function, **changes} if changes else function, (*repairs, Repair(UNREPAIRABLE, tool))
-    if mended.text != written or key != "arguments":
-        changes["arguments"] = mended.text
     repairs += [Repair(kind, tool) for kind in mended.kinds]
-    if not changes:
+    if not changes and key == "arguments" and mended.text == written:
         return function, tuple(repairs)
-    return {**{name: part for name, part in function.items() if name != key}, **changes}, tuple(repairs)
+    others = {name: part for name, part in function.items() if name != key}
+    return {**others, **changes, "arguments": mended.text}, tuple(repairs)
 
 
 def known_name(name: str, tools: Collection[str]) -> str | None:

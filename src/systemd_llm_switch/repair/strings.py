@@ -18,6 +18,7 @@ COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
 _NEXT_KEY = re.compile(r"\"([^\"\\\n]{1,80})\"\s*:|'([^'\\\n]{1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
 _NAME = re.compile(r"[\w$.-]+")
+_ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
 _QUOTED_MEMBER = re.compile(r",\s*[\"']([\w$.-]{1,80})[\"']\s*:")
 _VALUE = re.compile(r"[\"'\[{]|-?\d|(?:true|false|null|True|False|None)\b")
 _ESCAPED_LAST_QUOTE = re.compile(r"\\[\"']\s*[}\]][}\]\s]*\Z")
@@ -133,7 +134,7 @@ class StringReader:
         if char == ",":
             return self.continues(at + 1, len(self.stack), inside)
         if char in "}]":
-            return self.closes(at, inside)
+            return self.closes(at, len(self.stack), inside)
         return inside == 0 and at > quote_at + 1 and self.follows_without_comma(quote_at, at)
 
     def after_space(self, at: int, inside: int) -> int:
@@ -150,9 +151,11 @@ class StringReader:
     def continues(self, at: int, depth: int, inside: int) -> bool:
         """Whether a next member or item of the bracket at this depth starts here, or that bracket ends."""
         at = self.after_space(at, inside)
+        while inside == 0 and self.text.startswith(",", at):
+            at = self.after_space(at + 1, inside)
         char = self.text[at : at + 1]
         if char in ("", "}", "]"):
-            return not char or self.closes(at, inside)
+            return not char or self.closes(at, depth, inside)
         if depth == 0:
             return False
         if self.stack[depth - 1] == "[":
@@ -177,16 +180,19 @@ class StringReader:
         """Whether a member of this name is still to come; without any names, each may be."""
         return not self.names or (fold(name) in self.names and not (self.seen and fold(name) in self.seen[-1]))
 
-    def closes(self, at: int, inside: int) -> bool:
-        """Whether the brackets from here on close what is open, and the text goes on as it would behind them."""
-        depth = len(self.stack)
+    def closes(self, at: int, depth: int, inside: int) -> bool:
+        """Whether the brackets from here on close what is open at this depth, and the text goes on as it would behind
+        them. Another object that starts with a name that is expected is no part of a string either."""
         while (char := self.text[at : at + 1]) in ("}", "]"):
             while depth and CLOSER_OF[self.stack[depth - 1]] != char:
                 depth -= 1
             depth = max(depth - 1, 0)
-            at = SPACE.match(self.text, at + 1).end()  # type: ignore[union-attr]
+            end = at + 1
+            at = SPACE.match(self.text, end).end()  # type: ignore[union-attr]
         if depth == 0:
-            return self.tail.match(self.text, at) is not None
+            another = _ANOTHER.match(self.text, at)
+            is_another = another is not None and (not self.names or fold(another[1]) in self.names)
+            return is_another or self.tail.match(self.text, end) is not None
         return char == "" or (char == "," and self.continues(at + 1, depth, inside))
 
     # -- strings without their closing quote ---------------------------------------------------------------

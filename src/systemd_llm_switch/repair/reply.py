@@ -148,6 +148,3 @@ def _from_content(content: str, facts: RequestFacts, truncated: bool, repairs: l
     mended, found = repair_content(content, facts)
     repairs.extend(found)
     return {} if mended is content else {"content": mended}
-
-
-

@@ -28,6 +28,7 @@ _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
 _TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
+_SURE_END = re.compile(r"[\w.)}\]!?;>/]\"\Z")
 _HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
 
 
@@ -206,8 +207,20 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
         raise Unreadable("a member without a value")
     if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
         raise Unreadable("cut within a value")
-    if truncated and reading.open_depths and (reading.doubts or not _has_all(value, schema)):
+    if truncated and reading.has_inner_quotes:
+        raise Unreadable("cut, and any quote may be one of the text's own")
+    if truncated and reading.open_depths and (
+        reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)
+    ):
         raise Unreadable("cut before all was there")
+
+
+def _ends_in_doubt(reading: Reading) -> bool:
+    """Whether the text ends behind a quote that may as well open one within the string, as in `"print("`."""
+    text = reading.text.rstrip()
+    if not text.endswith(("'", '"', "`", "”")):
+        return False
+    return not _SURE_END.search(text) or reading.has_raw_newlines
 
 
 def _has_all(value: dict[str, object], schema: Schema | None) -> bool:

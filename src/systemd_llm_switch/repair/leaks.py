@@ -29,6 +29,7 @@ _PARAMETER_END = re.compile(
     r"</parameter>(?=\s*(?:<parameter(?:=|\s)|</function>|</invoke>|</?tool_call>|<\||\Z))"
     r"|(?=\n<parameter(?:=|\s)|\n</function>|\n</invoke>|\n</tool_call>)"
 )
+_CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
 _END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/tool_call\|>")
 _END_MARK = re.compile(rf"\s*(?:{_END_TAG.pattern}|<\|tool_call\|>|<tool_call>\s*\Z|<[/|][\w|]{{0,20}}\Z)")
 """What ends a call: also a start tag by mistake, or an end tag that was cut."""
@@ -63,6 +64,8 @@ class Leak:
     start: int
     end: int
     calls: tuple[LeakedCall, ...]
+    is_closed: bool = False
+    """The mark that ends it came, so nothing in it was cut."""
 
 
 _Found = tuple[list[LeakedCall], int]
@@ -77,19 +80,19 @@ def read_marked(text: str, marker: re.Match[str], names: frozenset[str]) -> Leak
         calls, end = _mistral_calls(text, _skip(text, marker.end()), names)
     else:
         calls, end = _tagged_calls(text, _START_TAGS.match(text, marker.end()).end(), names)  # type: ignore[union-attr]
-    if end_mark := _END_MARK.match(text, end):
-        end = end_mark.end()
-    return Leak(marker.start(), end, tuple(calls)) if calls else None
+    return _leak(text, marker.start(), calls, end)
 
 
 def read_bare(text: str, start: int, names: frozenset[str]) -> Leak | None:
     """Calls as JSON without any mark; each must carry its arguments, or it might be anything."""
     calls, end = _json_calls(text, start, names)
-    if not calls or any(call.arguments is None for call in calls):
-        return None
-    if end_mark := _END_MARK.match(text, end):
-        end = end_mark.end()
-    return Leak(start, end, tuple(calls))
+    return None if any(call.arguments is None for call in calls) else _leak(text, start, calls, end)
+
+
+def _leak(text: str, start: int, calls: list[LeakedCall], end: int) -> Leak | None:
+    end_mark = _END_MARK.match(text, end)
+    end = end_mark.end() if end_mark else end
+    return Leak(start, end, tuple(calls), is_closed=end_mark is not None) if calls else None
 
 
 def _skip(text: str, at: int) -> int:
@@ -152,9 +155,10 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int, bool]:
     values: dict[str, str] = {}
     while parameter := _PARAMETER.match(text, at):
         end = _PARAMETER_END.search(text, parameter.end())
-        values[parameter["name"]] = _value(text[parameter.end() : end.start() if end else len(text)])
         if end is None:
+            values[parameter["name"]] = _value(_CUT_TAG.sub("", text[parameter.end() :]))
             return values, len(text), True
+        values[parameter["name"]] = _value(text[parameter.end() : end.start()])
         at = end.end()
     is_cut = text.startswith("<param", _skip(text, at)) and ">" not in text[at:]
     return values, len(text) if is_cut else at, is_cut

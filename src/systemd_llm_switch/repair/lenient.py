@@ -64,6 +64,10 @@ class Reading:
     """Some strings had no quotes at all, so that they may be code or prose."""
     has_not_a_number: bool
     """Some values were NaN or infinite, which JSON cannot say; they are null."""
+    has_inner_quotes: bool
+    """Some strings hold quotes that are not escaped, so that any quote may be one of those."""
+    has_raw_newlines: bool
+    """Some strings hold newlines that are not escaped, so that quotes may not be either."""
     text: str = field(repr=False)
     spans: dict[int, tuple[object, int, int]] = field(repr=False)
     """Each bracketed part of the value (by its `id`), and where it stands in the text."""
@@ -92,7 +96,8 @@ def read(
         raise Exhausted("nested too deeply") from error
     return Reading(
         value, reader.at, tuple(reader.open_depths), reader.is_cut, reader.doubts,
-        reader.strange_names, tuple(reader.valueless), reader.has_words, reader.has_not_a_number, text, reader.spans,
+        reader.strange_names, tuple(reader.valueless), reader.has_words, reader.has_not_a_number,
+        reader.has_inner_quotes, reader.has_raw_newlines, text, reader.spans,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -89,7 +89,8 @@ class _Rescue:
         kept: list[str] = []
         at = 0
         for leak in self.lone() or self.believed():
-            made = [self.made(call) for call in leak.calls[: _MAX_CALLS + 1]]
+            may_be_cut = self.truncated and not leak.is_closed and leak.end == len(self.text)
+            made = [self.made(call, may_be_cut and call is leak.calls[-1]) for call in leak.calls[: _MAX_CALLS + 1]]
             if not all(made) or len(calls) + len(made) > _MAX_CALLS:
                 continue
             for call, found in filter(None, made):
@@ -112,7 +113,7 @@ class _Rescue:
             return []
         marker = MARKER.match(inside)
         leak = read_marked(inside, marker, self.names) if marker else read_bare(inside, 0, self.names)
-        return [Leak(self.start, len(self.text), leak.calls)] if leak and leak.end == len(inside) else []
+        return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []
 
     def believed(self) -> Iterator[Leak]:
         """Leaks with a mark, where the text around makes the call instead of presenting it."""
@@ -162,14 +163,14 @@ class _Rescue:
 
     # -- which ---------------------------------------------------------------------------------------------
 
-    def made(self, leaked: LeakedCall) -> _Made | None:
+    def made(self, leaked: LeakedCall, may_be_cut: bool) -> _Made | None:
         """The call in the form of the API, if it names a tool and fits it."""
         name = known_name(leaked.name, self.facts.tools)
-        if name is None or (self.truncated and leaked.is_cut):
+        if name is None or (may_be_cut and leaked.is_cut):
             return None
         schema = self.facts.tools[name]
-        mended = mend_arguments(leaked.arguments, schema, truncated=self.truncated)
-        if not mended.is_sound or (self.truncated and leaked.is_open and not has_all_needed(mended.text, schema)):
+        mended = mend_arguments(leaked.arguments, schema, truncated=may_be_cut)
+        if not mended.is_sound or (may_be_cut and leaked.is_open and not has_all_needed(mended.text, schema)):
             return None
         function = {"name": name, "arguments": mended.text}
         call: Call = {"id": new_call_id(), "type": "function", "function": function}

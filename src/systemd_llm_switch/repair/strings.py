@@ -17,6 +17,7 @@ SPACE = re.compile(r"\s*")
 COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
 _NEXT_KEY = re.compile(r"\"([^\"\\\n]{1,80})\"\s*:|'([^'\\\n]{1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
+_LONE_NAME = re.compile(r"[\"']([\w$.-]{1,80})[\"']\s*(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
 _ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
 _QUOTED_MEMBER = re.compile(r",\s*[\"']([\w$.-]{1,80})[\"']\s*:")
@@ -57,6 +58,8 @@ class StringReader:
         self.seen: list[set[str]] = []
         self.is_cut = False
         self.doubts = 0
+        self.has_inner_quotes = False
+        self.has_raw_newlines = False
         self.work_left = 4 * (len(text) - start) + 500_000
 
     def peek(self) -> str:
@@ -69,6 +72,7 @@ class StringReader:
             return unescape(self.text[start:end], closer)
         start = self.at + 1
         end, self.at = self.string_end(closer, start)
+        self.has_raw_newlines = self.has_raw_newlines or self.text.find("\n", start, end) >= 0
         return unescape(self.text[start:end], closer)
 
     def triple_quoted_end(self) -> int | None:
@@ -90,6 +94,7 @@ class StringReader:
                     return at, at + 1
                 first = at
             inside += 1
+            self.has_inner_quotes = True
             self.spend(_QUOTE_WORK)
             at = self.next_quote(quote, at + 1)
         self.doubts += 1
@@ -162,7 +167,8 @@ class StringReader:
             return _VALUE.match(self.text, at) is not None
         key = _NEXT_KEY.match(self.text, at)
         if key is None:
-            return False
+            lone = _LONE_NAME.match(self.text, at) if inside == 0 and self.names else None
+            return lone is not None and self.is_expected(lone[1])
         if inside == 0 or (inside % 2 == 0 and not self.trusts_names and _NAME.fullmatch(key[1] or key[2] or "")):
             return True
         return self.is_expected(key[1] or key[2] or key[3])

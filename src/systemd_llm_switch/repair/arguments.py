@@ -25,10 +25,12 @@ _WRAPPER = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
+_END_MARKS = re.compile(r"(?:\s|</(?:tool_call|function|parameters?|arguments)>|<\|/?\w{1,40}\|>)+\Z")
 _TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
-_SURE_END = re.compile(r"[\w.)}\]!?;>/]\"\Z")
+_SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]+|\\n|[.!?;)}\]])\"\Z")
+"""A string of one word, or one that ends as a file or a sentence does; an opening quote comes behind anything else."""
 _HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
 
 
@@ -115,8 +117,12 @@ def _decoded(text: str, schema: Schema | None, truncated: bool, encodings: int) 
 
 
 def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
-    start = _LEADING.match(text).end()  # type: ignore[union-attr]
-    if start == len(text) or text.strip() == "null":
+    leading = _LEADING.match(text)[0]  # type: ignore[index]
+    start = len(leading)
+    text = _END_MARKS.sub("", text)
+    if "```" in leading:
+        text = text.removesuffix("```").rstrip()
+    if start >= len(text) or text.strip() == "null":
         return _Found({}, (_SYNTAX,))
     if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
         return _decoded(decode(f'"{text[start:].strip()}"'), schema, truncated, encodings)

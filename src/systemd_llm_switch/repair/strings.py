@@ -16,7 +16,9 @@ CLOSER_OF = {"{": "}", "[": "]"}
 SPACE = re.compile(r"\s*")
 COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
-_NEXT_KEY = re.compile(r"\"([^\"\\\n]{1,80})\"\s*:|'([^'\\\n]{1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
+_NEXT_KEY = re.compile(
+    r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:"
+)
 _LONE_NAME = re.compile(r"[\"']([\w$.-]{1,80})[\"']\s*(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
 _ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
@@ -78,7 +80,7 @@ class StringReader:
     def triple_quoted_end(self) -> int | None:
         """Where a string in Python's triple quotes ends; None if this is none."""
         quotes = self.text[self.at : self.at + 3]
-        if quotes not in ('"""', "'''") or self.text.startswith(quotes[0], self.at + 3):
+        if quotes not in ('"""', "'''", "```") or self.text.startswith(quotes[0], self.at + 3):
             return None
         end = self.text.find(quotes, self.at + 3)
         return end if end >= 0 and self.ends_string(end + 2, inside=1) else None
@@ -169,9 +171,10 @@ class StringReader:
         if key is None:
             lone = _LONE_NAME.match(self.text, at) if inside == 0 and self.names else None
             return lone is not None and self.is_expected(lone[1])
-        if inside == 0 or (inside % 2 == 0 and not self.trusts_names and _NAME.fullmatch(key[1] or key[2] or "")):
+        name = _name(key)
+        if inside == 0 or (inside % 2 == 0 and not self.trusts_names and not key[3] and _NAME.fullmatch(name)):
             return True
-        return self.is_expected(key[1] or key[2] or key[3])
+        return self.is_expected(name)
 
     def follows_without_comma(self, quote_at: int, at: int) -> bool:
         is_next_line = "\n" in self.text[quote_at:at]
@@ -180,7 +183,7 @@ class StringReader:
         key = _NEXT_KEY.match(self.text, at)
         if key is None or not self.stack:
             return False
-        return (is_next_line and not key[3]) or self.is_expected(key[1] or key[2] or key[3])
+        return (is_next_line and not key[3]) or self.is_expected(_name(key))
 
     def is_expected(self, name: str) -> bool:
         """Whether a member of this name is still to come; without any names, each may be."""
@@ -194,7 +197,7 @@ class StringReader:
                 depth -= 1
             depth = max(depth - 1, 0)
             end = at + 1
-            at = SPACE.match(self.text, end).end()  # type: ignore[union-attr]
+            at = self.after_space(end, inside)
         if depth == 0:
             another = _ANOTHER.match(self.text, at)
             is_another = another is not None and (not self.names or fold(another[1]) in self.names)
@@ -225,6 +228,10 @@ class StringReader:
             if all(inside.count(opener) == inside.count(closer) for opener, closer in CLOSER_OF.items()):
                 return closers.start(), closers.start()
         return end, end
+
+
+def _name(key: re.Match[str]) -> str:
+    return key[3] or unescape(key[1] or key[2])
 
 
 def unescape(raw: str, quote: str = '"') -> str:

@@ -25,7 +25,8 @@ _WRAPPER = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
-_END_MARKS = re.compile(r"(?:\s|</(?:tool_call|function|parameters?|arguments)>|<\|/?\w{1,40}\|>)+\Z")
+_END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
+_MAX_END_MARKS = 8
 _TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
@@ -119,7 +120,7 @@ def _decoded(text: str, schema: Schema | None, truncated: bool, encodings: int) 
 def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
     leading = _LEADING.match(text)[0]  # type: ignore[index]
     start = len(leading)
-    text = _END_MARKS.sub("", text)
+    text = _without_end_marks(text)
     if "```" in leading:
         text = text.removesuffix("```").rstrip()
     if start >= len(text) or text.strip() == "null":
@@ -141,6 +142,16 @@ def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: i
     if type(reading.value) is not dict:
         raise Unreadable("no object")
     return _Found(reading.value, (_SYNTAX,), reading)
+
+
+def _without_end_marks(text: str) -> str:
+    text = text.rstrip()
+    for _ in range(_MAX_END_MARKS):
+        mark = _END_MARK.search(text, max(len(text) - 45, 0))
+        if mark is None:
+            break
+        text = text[: mark.start()].rstrip()
+    return text
 
 
 # -- making it fit -----------------------------------------------------------------------------------------

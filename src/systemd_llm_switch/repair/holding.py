@@ -8,6 +8,8 @@ from .leaks import MARKER, THOUGHTS_END
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
 _PARTIAL_MARK = re.compile(r"(?:<[^<>\n]{0,24}|\[[A-Z_]{0,11}|`{1,2})\Z")
+_CALL_IN_FENCE = re.compile(r"[^\n]*(?:\n\s*(?:[{\[<]|\Z)|\Z)")
+_LIST_OF_CALLS = re.compile(r"\[\s*(?:[{/#]|\Z)")
 _FENCE_IS_OVER = re.compile(r"\n(?:```|~~~)[^\n]*\n\s*\S")
 
 
@@ -33,5 +35,5 @@ def _may_be_lone(body: str) -> bool:
     if any(start.startswith(body) for start in _LONE_STARTS):
         return True
     if body.startswith(("```", "~~~")):
-        return not _FENCE_IS_OVER.search(body)
-    return body.startswith(("{", "["))
+        return _CALL_IN_FENCE.match(body) is not None and not _FENCE_IS_OVER.search(body)
+    return body.startswith("{") or _LIST_OF_CALLS.match(body) is not None

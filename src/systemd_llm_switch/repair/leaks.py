@@ -18,6 +18,8 @@ MARKER = re.compile(
     r"<(?P<tag>tool_calls?|function_calls?|functioncall|tools?)>|<\|tool_call\|>|<\|python_tag\|>|\[TOOL_CALLS\]"
     r"|<(?P<function>function|invoke)(?:=|\s{1,9}name=)"
 )
+MAX_CALLS = 64
+"""A model that writes more of them at once is caught in a loop."""
 THOUGHTS_END = "</think>"
 NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
@@ -200,7 +202,7 @@ def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
     """One JSON value after the other, with space or semicolons between, each a call or a list of calls."""
     calls: list[LeakedCall] = []
     end = at
-    while text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
+    while len(calls) <= MAX_CALLS and text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
         found = _calls_in(reading.value, reading)
         if not found:
             break

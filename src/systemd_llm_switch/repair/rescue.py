@@ -15,18 +15,18 @@ from itertools import islice
 
 from .arguments import has_all_needed, mend_arguments
 from .calls import Call, known_name, new_call_id
-from .leaks import ARGUMENT_KEYS, MARKER, NAME_KEYS, THOUGHTS_END, Leak, LeakedCall, read_bare, read_marked
+from .leaks import ARGUMENT_KEYS, MARKER, MAX_CALLS, NAME_KEYS, THOUGHTS_END, Leak, LeakedCall, read_bare, read_marked
 from .model import Repair, RequestFacts
 from .schema import declared_names
 from .text import fold
 
 _MAX_PLACES = 20_000
 _MAX_ATTEMPTS = 64
-_MAX_CALLS = 64
 _HINTS = ("<", "[TOOL_CALLS]", "{")
 _PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}|~{{3,}})|(?P<ticks>`+)|<think>|{MARKER.pattern}")
 _MAX_TICKS = 99
 _END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
+_MAX_END_TOKENS = 8
 _LAST_SENTENCE = re.compile(r"(?:[.!?]\s|\n|\A)(?P<words>[^\n]{0,400}?[^\s])\s*\Z")
 _EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example)\b", re.I)
 _ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
@@ -67,7 +67,8 @@ class _Rescue:
     def text(self) -> str:
         """The content without the marks that end a turn."""
         text = self.content.rstrip()
-        while ending := next((token for token in _END_TOKENS if text.endswith(token)), None):
+        for _ in range(_MAX_END_TOKENS):
+            ending = next((token for token in _END_TOKENS if text.endswith(token)), "")
             text = text.removesuffix(ending).rstrip()
         return text
 
@@ -90,8 +91,8 @@ class _Rescue:
         at = 0
         for leak in self.lone() or self.believed():
             may_be_cut = self.truncated and not leak.is_closed and leak.end == len(self.text)
-            made = [self.made(call, may_be_cut and call is leak.calls[-1]) for call in leak.calls[: _MAX_CALLS + 1]]
-            if not all(made) or len(calls) + len(made) > _MAX_CALLS:
+            made = [self.made(call, may_be_cut and call is leak.calls[-1]) for call in leak.calls[: MAX_CALLS + 1]]
+            if not all(made) or len(calls) + len(made) > MAX_CALLS:
                 continue
             for call, found in filter(None, made):
                 calls.append(call)
@@ -124,7 +125,7 @@ class _Rescue:
     def runs(self) -> list[list[Leak]]:
         """Leaks outside of code and thoughts; those with nothing but space between belong together."""
         runs: list[list[Leak]] = []
-        for leak in islice(self.leaks(), _MAX_CALLS):
+        for leak in islice(self.leaks(), MAX_CALLS):
             if runs and not self.text[runs[-1][-1].end : leak.start].strip():
                 runs[-1].append(leak)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import time
 from typing import Any
 
@@ -310,6 +311,19 @@ def test_a_load_for_nobody_is_stopped(stack: Stack) -> None:
     sock.close()
     wait_for(lambda: stack.active_state(unit) in ("inactive", "failed"), 8)
     wait_for(lambda: proxy.state("slow") == "stopped")
+
+
+def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) -> None:
+    """A reset in the moment between an answer and the wait for the next request concerns nobody else."""
+    proxy = stack.run({"m": "m.service"})
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _ in range(300):
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends a reset
+            sock.sendall(request)
+            assert sock.recv(1) == b"H"
+    assert proxy.get("/health").status == 200
+    assert "Traceback" not in proxy.log
 
 
 def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from support.stack import Stack, in_background, run_all, wait_for
+from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
 
 
 @pytest.fixture
@@ -88,6 +88,22 @@ def test_switching_back_and_forth_beats_the_start_limit(stack: Stack, pair: dict
     for _ in range(7):
         assert proxy.chat("a").text == "hello from a"
         assert proxy.chat("b").text == "hello from b"
+
+
+def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
+    """Neither a switch nor a failed request keeps a process or a connection open after its end."""
+    proxy = stack.run({"a": stack.standin("a", "--load-s", "0.1"), "b": stack.standin("b", "--load-s", "0.1")})
+    proxy.chat("a")
+    proxy.post("/api/unload", {})
+    pid = proxy.process.pid
+    wait_for(lambda: descriptors_of(pid).get("socket:[]") == 1)
+    before = descriptors_of(pid)
+    for _ in range(8):
+        assert proxy.chat("a").status == 200
+        assert proxy.chat("b", standin={"cut": True}).status == 502
+        assert proxy.chat("b", standin={"crash": 1}).status == 502
+    assert proxy.post("/api/unload", {}).status == 200
+    wait_for(lambda: descriptors_of(pid) == before, 3, f"{descriptors_of(pid)} instead of {before}")
 
 
 def test_the_queue_is_bounded(stack: Stack, pair: dict[str, str]) -> None:

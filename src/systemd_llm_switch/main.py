@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ from systemd_llm_switch.systemd import Systemd, SystemdError
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
+
+_DESCRIPTORS = 8192
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +89,7 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     if not (is_loopback(host) or config.server.has_keys or config.server.allow_unauthenticated):
         log.error("refusing to open %s to the network without server.api_keys; see the README, Access", host)
         return 1
+    _allow_descriptors()
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
     hold_file = HoldFile.find(os.environ)
@@ -96,8 +100,8 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     held_until = hold_file.read()
     if held_until is not None:
         switcher.restore_hold(None if held_until == math.inf else held_until - time.time() + time.monotonic())
-    else:
-        threading.Thread(target=_take_up, args=(switcher, config), name="take-up", daemon=True).start()
+    is_held = held_until is not None
+    threading.Thread(target=_take_up, args=(switcher, config, is_held), name="take-up", daemon=True).start()
     log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
     try:
         server.run()
@@ -110,6 +114,14 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 def _threads(config: Config) -> int:
     return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
+
+
+def _allow_descriptors() -> None:
+    """Hundreds of clients, each with a connection of its own to a backend, are more than the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _body_limit(live: LiveConfig) -> int:
@@ -132,9 +144,13 @@ class _Reloading:
         self._server.allow_threads(_threads(config))
 
 
-def _take_up(switcher: Switcher, config: Config) -> None:
-    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded."""
+def _take_up(switcher: Switcher, config: Config, is_held: bool) -> None:
+    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. On hold,
+    nothing is."""
     try:
+        if is_held:
+            switcher.enforce_hold()
+            return
         switcher.adopt()
         for name in config.server.preload:
             switcher.load(config.names[name], Client(None))

@@ -144,6 +144,13 @@ class _Connection(cheroot_server.HTTPConnection):
         super().__init__(server, sock)
         self.rfile = RequestReader(sock)
 
+    def close(self) -> None:
+        """Never raises, for the same reason as `Server.put_conn`."""
+        try:
+            super().close()
+        except OSError as error:
+            log.info("connection_lost reason=%r", str(error))
+
 
 class _Gateway(wsgi.Gateway_10):
     def get_environ(self) -> dict[str, object]:  # type: ignore[override]
@@ -184,6 +191,15 @@ class Server(wsgi.Server):
     def max_request_body_size(self) -> int:  # type: ignore[override]
         """Bytes; cheroot refuses a larger body before it reads it."""
         return self._max_body_bytes()
+
+    def put_conn(self, conn: cheroot_server.HTTPConnection) -> None:
+        """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
+        `finally` of its threads); it is this connection's alone."""
+        try:
+            super().put_conn(conn)
+        except Exception:
+            log.exception("connection_lost")
+            conn.close()
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         log.log(level, "server %s", msg, exc_info=traceback)

@@ -111,6 +111,7 @@ class Switcher:
                 return
             actions = self._scheduler.finish(lease.number, time.monotonic())
             self._begin(actions)
+        lease.forget()
         self._perform(actions)
 
     # --- what happens elsewhere -----------------------------------------------------------------------
@@ -145,7 +146,8 @@ class Switcher:
     def _adopt_one(self, model: Model, status: UnitStatus) -> None:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
         try:
-            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd)
+            rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
+            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
             resident = start.bring_up(status, health_timeout_s=1.0)
         except (ProxyError, LoadAborted) as reason:
             log.info("not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
@@ -153,8 +155,9 @@ class Switcher:
         finally:
             os.close(abort_fd)
         with self._lock:
-            if self._scheduler.state(model.unit) not in (State.STOPPED, State.FAILED):
-                return
+            is_free = self._scheduler.state(model.unit) in (State.STOPPED, State.FAILED)
+            if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
+                return  # a switch that began meanwhile stops it, or did
             self._residents[model.unit] = resident
             actions = self._scheduler.adopt(model.unit, time.monotonic())
             self._begin(actions)
@@ -165,8 +168,8 @@ class Switcher:
         """The resident's process is gone; whoever comes next has it started again."""
         unit = resident.model.unit
         with self._lock:
-            if self._residents.get(unit) is not resident:
-                return
+            if self._residents.get(unit) is not resident or self._is_changing(unit):
+                return  # known already, or the switch under way will tell what became of it
             del self._residents[unit]
             actions = self._scheduler.lost(unit, time.monotonic())
             self._begin(actions)
@@ -177,13 +180,16 @@ class Switcher:
     def explain_loss(self, lease: Lease) -> str | None:
         """Why a backend's connection broke: systemd's words and the journal's if its process ended, else None.
 
-        Blocks up to a quarter of a second: a connection may break a moment before its process is gone.
+        Blocks up to a quarter of a second: a connection may break a moment before its process is gone. One that
+        takes longer to end, as systemd tells it to, is waited for before its unit is used again.
         """
         resident = lease.resident
-        if resident is None or not Client(None).wait_readable(resident.watch.fileno(), 0.25):
+        if resident is None:
             return None
-        self._lose(resident)
         unit = resident.model.unit
+        if not Client(None).wait_readable(resident.watch.fileno(), 0.25):
+            return self._explain_end(unit)
+        self._lose(resident)
         try:
             status = self._systemd.show_after_exit(unit, resident.watch.pid)
         except SystemdError as error:
@@ -191,6 +197,17 @@ class Switcher:
         lines = self._systemd.journal(resident.invocation_id)
         words = [f"unit {unit}: {status.describe()}.", quote_journal(lines), f"See `journalctl --user -u {unit}`."]
         return " ".join(word for word in words if word)
+
+    def _explain_end(self, unit: str) -> str | None:
+        """What systemd says of a unit whose process lives; None if that is meant to go on living."""
+        try:
+            status = self._systemd.show([unit])[unit]
+        except SystemdError as error:
+            return str(error)
+        if status.is_running:
+            return None
+        self._unload([unit], force=False)
+        return f"unit {unit}: {status.describe()}; somebody stops it."
 
     def distrust(self, lease: Lease) -> None:
         """The backend did not answer in time: its unit is stopped, once nothing runs on it, before it is used
@@ -218,11 +235,10 @@ class Switcher:
 
         Raises:
             ClientGone: the caller hung up; the unloading goes on.
-            SystemdError: systemd cannot be asked.
-            ModelStartFailed: a unit did not stop.
+            ModelStartFailed: a unit did not stop, or systemd cannot be asked.
         """
         units = [model.unit for model in models]
-        self.adopt()  # what was started by hand goes too
+        self._find(units)  # what was started by hand goes too
         before = self._stops.copy()
         self._unload(units, force)
         self._wait_until_stopped(units, before, client)
@@ -233,7 +249,7 @@ class Switcher:
 
         Raises: as `unload` does.
         """
-        self.adopt()
+        self._find([model.unit for model in self._config.models.values()])
         before = self._stops.copy()
         with self._lock:
             units = self._scheduler.residents
@@ -242,6 +258,14 @@ class Switcher:
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
         self._perform(actions)
         self._wait_until_stopped(sorted(units), before, client)
+
+    def enforce_hold(self) -> None:
+        """Stops what an earlier proxy left running in spite of its hold. Blocks for a systemctl call.
+
+        Raises:
+            ModelStartFailed: systemd cannot be asked.
+        """
+        self._find([model.unit for model in self._config.models.values()])
 
     def restore_hold(self, until: float | None) -> None:
         """Goes on with the hold of an earlier proxy. Does not block."""
@@ -261,6 +285,23 @@ class Switcher:
     def _unload(self, units: Sequence[str], force: bool) -> None:
         with self._lock:
             actions = self._scheduler.unload(units, force, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    def _find(self, units: Sequence[str]) -> None:
+        """Has the scheduler know of those that run without its doing, ready or not.
+
+        Raises:
+            ModelStartFailed: systemd cannot be asked.
+        """
+        try:
+            statuses = self._systemd.show(units)
+        except SystemdError as error:
+            raise ModelStartFailed(str(error)) from error
+        with self._lock:
+            now = time.monotonic()
+            strangers = [unit for unit, status in statuses.items() if not status.is_stopped]
+            actions = [action for unit in strangers for action in self._scheduler.found(unit, now)]
             self._begin(actions)
         self._perform(actions)
 
@@ -293,8 +334,8 @@ class Switcher:
         backend = self._backends.get(url)
         return backend if backend is not None else self._backends.setdefault(url, Backend(url))
 
-    def loaded_backend(self, model: Model) -> Backend:
-        """The backend of a model that is loaded.
+    def loaded(self, model: Model) -> Resident:
+        """The process of a model that is loaded.
 
         Raises:
             ModelNotLoaded
@@ -302,7 +343,7 @@ class Switcher:
         resident = self._residents.get(model.unit)
         if resident is None or resident.watch.has_exited():
             raise ModelNotLoaded(model.id)
-        return resident.backend
+        return resident
 
     def status(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
@@ -339,6 +380,11 @@ class Switcher:
         """The last switches, oldest first."""
         with self._lock:
             return list(self._switches)
+
+    def _is_changing(self, unit: str) -> bool:
+        """Whether the switch under way starts or stops the unit."""
+        run = self._run
+        return run is not None and (unit in run.others or (run.target is not None and run.target.model.unit == unit))
 
     # --- performing what was decided ------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
-    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
+    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
+                      [--stop-s S] [--say WORDS]
                       [--model FILE, which it does not look at]
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
@@ -213,6 +214,7 @@ def main() -> int:
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit", type=int)
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--stop-s", type=float, default=0.0)
     parser.add_argument("--say", default="")
     parser.add_argument("-m", "--model")
     options = parser.parse_args()
@@ -223,6 +225,8 @@ def main() -> int:
         return int(options.exit)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if options.stop_s:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(options.stop_s, os._exit, [0]).start())
     StandIn(options).serve_forever()
     return 0
 

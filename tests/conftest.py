@@ -6,17 +6,13 @@ import importlib.util
 import itertools
 import shlex
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deploy")]
-
-from support.stack import Stack  # noqa: E402
-from user_manager import UserManager  # noqa: E402
+from support.stack import Stack
+from user_manager import UserManager
 
 _numbers = itertools.count(1)
 

@@ -8,6 +8,7 @@ As a script, it has openai-node wait for an answer as long as one likes, by the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -40,17 +41,23 @@ class Script:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True)
 
     def run(self, case: str, **order: Any) -> Any:
-        with self.start(case, **order) as process:
+        with ending(self.start(case, **order)) as process:
             return report_of(process)
 
 
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A script that is gone afterwards, whatever happens."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def report_of(process: subprocess.Popen[str], timeout_s: float = 60) -> Any:
-    """What a script printed at its end; it is killed when it takes too long."""
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except BaseException:
-        process.kill()
-        raise
+    """What a script printed; blocks until its end."""
+    output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output
     return json.loads(output)
 
@@ -149,7 +156,7 @@ def test_aborting_frees_the_backend(client: Script, bed: Bed, stream: bool) -> N
         process.stdin.write("\n")
         process.stdin.flush()
 
-    with client.start("cancel", model="endless" if stream else "hanging", stream=stream) as process:
+    with ending(client.start("cancel", model="endless" if stream else "hanging", stream=stream)) as process:
         bed.wait_until_generating()
         bed.expect_freed(abort)
         assert report_of(process)["error"] in ("APIUserAbortError", "DOMException")

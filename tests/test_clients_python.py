@@ -330,7 +330,10 @@ class Llm:
     def run(self, model: str, *options: str, prompt: str = "Say hi.") -> tuple[int, str, str]:
         """Its exit code and what it wrote."""
         with self.start(model, *options, prompt=prompt) as process:
-            output, errors = process.communicate(timeout=60)
+            try:
+                output, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
             return process.returncode, output, errors
 
 
@@ -383,6 +386,9 @@ def test_llm_shows_an_error_with_its_message(llm: Llm) -> None:
 
 def test_interrupting_llm_frees_the_backend(llm: Llm, bed: Bed) -> None:
     with llm.start("endless") as process:
-        bed.wait_until_generating()
-        bed.expect_freed(lambda: process.send_signal(signal.SIGINT))
-        process.communicate(timeout=10)
+        try:
+            bed.wait_until_generating()
+            bed.expect_freed(lambda: process.send_signal(signal.SIGINT))
+            process.communicate(timeout=10)
+        finally:
+            process.kill()

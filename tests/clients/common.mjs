@@ -2,6 +2,10 @@
 //   node SCRIPT CASE '{"url": "http://…/v1", "model": "…", …}'
 
 import { createInterface } from 'node:readline';
+import { fetch } from 'undici';
+
+// Node 18's own fetch forgets the signal of a request at the next garbage collection, so an abort may be lost.
+if (parseInt(process.versions.node) < 20) globalThis.fetch = fetch;
 
 export const [, , name, text = '{}'] = process.argv;
 export const order = JSON.parse(text);

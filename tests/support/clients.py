@@ -139,4 +139,6 @@ def lay(stack: Stack, real_unit: Callable[..., str], mode: str) -> Bed:
         },
         **{name: {"unit": standin, **apart, "force": {"standin": order}} for name, order in orders.items()},
     }
-    return Bed(stack, stack.run(models, streaming=mode), mode, port)
+    proxy = stack.run(models, streaming=mode)
+    assert proxy.chat("standin").status == 200  # it is loaded, and stays so
+    return Bed(stack, proxy, mode, port)

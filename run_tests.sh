@@ -69,7 +69,7 @@ provide_venv(Places.of(os.environ))'
 # Node's clients, which the tests talk through; with a stamp, too.
 provide_node_modules() {
     local modules=tests/clients/node_modules wanted
-    if ! node -e 'process.exit(parseInt(process.versions.node) < 18)'; then
+    if ! node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'; then
         echo "✗ the tests need Node 18 or later; this is $(node --version)" >&2
         exit 1
     fi

@@ -76,7 +76,7 @@ provide_node_modules() {
     wanted=$(cat tests/clients/package-lock.json tests/clients/.npmrc | sha256sum)
     if [ "$(cat "$modules/.tests" 2>/dev/null)" != "$wanted" ]; then
         echo "▸ installing Node's clients (a download of 10 MB the first time)"
-        (cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error)
+        (cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null)
         echo "$wanted" >"$modules/.tests"
     fi
     if [ "$(id -u)" -eq 0 ]; then chown --recursive --reference=. "$modules"; fi

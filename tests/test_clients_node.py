@@ -8,7 +8,6 @@ As a script, it has openai-node wait for an answer as long as one likes, by the 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for a run as a script
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
 
-from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, MODES, Bed
+from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, MODES, Bed, ending
 from support.stack import Stack, chat
 from user_manager import UserManager
 
@@ -43,16 +42,6 @@ class Script:
     def run(self, case: str, **order: Any) -> Any:
         with ending(self.start(case, **order)) as process:
             return report_of(process)
-
-
-@contextlib.contextmanager
-def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """A script that is gone afterwards, whatever happens."""
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def report_of(process: subprocess.Popen[str], timeout_s: float = 60) -> Any:

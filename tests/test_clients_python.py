@@ -22,10 +22,10 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ParsedChatCompletion
 from pydantic import BaseModel
 
-from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, Bed
+from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, Bed, ending
 
-HELLO = [{"role": "user", "content": "Say hi."}]
-SHORT = {"max_tokens": 8, "temperature": 0}
+HELLO: Any = [{"role": "user", "content": "Say hi."}]
+SHORT: Any = {"max_tokens": 8, "temperature": 0}
 
 
 class Weather(BaseModel):
@@ -74,7 +74,7 @@ class Sync:
 
     def cancel(self, bed: Bed) -> None:
         """Begins a stream and closes it."""
-        stream = self._client.chat.completions.create(stream=True, model="endless", messages=HELLO)
+        stream: Any = self._client.chat.completions.create(stream=True, model="endless", messages=HELLO)
         bed.wait_until_generating()
         bed.expect_freed(stream.close)
 
@@ -128,7 +128,7 @@ class Async:
 
         async def run(client: AsyncOpenAI) -> None:
             loop = asyncio.get_running_loop()
-            task = loop.create_task(client.chat.completions.create(model="hanging", messages=HELLO))  # type: ignore
+            task = loop.create_task(client.chat.completions.create(model="hanging", messages=HELLO))
             await asyncio.to_thread(bed.wait_until_generating)
             await asyncio.to_thread(bed.expect_freed, lambda: loop.call_soon_threadsafe(task.cancel))
             with pytest.raises(asyncio.CancelledError):
@@ -167,7 +167,7 @@ def test_usage_comes_last_when_asked_for(sdk: Sync | Async) -> None:
 
 def test_a_chunk_carries_one_thing(sdk: Sync | Async) -> None:
     """Role, reasoning, content, calls and finish_reason each have chunks of their own, in that order."""
-    kinds = []
+    kinds: list[str] = []
     for chunk in sdk.chunks(model="thinking", messages=HELLO, tools=[WEATHER_TOOL]):
         [choice] = chunk.choices
         delta = choice.delta.model_dump(exclude_none=True)
@@ -254,7 +254,7 @@ def test_the_parse_helper_takes_malformed_calls(sdk: Sync | Async, is_streamed: 
     parse = sdk.parse_stream if is_streamed else sdk.parse
     calls = parse(model="broken-calls", messages=HELLO, tools=[WEATHER_TOOL]).choices[0].message.tool_calls
     assert calls is not None
-    assert [call.function.parsed_arguments for call in calls] == [Weather(**meant) for meant in MEANT_CALLS]
+    assert [call.function.parsed_arguments for call in calls] == [Weather.model_validate(meant) for meant in MEANT_CALLS]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -329,11 +329,8 @@ class Llm:
 
     def run(self, model: str, *options: str, prompt: str = "Say hi.") -> tuple[int, str, str]:
         """Its exit code and what it wrote."""
-        with self.start(model, *options, prompt=prompt) as process:
-            try:
-                output, errors = process.communicate(timeout=60)
-            finally:
-                process.kill()
+        with ending(self.start(model, *options, prompt=prompt)) as process:
+            output, errors = process.communicate(timeout=60)
             return process.returncode, output, errors
 
 
@@ -385,10 +382,7 @@ def test_llm_shows_an_error_with_its_message(llm: Llm) -> None:
 
 
 def test_interrupting_llm_frees_the_backend(llm: Llm, bed: Bed) -> None:
-    with llm.start("endless") as process:
-        try:
-            bed.wait_until_generating()
-            bed.expect_freed(lambda: process.send_signal(signal.SIGINT))
-            process.communicate(timeout=10)
-        finally:
-            process.kill()
+    with ending(llm.start("endless")) as process:
+        bed.wait_until_generating()
+        bed.expect_freed(lambda: process.send_signal(signal.SIGINT))
+        process.communicate(timeout=10)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,7 @@ def _late_error(mode: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """The running proxy. `mode` is its `server.streaming`.
+    """The running proxy.
 
     Models: `real`, `embedder`; and of the stand-in `standin`, `broken-calls`, `broken-json`, `thinking`, `failing`
     (500 at once), `late-failing`, `endless` (streams without end, where it is asked to), `hanging`.
@@ -86,7 +88,6 @@ class Bed:
 
     stack: Stack
     proxy: Proxy
-    mode: str
     standin_port: int
 
     @property
@@ -109,13 +110,17 @@ class Bed:
         """Cancels a request that the stand-in works on: the stand-in is freed, and the journal says 499."""
         dropped, told = self.seen()["dropped"], self.proxy.log.count("status=499")
         cancel()
-        wait_for(lambda: self.seen()["dropped"] == dropped + 1, 5, "the backend is freed")
-        assert self.seen()["running"] == 0
-        wait_for(lambda: self.proxy.log.count("status=499") == told + 1, 5, "the journal says status=499")
+        wait_for(lambda: self._drops() == (dropped + 1, 0), what="the backend is freed")
+        wait_for(lambda: self.proxy.log.count("status=499") == told + 1, what="the journal says status=499")
+
+    def _drops(self) -> tuple[int, int]:
+        """How many requests the stand-in has dropped, and how many it works on."""
+        seen = self.seen()
+        return seen["dropped"], seen["running"]
 
 
 def lay(stack: Stack, real_unit: Callable[..., str], mode: str) -> Bed:
-    """Starts the stack's proxy with all models."""
+    """Starts the stack's proxy with all models. `mode` is its `server.streaming`."""
     port, embedder_port = free_port(), free_port()
     real = real_unit("real", "--chat-template-file", str(TEMPLATE))
     standin = stack.standin("standin", port=port)
@@ -141,4 +146,14 @@ def lay(stack: Stack, real_unit: Callable[..., str], mode: str) -> Bed:
     }
     proxy = stack.run(models, streaming=mode)
     assert proxy.chat("standin").status == 200  # it is loaded, and stays so
-    return Bed(stack, proxy, mode, port)
+    return Bed(stack, proxy, port)
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A client's process that is gone afterwards, whatever happens."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()

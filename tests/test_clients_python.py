@@ -254,7 +254,8 @@ def test_the_parse_helper_takes_malformed_calls(sdk: Sync | Async, is_streamed: 
     parse = sdk.parse_stream if is_streamed else sdk.parse
     calls = parse(model="broken-calls", messages=HELLO, tools=[WEATHER_TOOL]).choices[0].message.tool_calls
     assert calls is not None
-    assert [call.function.parsed_arguments for call in calls] == [Weather.model_validate(meant) for meant in MEANT_CALLS]
+    meant = [Weather.model_validate(call) for call in MEANT_CALLS]
+    assert [call.function.parsed_arguments for call in calls] == meant
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -360,6 +360,8 @@ class Forwarding:
         self._record.usage = usage if isinstance(usage, dict) else {}
         if not self._request.is_streamed:
             return Answer(reply.status, (protocol.JSON_TYPE, *self._record.headers()), body)
+        if not protocol.choices_of(parsed):  # as a stream it would be empty, and clients would not know why
+            raise BackendError(f"the reply of {self._model.id!r} holds no choices")
         frames = protocol.sse_frames(parsed, self._request.wants_usage)
         if not self._pace.has_spoken:
             return Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"".join(frames))

@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from cheroot import server as cheroot_server
 from cheroot import wsgi
 
-from systemd_llm_switch.errors import InvalidRequest, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.errors import InvalidRequest, MethodNotAllowed, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
 from systemd_llm_switch.notify import notify, watchdog_interval_s
 from systemd_llm_switch.reading import (
@@ -42,6 +43,7 @@ _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
 # Of the threads, so many may wait for slow senders.
@@ -93,6 +95,14 @@ class _Request(cheroot_server.HTTPRequest):
         length = int(self.inheaders.get(b"Content-Length", 0))
         return read_body(reader, length, server.slow_reads) if length else b""
 
+    def read_request_line(self) -> bool:
+        """As cheroot does, with a method that is a token (RFC 9110, 9.1): web.py refuses others in words of its own."""
+        understood: bool = super().read_request_line()  # type: ignore[no-untyped-call]
+        if understood and not _TOKEN.fullmatch(self.method):
+            self.simple_response("400 Bad Request", "Malformed Request-Line: bad method")
+            return False
+        return understood
+
     def read_request_headers(self) -> bool:
         """As cheroot does, with a stricter idea of a length: digits only (RFC 9110, 8.6)."""
         understood: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
@@ -132,6 +142,8 @@ class _Request(cheroot_server.HTTPRequest):
             limit = self.server.max_request_body_size
             is_head = "headers" in message
             return InvalidRequest("the request's headers are too long") if is_head else RequestTooLarge(limit / 1e6)
+        if code == 405:
+            return MethodNotAllowed(self.method.decode("latin-1"), self.uri.decode("latin-1"), ("GET", "POST"))
         if code == 408:
             return RequestTimeout("the request came too slowly")
         return InvalidRequest(message)

@@ -234,7 +234,7 @@ class Switcher:
         """Stops models, after their running requests or, with `force`, at once; blocks until that is done.
 
         Raises:
-            ClientGone: the caller hung up; the unloading goes on.
+            ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
             ModelStartFailed: a unit did not stop, or systemd cannot be asked.
         """
         units = [model.unit for model in models]
@@ -314,6 +314,8 @@ class Switcher:
                 failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
             if not left:
                 return
+            if self._is_closing:
+                raise _shutting_down()
             if failed is not None and self._run is None:
                 raise ModelStartFailed(failed)
             never.wait(client, 0.02)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.protocol import Json
-from systemd_llm_switch.repair import Repair, RequestFacts, call_may_start_at, repair_reply
+from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
 
 
 class BrokenStream(Exception):
@@ -171,7 +171,8 @@ class LiveReply:
             return
         end = len(state.pending)
         if self._may_rescue:
-            end = call_may_start_at(state.pending, is_start=not state.sent)
+            is_start = not state.sent or state.sent[-1].endswith(THOUGHTS_END)
+            end = call_may_start_at(state.pending, is_start=is_start)
         if end:
             piece, state.pending = state.pending[:end], state.pending[end:]
             state.sent.append(piece)

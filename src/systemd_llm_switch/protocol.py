@@ -132,12 +132,30 @@ def to_backend(
             changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
     elif body.get("stream") or "stream_options" in body:
         changed["stream"] = False
+    choice = changed.get("tool_choice", body.get("tool_choice"))
+    if isinstance(choice, dict) and request.is_chat:
+        changed |= _as_only_tool(choice, changed.get("tools", body.get("tools")))
     if not changed and body is request.body:
         return request.raw
     sent = body | changed
     if not stream:
         sent.pop("stream_options", None)
     return dump(sent)
+
+
+def _as_only_tool(choice: Json, tools: object) -> Json:
+    """A tool that must be called, by its name, as the only one there is: llama-server takes an object as
+    `tool_choice` for "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). A name that no tool has is left
+    to the backend."""
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    named = [tool for tool in tools if _has_name(tool, name)] if isinstance(tools, list) else []
+    return {"tool_choice": "required", "tools": named} if named else {}
+
+
+def _has_name(tool: object, name: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(name, str) and function.get("name") == name
 
 
 def dump(value: object) -> bytes:

@@ -12,6 +12,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell (sent along with a chat request before)
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+    then      the orders that hold instead once the last message is a tool's result
 
 `GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
 """
@@ -104,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             seen.headers.append(dict(self.headers))
             seen.paths.append(self.path)
         try:
-            self.act(body, body.get("standin") or {}, raw)
+            orders = body.get("standin") or {}
+            self.act(body, orders["then"] if "then" in orders and _ends_with_result(body) else orders, raw)
         except (Dropped, ConnectionError):
             self.close_connection = True
             with seen.lock:
@@ -126,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         if "crash" in orders:
             print("about to crash, as told", flush=True)
             os._exit(orders["crash"])
-        if body.get("stream"):
+        if body.get("stream") and orders.get("status", 200) < 400:
             self.stream(body, orders)
         elif "raw" in orders:
             self.reply(orders.get("status", 200), orders["raw"].encode())
@@ -204,6 +206,10 @@ class Handler(BaseHTTPRequestHandler):
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         head = f"HTTP/1.1 {status} Standin\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         self.wfile.write(head.encode() + data)
+
+
+def _ends_with_result(body: dict[str, Any]) -> bool:
+    return bool(body["messages"][-1]["role"] == "tool")
 
 
 def main() -> int:

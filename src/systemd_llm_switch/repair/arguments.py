@@ -25,9 +25,13 @@ _WRAPPER = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
-_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:\n[^{}\[\]\"]*)?\Z")
-"""What may follow the object without mattering: brackets, marks, sentences."""
+_END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
+_MAX_END_MARKS = 8
+_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
+"""What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
+_SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]+|\\n|[.!?;)}\]])\"\Z")
+"""A string of one word, or one that ends as a file or a sentence does; an opening quote comes behind anything else."""
 _HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
 
 
@@ -114,8 +118,12 @@ def _decoded(text: str, schema: Schema | None, truncated: bool, encodings: int) 
 
 
 def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
-    start = _LEADING.match(text).end()  # type: ignore[union-attr]
-    if start == len(text) or text.strip() == "null":
+    leading = _LEADING.match(text)[0]  # type: ignore[index]
+    start = len(leading)
+    text = _without_end_marks(text)
+    if "```" in leading:
+        text = text.removesuffix("```").rstrip()
+    if start >= len(text) or text.strip() == "null":
         return _Found({}, (_SYNTAX,))
     if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
         return _decoded(decode(f'"{text[start:].strip()}"'), schema, truncated, encodings)
@@ -134,6 +142,16 @@ def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: i
     if type(reading.value) is not dict:
         raise Unreadable("no object")
     return _Found(reading.value, (_SYNTAX,), reading)
+
+
+def _without_end_marks(text: str) -> str:
+    text = text.rstrip()
+    for _ in range(_MAX_END_MARKS):
+        mark = _END_MARK.search(text, max(len(text) - 45, 0))
+        if mark is None:
+            break
+        text = text[: mark.start()].rstrip()
+    return text
 
 
 # -- making it fit -----------------------------------------------------------------------------------------
@@ -206,8 +224,20 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
         raise Unreadable("a member without a value")
     if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
         raise Unreadable("cut within a value")
-    if truncated and reading.open_depths and (reading.doubts or not _has_all(value, schema)):
+    if truncated and reading.has_inner_quotes:
+        raise Unreadable("cut, and any quote may be one of the text's own")
+    if truncated and reading.open_depths and (
+        reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)
+    ):
         raise Unreadable("cut before all was there")
+
+
+def _ends_in_doubt(reading: Reading) -> bool:
+    """Whether the text ends behind a quote that may as well open one within the string, as in `"print("`."""
+    text = reading.text.rstrip()
+    if not text.endswith(("'", '"', "`", "”")):
+        return False
+    return not _SURE_END.search(text) or reading.has_raw_newlines
 
 
 def _has_all(value: dict[str, object], schema: Schema | None) -> bool:

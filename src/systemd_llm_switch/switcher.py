@@ -247,9 +247,8 @@ class Switcher:
         """Frees all VRAM and turns requests away, until `until` (`time.monotonic`) or `release_hold`; blocks until
         everything is stopped.
 
-        Raises: as `unload` does.
+        Raises: as `unload` does; the hold is in force all the same.
         """
-        self._find([model.unit for model in self._config.models.values()])
         before = self._stops.copy()
         with self._lock:
             units = self._scheduler.residents
@@ -257,7 +256,8 @@ class Switcher:
             self._begin(actions)
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
         self._perform(actions)
-        self._wait_until_stopped(sorted(units), before, client)
+        self._find([model.unit for model in self._config.models.values()])
+        self._wait_until_stopped(sorted(units | self._scheduler.residents), before, client)
 
     def enforce_hold(self) -> None:
         """Stops what an earlier proxy left running in spite of its hold. Blocks for a systemctl call.

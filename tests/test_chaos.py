@@ -51,7 +51,7 @@ FAIR = {
 }
 ACCOUNTED = {"ok", "dropped", "no proxy", "the backend's own error", "model_not_found, as configured", *FAIR}
 BURST, THREADS_STEP = 80, 24
-GROWTH_MIB = 16
+GROWTH_MIB = 10
 
 
 # --- the plan: from the seed alone ----------------------------------------------------------------------

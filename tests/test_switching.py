@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
+from support.stack import Stack, descriptors_of, free_port, in_background, run_all, wait_for
 
 
 @pytest.fixture
@@ -105,6 +105,11 @@ def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
         assert proxy.chat("a").status == 200
         assert proxy.chat("b", standin={"cut": True}).status == 502
         assert proxy.chat("b", standin={"crash": 1}).status == 502
+    proxy.chat("b")
+    with in_background(*[lambda: proxy.chat("b", standin={"hang": True})] * 3) as interrupted:
+        wait_for(lambda: stack.seen()["running"] == 3)
+        proxy.post("/api/unload", {"force": True})
+    assert [answer.status for answer in interrupted] == [503] * 3
     assert proxy.post("/api/unload", {}).status == 200
     wait_for(lambda: descriptors_of(pid) == before, 3, f"{descriptors_of(pid)} instead of {before}")
 
@@ -185,6 +190,7 @@ def test_two_units_started_by_hand_on_one_port_never_answer_for_each_other(
     assert proxy.chat("b").text == "hello from b"
     stack.systemctl("kill", "--signal=SIGKILL", pair["b"])
     stack.systemctl("start", pair["a"], check=False)
+    wait_for(lambda: _answers(stack))
     assert proxy.chat("b").text == "hello from b"
     assert proxy.chat("a").text == "hello from a"
 
@@ -246,12 +252,14 @@ def test_unload_leaves_what_is_not_named(stack: Stack, pair: dict[str, str]) -> 
 
 def test_a_hold_frees_all_and_turns_requests_away_until_release(stack: Stack, pair: dict[str, str]) -> None:
     """What loads by hand goes, too; a request that runs ends in peace, and one that waits is told."""
-    proxy = stack.run(pair)
+    slow = stack.standin("slow", "--load-s", "60", port=free_port())
+    proxy = stack.run({**pair, "slow": slow})
     proxy.chat("a")
+    stack.systemctl("start", slow)
     with in_background(lambda: proxy.chat("a", standin={"delay_s": 1})) as running:
         wait_for(lambda: stack.seen()["running"] == 1)
         assert proxy.post("/api/hold", {}).status == 200
-        assert stack.active_state(pair["a"]) == "inactive"
+        assert [stack.active_state(unit) for unit in (pair["a"], slow)] == ["inactive"] * 2
     assert running[0].text == "hello from a"
     refused = proxy.chat("a")
     assert (refused.status, refused.error["code"]) == (503, "on_hold")
@@ -310,14 +318,10 @@ def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_liste
 def test_a_model_that_ends_while_a_start_is_refused_is_served_again(stack: Stack, tmp_path: Path) -> None:
     """Its loss is seen while a switch away from it is considered; the switch comes to nothing."""
     slow = tmp_path / "slow"
-    program = tmp_path / "bin" / "systemctl"
-    program.parent.mkdir()
-    program.write_text(f"""#!/bin/sh\ncase "$*" in *no-such-unit*) while [ -e {slow} ]; do sleep 0.05; done;; esac
-exec {shutil.which("systemctl")} "$@"\n""")
-    program.chmod(0o755)
     unit = stack.standin("a")
     stack.write_config({"a": unit, "lost": "no-such-unit.service"})
-    proxy = stack.start_proxy(env={"PATH": f"{program.parent}:{os.environ['PATH']}"})
+    env = _with_systemctl(tmp_path, f"*no-such-unit*) while [ -e {slow} ]; do sleep 0.05; done;;")
+    proxy = stack.start_proxy(env=env)
     assert proxy.chat("a").status == 200
     slow.touch()
     with in_background(lambda: proxy.chat("lost"), lambda: _after(1, lambda: proxy.chat("a"))) as answers:
@@ -330,6 +334,23 @@ exec {shutil.which("systemctl")} "$@"\n""")
     assert answers[0].error["code"] == "model_start_failed"
     assert answers[1].text == "hello from a"
     assert "Traceback" not in proxy.log
+
+
+def test_nothing_is_started_beside_what_did_not_stop(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
+    """systemd said yes and the unit still runs: it keeps its place, serves nobody, and is stopped again later."""
+    deaf = tmp_path / "deaf"
+    stack.write_config(pair)
+    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) [ -e {deaf} ] && exit 0;;'))
+    assert proxy.chat("a").status == 200
+    deaf.touch()
+    answer = proxy.chat("b")
+    assert (answer.status, answer.error["code"]) == (503, "model_start_failed")
+    assert f"unit {pair['a']} did not stop" in answer.error["message"]
+    assert stack.active_state(pair["b"]) == "inactive"
+    assert proxy.state("a") == "stopping"
+    deaf.unlink()
+    assert proxy.chat("b").text == "hello from b"
+    assert stack.active_state(pair["a"]) == "inactive"
 
 
 def test_idle_connections_to_a_backend_go_when_they_are_old(stack: Stack, pair: dict[str, str]) -> None:
@@ -401,6 +422,15 @@ def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pa
     os.kill(stack.main_pid(pair["a"]), signal.SIGKILL)
     assert proxy.chat("a").text == "hello from a"
     assert len(proxy.status()["switches"]) == 2
+
+
+def _with_systemctl(folder: Path, case: str) -> dict[str, str]:
+    """An environment with a systemctl that behaves differently in one case (of sh, over its arguments)."""
+    program = folder / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase "$*" in {case} esac\nexec {shutil.which("systemctl")} "$@"\n')
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
 def _answers(stack: Stack) -> bool:

@@ -136,10 +136,15 @@ def _take_up(switcher: Switcher, config: Config) -> None:
     """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded."""
     try:
         switcher.adopt()
-        for name in config.server.preload:
-            switcher.load(config.names[name], Client(None))
-    except (SystemdError, ProxyError) as error:
-        log.error("take_up_failed %s", getattr(error, "message", error))
+    except SystemdError as error:
+        log.error("take_up_failed %s", error)
+        return  # nothing can be loaded either
+    for name in config.server.preload:
+        model = config.names[name]
+        try:
+            switcher.load(model, Client(None))
+        except ProxyError as error:
+            log.error("preload_failed model=%s reason=%r", model.id, error.message)
 
 
 def _stop_on_signals(server: Server, switcher: Switcher) -> None:

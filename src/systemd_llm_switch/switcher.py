@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
@@ -357,8 +357,8 @@ class Switcher:
         if switch.target is not None:
             model = models[switch.target]
             target = Target(model, self.backend(model.llama_url), self._config.server.health_timeout)
-            known = dict.fromkeys([*switch.evict, *models])
-            others = [unit for unit in known if unit != switch.target and unit not in switch.keep]
+            stay = {switch.target, *switch.keep, *_harmless(models, switch)}
+            others = [unit for unit in dict.fromkeys([*switch.evict, *models]) if unit not in stay]
         leaving = [resident for unit, resident in self._residents.items() if unit in others]
         return SwitchRun(self._systemd, self._failures, target, others, leaving)
 
@@ -471,6 +471,14 @@ class Switcher:
 
 def _shutting_down() -> ShuttingDown:
     return ShuttingDown("the proxy is being stopped; try again in a moment", retry_after_s=3)
+
+
+def _harmless(models: Mapping[str, Model], switch: Switch) -> Iterator[str]:
+    """The units on the CPU with a port of their own: started by hand, they may run on beside the target."""
+    ports = {model.llama_url for unit, model in models.items() if unit == switch.target or unit in switch.keep}
+    for unit, model in models.items():
+        if model.vram == 0 and model.llama_url not in ports and unit not in switch.evict:
+            yield unit
 
 
 def _policy(config: Config) -> Policy:

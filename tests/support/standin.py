@@ -1,6 +1,10 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
+                      [--beside PORT]
+
+With --beside, --say and --exit hold only while something listens on that port: two models that want too much of one
+card.
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
 
@@ -204,6 +208,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(head.encode() + data)
 
 
+def is_taken(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
@@ -213,7 +222,10 @@ def main() -> int:
     parser.add_argument("--exit", type=int)
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--say", default="")
+    parser.add_argument("--beside", type=int)
     options = parser.parse_args()
+    if options.beside is not None and not is_taken(options.beside):
+        options.say, options.exit = "", None
     if options.say:
         print(options.say, file=sys.stderr, flush=True)
     if options.exit is not None:

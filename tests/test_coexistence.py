@@ -274,7 +274,7 @@ def test_a_model_is_not_idle_while_a_request_runs(stack: Stack) -> None:
 def test_a_request_in_the_moment_of_the_idle_unload_is_served(stack: Stack) -> None:
     """Never lost and never stuck, on either side of the boundary and on it: by the model that is still loaded, or
     by the reloaded one."""
-    ttl_s, rounds = 0.12, 36
+    ttl_s, rounds = 0.12, 26
     bed = Bed(stack)
     bed.add("a", ttl=ttl_s)
     proxy = bed.run()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +16,8 @@ from systemd_llm_switch.config import Config, ConfigError, is_loopback
 from systemd_llm_switch.config_file import LiveConfig, find, load
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.handlers import Services, make_wsgi
-from systemd_llm_switch.hold import HoldFile
+from systemd_llm_switch.hold import Held, HoldFile
+from systemd_llm_switch.holding import Holding
 from systemd_llm_switch.notify import notify
 from systemd_llm_switch.proxy import Proxy
 from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
@@ -88,16 +87,13 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
         return 1
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
-    hold_file = HoldFile.find(os.environ)
-    application = make_wsgi(Services(live, proxy, switcher, hold_file, host))
+    holding = Holding(switcher, HoldFile.find(os.environ))
+    application = make_wsgi(Services(live, proxy, switcher, holding, host))
     server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
-    held_until = hold_file.read()
-    if held_until is not None:
-        switcher.restore_hold(None if held_until == math.inf else held_until - time.time() + time.monotonic())
-    else:
-        threading.Thread(target=_take_up, args=(switcher, config), name="take-up", daemon=True).start()
+    held = holding.resume()  # before the first request can come
+    threading.Thread(target=_take_up, args=(switcher, config, holding, held), name="take-up", daemon=True).start()
     log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
     try:
         server.run()
@@ -132,14 +128,18 @@ class _Reloading:
         self._server.grow_to(_threads(config))
 
 
-def _take_up(switcher: Switcher, config: Config) -> None:
-    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded."""
+def _take_up(switcher: Switcher, config: Config, holding: Holding, held: Held | None) -> None:
+    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. Under a hold
+    nothing of that: it frees what is still loaded, if an earlier proxy did not come to that."""
     try:
-        switcher.adopt()
-    except SystemdError as error:
+        if held is None:
+            switcher.adopt()
+        elif not held.is_freed:
+            holding.complete(Client(None))
+    except (SystemdError, ProxyError) as error:
         log.error("take_up_failed %s", error)
         return  # nothing can be loaded either
-    for name in config.server.preload:
+    for name in config.server.preload if held is None else ():
         model = config.names[name]
         try:
             switcher.load(model, Client(None))

@@ -6,6 +6,7 @@ thread of its own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -30,7 +31,7 @@ from systemd_llm_switch.errors import (
 )
 from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.leases import Lease
-from systemd_llm_switch.loading import LoadAborted, Resident, Start, quote_journal
+from systemd_llm_switch.loading import LoadAborted, Resident, Start, StopUnconfirmed, quote_journal, stop_units
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -151,6 +152,7 @@ class Switcher:
             if self._scheduler.state(model.unit) not in (State.STOPPED, State.FAILED):
                 return
             self._residents[model.unit] = resident
+            self._last_error.pop(model.unit, None)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
             self._begin(actions)
         log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
@@ -213,37 +215,38 @@ class Switcher:
 
         Raises:
             ClientGone: the caller hung up; the unloading goes on.
-            SystemdError: systemd cannot be asked.
-            ModelStartFailed: a unit did not stop.
+            ModelStartFailed: a unit did not stop, or systemd cannot be asked.
         """
         units = [model.unit for model in models]
-        self.adopt()  # what was started by hand goes too
+        with _systemd_errors():
+            self.adopt()  # what was started by hand goes too
         before = self._stops.copy()
         self._unload(units, force)
         self._wait_until_stopped(units, before, client)
+        with _systemd_errors():
+            self._stop_strangers(units)
 
-    def hold(self, until: float | None, force: bool, client: Client) -> None:
-        """Frees all VRAM and turns requests away, until `until` (`time.monotonic`) or `release_hold`; blocks until
-        everything is stopped.
-
-        Raises: as `unload` does.
-        """
-        self.adopt()
-        before = self._stops.copy()
+    def hold(self, until: float | None, force: bool) -> None:
+        """Turns requests away until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that
+        is known to be loaded. Does not block."""
         with self._lock:
-            units = self._scheduler.residents
             actions = self._scheduler.hold(until, force, time.monotonic())
             self._begin(actions)
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
         self._perform(actions)
-        self._wait_until_stopped(sorted(units), before, client)
 
-    def restore_hold(self, until: float | None) -> None:
-        """Goes on with the hold of an earlier proxy. Does not block."""
+    def free_for_hold(self, client: Client) -> None:
+        """Has everything unloaded, whoever started it; blocks until that is done or the hold is over.
+
+        Raises: as `unload` does.
+        """
         with self._lock:
-            actions = self._scheduler.hold(until, False, time.monotonic())
-            self._begin(actions)
-        self._perform(actions)
+            models = list(self._config.models.values())
+        with _systemd_errors("the models are on hold, but it is not known whether they are unloaded: "):
+            self.adopt()
+            self._wait_until_stopped(None, Counter(), client)
+            if self.on_hold:
+                self._stop_strangers([model.unit for model in models])
 
     def release_hold(self) -> None:
         """Serves requests again."""
@@ -259,18 +262,36 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
 
-    def _wait_until_stopped(self, units: Sequence[str], before: Counter[str], client: Client) -> None:
+    def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
+        """Blocks until each of `units` was stopped since `before`; None: until all are that a hold unloads."""
         never = Signal()
         while True:
             with self._lock:
-                loaded = self._scheduler.residents.intersection(units)
-                left = [unit for unit in loaded if self._stops[unit] == before[unit]]
+                loaded = self._scheduler.residents
+                if units is not None:
+                    loaded = loaded.intersection(units)
+                elif not self._scheduler.on_hold:
+                    return
+                left = [unit for unit in loaded if units is None or self._stops[unit] == before[unit]]
                 failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
             if not left:
                 return
             if failed is not None and self._run is None:
                 raise ModelStartFailed(failed)
             never.wait(client, 0.02)
+
+    def _stop_strangers(self, units: Iterable[str]) -> None:
+        """Stops what runs without our doing and could not be adopted: it still loads, or shares its port.
+
+        Raises:
+            SystemdError, StopUnconfirmed
+        """
+        running = [unit for unit, status in self._systemd.show(units).items() if not status.is_stopped]
+        with self._lock:
+            strangers = [unit for unit in running if unit not in self._scheduler.residents]
+        if strangers:
+            log.info("unloading units=%s", ",".join(strangers))
+            stop_units(self._systemd, strangers)
 
     def close(self) -> None:
         """Turns waiting requests away; running ones go on, models stay loaded."""
@@ -467,6 +488,19 @@ class Switcher:
                 actions = self._scheduler.tick(time.monotonic()) if is_due else []
                 self._begin(actions)
             self._perform(actions)
+
+
+@contextlib.contextmanager
+def _systemd_errors(but: str = "") -> Iterator[None]:
+    """Tells an operator what systemd could not do.
+
+    Raises:
+        ModelStartFailed
+    """
+    try:
+        yield
+    except (SystemdError, StopUnconfirmed) as error:
+        raise ModelStartFailed(f"{but}{error}") from error
 
 
 def _shutting_down() -> ShuttingDown:

@@ -78,6 +78,15 @@ class Services:
         return access
 
 
+    def admits(self, environ: dict[str, Any]) -> bool:
+        """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
+        try:
+            self.access().check(environ["PATH_INFO"], environ)
+        except ProxyError:
+            return False
+        return True
+
+
 class _Handler:
     """Base of the routes: reading and writing."""
 
@@ -310,7 +319,7 @@ class _Application(web.application):  # type: ignore[misc]
         environ[_CORS] = access.cors_headers(environ)
         try:
             access.check(web.ctx.path, environ)
-            if web.ctx.method == "OPTIONS" and environ[_CORS]:
+            if access.is_preflight(environ):
                 return _write(Answer(204, access.preflight_headers(environ), b""))
             return super().handle()
         except ProxyError as error:

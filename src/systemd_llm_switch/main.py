@@ -81,21 +81,29 @@ def _check(path: Path) -> int:
 
 def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     config = live.current()
-    host, port = host or config.server.host, port or config.server.port
+    host, port = (host or config.server.host).strip("[]"), port or config.server.port
     if not (is_loopback(host) or config.server.has_keys or config.server.allow_unauthenticated):
-        log.error("refusing to open %s to the network without server.api_keys; see the README, Access", host)
+        log.error(
+            "refusing to open %s to the network: set server.api_keys (or api_keys_file) in %s, or say that everybody "
+            "may use it with server.allow_unauthenticated: true",
+            host,
+            live.path,
+        )
         return 1
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
     holding = Holding(switcher, HoldFile.find(os.environ))
-    application = make_wsgi(Services(live, proxy, switcher, holding, host))
-    server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
+    services = Services(live, proxy, switcher, holding, host)
+    limit = lambda: int(live.current().server.max_body_mb * 1_000_000)  # noqa: E731
+    server = Server(host, port, make_wsgi(services), _threads(config), limit, services.admits)
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
     held = holding.resume()  # before the first request can come
     threading.Thread(target=_take_up, args=(switcher, config, holding, held), name="take-up", daemon=True).start()
-    log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
     try:
+        server.prepare()
+        address = f"[{host}]" if ":" in host else host
+        log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
         server.run()
     except OSError as error:
         log.error("cannot_listen %s", describe_bind_error(host, port, error))
@@ -106,10 +114,6 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 def _threads(config: Config) -> int:
     return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
-
-
-def _body_limit(live: LiveConfig) -> int:
-    return int(live.current().server.max_body_mb * 1_000_000)
 
 
 class _Reloading:

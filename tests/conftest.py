@@ -63,8 +63,10 @@ def model_file() -> Path:
 def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
     """Writes a unit that runs the real llama-server with the real model."""
 
-    def write(name: str, *options: str, port: int | None = None, service: str = "") -> str:
-        words = [str(llama_server), "-m", str(model_file), "--host", "127.0.0.1", "--port", str(port or stack.port)]
+    def write(
+        name: str, *options: str, port: int | None = None, service: str = "", model: str = str(model_file)
+    ) -> str:
+        words = [str(llama_server), "-m", model, "--host", "127.0.0.1", "--port", str(port or stack.port)]
         words += ["-t", "1", "-c", "4096", "-np", "2", "--jinja", "--alias", name, *options]
         return stack.unit(name, shlex.join(words), service=service)
 

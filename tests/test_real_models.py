@@ -143,11 +143,13 @@ def test_a_restarted_proxy_adopts_the_loaded_model(stack: Stack, proxy: Proxy, u
 
 def test_a_missing_model_file_is_told_in_llama_servers_own_words(stack: Stack, real_unit: RealUnit) -> None:
     """The reason of a failed start is in the answer, not only in the journal."""
-    unit = real_unit("lost", "-m", "/nonexistent/model.gguf")
+    unit = real_unit("lost", model="/nonexistent/model.gguf")
     answer = stack.run({"lost": unit}).chat("lost")
     assert answer.status == 503
     assert answer.error["code"] == "model_start_failed"
-    assert "/nonexistent/model.gguf" in answer.error["message"]
+    assert "failed to load model" in answer.error["message"]
+    assert "There is no model file /nonexistent/model.gguf" in answer.error["message"]
+    assert "./setup.sh --check" in answer.error["message"]
 
 
 def test_a_missing_binary_is_told(stack: Stack) -> None:

@@ -189,8 +189,9 @@ def _tell_next(url: str, systemd: Systemd, places: Places, ledger: Ledger) -> No
     console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
     console.plain("""      -d '{"model": "demo-chat", "messages": [{"role": "user", "content": "Hello!"}]}'""")
     if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
-        console.plain("  To use systemctl --user and journalctl on it:")
+        console.plain("  To use systemctl --user on it:")
         console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
+    console.plain(f"  Watch it: journalctl --user-unit {proxy.UNIT} -f")
     script = shlex.quote(str(places.repository / "setup.sh"))
     if ledger.units.keys() - {proxy.UNIT, "llm.slice", *ledger.demo_units}:
         console.plain(f"  Back to your own models: {script}")

@@ -15,6 +15,7 @@ from systemd_llm_switch.backend import Backend, Readiness
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
 from systemd_llm_switch.failures import Failures, Fingerprint
+from systemd_llm_switch.read_ahead import model_files
 from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
 from systemd_llm_switch.waiting import is_readable
 
@@ -214,7 +215,7 @@ class Start:
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, said)}."]
         if lines:
             parts.append(quote_journal(lines))
-        parts.append(_next_step(status))
+        parts.append(_next_step(status, lines))
         memory = status.was_out_of_memory or _tells_of_memory(lines)
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 
@@ -239,11 +240,14 @@ def _reason(status: UnitStatus, said: str) -> str:
     return said or f"it was stopped, or ended by itself, while it loaded; now {status.describe()}"
 
 
-def _next_step(status: UnitStatus) -> str:
+def _next_step(status: UnitStatus, lines: Sequence[str]) -> str:
     if status.load_state == "not-found":
         return "Install it (./setup.sh), or correct `unit:` in the config."
     if status.needs_daemon_reload:
         return "Its unit file changed on disk: run `systemctl --user daemon-reload`, then try again."
+    lost = next((file for file in model_files(status.command) if not file.exists()), None)
+    if lost is not None and any(str(lost) in line for line in lines):
+        return f"There is no model file {lost}; `./setup.sh --check` names the command that downloads it."
     return f"See `journalctl --user -u {status.unit}` and `systemctl --user status {status.unit}`."
 
 

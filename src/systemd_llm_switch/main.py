@@ -129,7 +129,7 @@ class _Reloading:
             return
         log.info("config_reloaded models=%s", ",".join(config.models))
         self._switcher.configure(config)
-        self._server.grow_to(_threads(config))
+        self._server.allow_threads(_threads(config))
 
 
 def _take_up(switcher: Switcher, config: Config, holding: Holding, held: Held | None) -> None:

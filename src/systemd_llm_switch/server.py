@@ -36,6 +36,7 @@ from systemd_llm_switch.reading import (
     read_body,
     read_chunked,
 )
+from systemd_llm_switch.threads import GrowingPool
 
 log = logging.getLogger(__name__)
 
@@ -234,15 +235,16 @@ class Server(wsgi.Server):
         max_body_bytes: Callable[[], int],
         admits: Callable[[dict[str, Any]], bool],
     ) -> None:
+        """`threads` is their limit."""
         super().__init__(
             (host, port),
             application,
-            numthreads=threads,
             server_name="systemd-llm-switch",
             request_queue_size=_BACKLOG,
             timeout=_SOCKET_TIMEOUT_S,
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
+        self.requests = GrowingPool(self, threads)
         self.gateway = _Gateway
         self._max_body_bytes = max_body_bytes
         self._admits = admits
@@ -265,7 +267,7 @@ class Server(wsgi.Server):
         Raises:
             OSError: the address cannot be had.
         """
-        _allow_files(self.keep_alive_conn_limit + self.requests.min * _FILES_A_THREAD + _OWN_FILES)
+        _allow_files(self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD + _OWN_FILES)
         super().prepare()
         self._connections.close()  # type: ignore[has-type]
         self._connections = _Connections(self)
@@ -281,12 +283,9 @@ class Server(wsgi.Server):
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         log.log(level, "server %s", msg, exc_info=traceback)
 
-    def grow_to(self, threads: int) -> None:
-        """More threads, for a longer queue; never fewer while running."""
-        missing = threads - self.requests.min
-        if missing > 0 and self.ready:
-            self.requests.min = threads
-            self.requests.grow(missing)
+    def allow_threads(self, count: int) -> None:
+        """Another limit, for a longer or shorter queue."""
+        self.requests.max = count
 
     def stop(self) -> None:
         """Ends it in order, from another thread; also when it has not yet begun to serve."""

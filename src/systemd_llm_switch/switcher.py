@@ -32,6 +32,7 @@ from systemd_llm_switch.errors import (
 from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.leases import Lease
 from systemd_llm_switch.loading import LoadAborted, Resident, Start, StopUnconfirmed, quote_journal, stop_units
+from systemd_llm_switch.read_ahead import ReadAhead
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -73,6 +74,7 @@ class Switcher:
         self._run: SwitchRun | None = None
         self._stops: Counter[str] = Counter()
         self._failures = Failures()
+        self._read_ahead = ReadAhead(systemd)
         self._last_load_s: dict[str, float] = {}
         self._last_error: dict[str, str] = {}
         self._switches: deque[SwitchRecord] = deque(maxlen=_REMEMBERED_SWITCHES)
@@ -98,6 +100,9 @@ class Switcher:
             actions = self._scheduler.submit(lease.number, model.unit, time.monotonic())
             self._begin(actions)
         self._perform(actions)
+        if not lease.is_resolved and self._run is None and model.unit not in self._residents:
+            # Others drain or have their right of way: by the time they go, the file is in memory.
+            self._read_ahead.begin(model.unit, lambda: self._scheduler.waiting(model.unit) > 0)
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -381,7 +386,7 @@ class Switcher:
             stay = {switch.target, *switch.keep, *_harmless(models, switch)}
             others = [unit for unit in dict.fromkeys([*switch.evict, *models]) if unit not in stay]
         leaving = [resident for unit, resident in self._residents.items() if unit in others]
-        return SwitchRun(self._systemd, self._failures, target, others, leaving)
+        return SwitchRun(self._systemd, self._failures, self._read_ahead, target, others, leaving)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """What follows from a decision, outside the lock."""

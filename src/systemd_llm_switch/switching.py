@@ -25,6 +25,7 @@ from systemd_llm_switch.loading import (
     fingerprint,
     stop_units,
 )
+from systemd_llm_switch.read_ahead import ReadAhead
 from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class SwitchRun:
         self,
         systemd: Systemd,
         failures: Failures,
+        read_ahead: ReadAhead,
         target: Target | None,
         others: Sequence[str],
         leaving: Sequence[Resident],
@@ -74,6 +76,8 @@ class SwitchRun:
         self._leaving = leaving
         self._systemd = systemd
         self._failures = failures
+        self._read_ahead = read_ahead
+        self._is_over = False
         self._abort_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def abort(self) -> None:
@@ -105,6 +109,7 @@ class SwitchRun:
             if outcome.resident is None and not outcome.is_refused:
                 outcome.still_running |= self._stop_again(self.target.model.unit, outcome.error)
             outcome.load_s = time.monotonic() - self.began - outcome.stop_s
+        self._is_over = True
         return outcome
 
     def _switch(self, outcome: Outcome) -> None:
@@ -118,7 +123,10 @@ class SwitchRun:
             return
         model = self.target.model
         start = Start(self._systemd, model, self.target.backend, self._abort_fd)
-        start.check(self._systemd.show([model.unit])[model.unit], self._failures)
+        status = self._systemd.show([model.unit])[model.unit]
+        start.check(status, self._failures)
+        if self._leaving:
+            self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
         statuses = self._stop_others(outcome)
         outcome.resident = start.bring_up(statuses[model.unit], self.target.health_timeout_s)
         self._failures.note_success(model.unit)

@@ -31,6 +31,7 @@ _PROPERTIES = (
     "FragmentPath",
     "DropInPaths",
     "ControlGroup",
+    "ExecStart",
 )
 # systemd.exec(5), "Process Exit Codes": what systemd itself could not do before the program ran.
 _SPAWN_FAILURES = {
@@ -69,6 +70,7 @@ class UnitStatus:
     needs_daemon_reload: bool
     files: tuple[str, ...]
     control_group: str
+    command: str  # what it runs, its words joined by spaces, without quotes
 
     @property
     def is_stopped(self) -> bool:
@@ -256,4 +258,5 @@ def _parse_status(unit: str, block: str) -> UnitStatus:
         needs_daemon_reload=values.get("NeedDaemonReload") == "yes",
         files=tuple(f"{values.get('FragmentPath', '')} {values.get('DropInPaths', '')}".split()),
         control_group=values.get("ControlGroup", ""),
+        command=values.get("ExecStart", "").partition("argv[]=")[2].partition(" ; ")[0],
     )

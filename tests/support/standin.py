@@ -1,7 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
-                      [--beside PORT]
+                      [--beside PORT] [--model FILE, which it does not look at]
 
 With --beside, --say and --exit hold only while something listens on that port: two models that want too much of one
 card.
@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--say", default="")
     parser.add_argument("--beside", type=int)
+    parser.add_argument("-m", "--model")
     options = parser.parse_args()
     if options.beside is not None and not is_taken(options.beside):
         options.say, options.exit = "", None

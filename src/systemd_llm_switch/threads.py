@@ -1,0 +1,78 @@
+"""The server's threads: as many as there are requests to hold, and a few that wait for the next.
+
+A request that waits holds a thread, so there may be hundreds; but each costs memory, and many that take turns cost
+speed. So they are made when they are needed, before the last free one is taken.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cheroot.workers import threadpool
+
+_AT_FIRST = 24
+_SPARE = 8
+_STEP = 16
+
+
+class GrowingPool(threadpool.ThreadPool):
+    """cheroot's pool with a queue that is written in C, and with threads that come as they are needed; never fewer
+    than before, never more than `limit`. Thread-safe."""
+
+    # cheroot's own, which its type stubs leave out.
+    _threads: list[threading.Thread]
+    _spawn_worker: Callable[[], threading.Thread]
+
+    def __init__(self, server: Any, limit: int) -> None:
+        super().__init__(server, min=min(_AT_FIRST, limit), max=limit)
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.get = self._take
+        self._waiting = 0  # threads that wait for a connection
+        self._count_lock = threading.Lock()
+        self._growth_lock = threading.Lock()
+        self._is_growing = False
+        self._is_stopped = False
+
+    def put(self, obj: Any) -> None:
+        """Hands a connection to a thread. Does not block."""
+        self._queue.put(obj)
+        if self._missing > 0 and not self._is_growing:
+            self._is_growing = True
+            threading.Thread(target=self._provide, name="threads", daemon=True).start()
+
+    def stop(self, timeout: int = 5) -> None:
+        """Ends all threads; those that still serve after `timeout` seconds see their client hang up."""
+        with self._growth_lock:
+            self._is_stopped = True  # one that came now would never be told to end
+        super().stop(timeout)
+
+    def _take(self) -> Any:
+        """The next connection to serve; blocks."""
+        with self._count_lock:
+            self._waiting += 1
+        try:
+            return self._queue.get()
+        finally:
+            with self._count_lock:
+                self._waiting -= 1
+
+    @property
+    def _missing(self) -> int:
+        """How many threads there should be more; 0 at the limit."""
+        free = self._waiting - self._queue.qsize()
+        return min(_SPARE - free, int(self.max) - len(self._threads))
+
+    def _provide(self) -> None:
+        """Brings the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
+        try:
+            while (missing := self._missing) > 0:
+                for _ in range(min(missing + _STEP, int(self.max) - len(self._threads))):
+                    with self._growth_lock:
+                        if self._is_stopped:
+                            return
+                        self._threads.append(self._spawn_worker())
+        finally:
+            self._is_growing = False

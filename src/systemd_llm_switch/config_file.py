@@ -94,8 +94,9 @@ def _read_keys(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ConfigError([Problem("server.api_keys_file", f"{path} is no text in UTF-8")]) from error
     except OSError as error:
-        hint = "; systemd sets $CREDENTIALS_DIRECTORY for the unit alone" if "$CREDENTIALS_DIR" in str(path) else ""
-        told = f"cannot read {path}: {error.strerror}{hint}"
+        told = f"cannot read {path}: {error.strerror}"
+        if "CREDENTIALS_DIRECTORY" in str(path):
+            told += "; systemd sets $CREDENTIALS_DIRECTORY for the unit alone"
         raise ConfigError([Problem("server.api_keys_file", told)]) from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:

@@ -1,8 +1,8 @@
 """Reading a request from its connection: bounded in size, in time, and in how many may be slow at once.
 
 A request that has arrived as a whole is read at once. One that has not holds a thread while it trickles in, so only a
-part of the threads may do that, or wait for it, and only as long as enough trickles in: slow senders cannot hold all
-threads, and who sends nothing more is soon gone.
+part of the threads may do that for more than a moment, and only as long as enough trickles in: slow senders cannot
+hold all threads, and who sends nothing more is soon gone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from typing import Any
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
 SLOWEST_BYTES_A_S = 100_000
-# How long one waits for others that are slow.
-_TURN_TIMEOUT_S = 10.0
+_MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8192
 
 
 class TooSlow(OSError):
-    """The request did not come in time, or too many slow ones are being read already."""
+    """The request did not come in time."""
 
 
 class TooLarge(Exception):
@@ -116,32 +115,24 @@ class RequestReader(io.BufferedReader):
 
 
 class SlowReads:
-    """How many threads may wait for slow senders: `limit`, and as many that wait for one of these to be done."""
+    """How many threads may wait long for slow senders. What is only cut in pieces on its way, as many clients send it,
+    needs no such permission."""
 
     def __init__(self, limit: int) -> None:
         self._free = threading.BoundedSemaphore(limit)
-        self._patient = threading.BoundedSemaphore(2 * limit)
 
     @contextmanager
     def patience(self, reader: RequestReader, seconds: float) -> Iterator[None]:
-        """Within, the reader waits for what is still to come: `seconds`, and longer the more does come.
-
-        Raises:
-            TooSlow: there are too many of them already.
-        """
-        if not self._patient.acquire(blocking=False):
-            raise TooSlow("too many slow requests")
+        """Within, the reader waits for what is still to come: `seconds`, or a moment if there are too many already;
+        and longer the more does come."""
+        may_be_slow = self._free.acquire(blocking=False)
+        reader.source.allow(seconds if may_be_slow else min(seconds, _MOMENT_S))
         try:
-            if not self._free.acquire(timeout=_TURN_TIMEOUT_S):
-                raise TooSlow("too many slow requests")
-            try:
-                reader.source.allow(seconds)
-                yield
-            finally:
-                reader.source.allow(None)
-                self._free.release()
+            yield
         finally:
-            self._patient.release()
+            reader.source.allow(None)
+            if may_be_slow:
+                self._free.release()
 
 
 def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:

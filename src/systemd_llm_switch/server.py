@@ -11,6 +11,7 @@ import http.client
 import io
 import json
 import logging
+import math
 import resource
 import select
 import socket
@@ -48,12 +49,13 @@ _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
-_LINGERING = 32  # threads that may do so at once
-# Of the threads, so many may wait for slow senders, and as many for these.
-_SLOW_READS = 32
+# Of the reserve, so many threads may wait for slow senders, and so many linger: the rest of it answers /health.
+_SLOW_READS = 24
+_LINGERING = 8
 # What accept() fails with while there are too many open files or too little memory: accept(2).
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _NO_ROOM_PAUSE_S = 0.05
+_NO_ROOM_QUIET_S = 10.0
 # A request may have open: its client's connection, its backend's, and what it waits on. The rest is the proxy's own.
 _FILES_A_THREAD = 3
 _OWN_FILES = 128
@@ -182,6 +184,8 @@ class _Connections(connections.ConnectionManager):
     """The idle connections, which hold no thread. For one more than there may be, the one that has been idle longest
     is closed: whoever opens many and says nothing keeps nobody else out. Used by the selector's thread."""
 
+    _quiet_until = -math.inf
+
     def _from_server_socket(self, server_socket: socket.socket) -> Any:
         if not self.can_add_keepalive_connection:
             self._close_longest_idle()
@@ -190,12 +194,17 @@ class _Connections(connections.ConnectionManager):
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            log.warning("no_room_for_a_connection reason=%r", error.strerror)
-            self._close_longest_idle()
-            time.sleep(_NO_ROOM_PAUSE_S)  # or it would be tried, and told, a thousand times a second
+            self._tell_no_room(error)
+            if not self._close_longest_idle():
+                time.sleep(_NO_ROOM_PAUSE_S)  # or it would be tried again a hundred thousand times a second
             return None
 
-    def _close_longest_idle(self) -> None:
+    def _tell_no_room(self, error: OSError) -> None:
+        if time.monotonic() > self._quiet_until:
+            log.warning("no_room_for_a_connection reason=%r", error.strerror)
+            self._quiet_until = time.monotonic() + _NO_ROOM_QUIET_S
+
+    def _close_longest_idle(self) -> bool:
         selector = self._selector  # type: ignore[attr-defined]
         idle = [(conn.last_used, fd, conn) for fd, conn in selector.connections if conn is not self.server]
         for _, fd, conn in sorted(idle, key=lambda it: it[0]):
@@ -204,7 +213,8 @@ class _Connections(connections.ConnectionManager):
             if not poll.poll(0):  # else the selector may have found it already, and is about to serve it
                 selector.unregister(fd)
                 conn.close()
-                return
+                return True
+        return False
 
 
 class _Gateway(wsgi.Gateway_10):

@@ -133,7 +133,7 @@ class Proxy:
             raise
         except Exception as error:
             told = _as_proxy_error(error, record)
-            record.status = told.status
+            record.status, record.error = told.status, told.code
             if not pace.has_spoken or isinstance(told, ClientGone):
                 raise told from error
             yield protocol.error_frame(told)

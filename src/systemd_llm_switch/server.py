@@ -259,6 +259,7 @@ class Server(wsgi.Server):
         self._max_body_bytes = max_body_bytes
         self._admits = admits
         self._is_stopping = False
+        self._has_stopped = threading.Event()
         self.slow_reads = SlowReads(_SLOW_READS)
         self.lingering = threading.BoundedSemaphore(_LINGERING)
 
@@ -300,17 +301,21 @@ class Server(wsgi.Server):
     def stop(self) -> None:
         """Ends it in order, from another thread; also when it has not yet begun to serve."""
         self._is_stopping = True
-        super().stop()
+        if self.ready:
+            super().stop()
+            self._has_stopped.set()
 
     def run(self) -> None:
-        """Serves, once prepared, until `stop()` is called from another thread; tells systemd on the way."""
+        """Serves, once prepared, until `stop()` was called from another thread and has ended what runs; tells systemd
+        on the way."""
         interval_s = watchdog_interval_s()
         if interval_s is not None:
             threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
         notify("READY=1")
         if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop
-            super().stop()
+            self.stop()
         self.serve()
+        self._has_stopped.wait()
 
     def _watch(self, interval_s: float) -> None:
         """Tells systemd's watchdog that we live as long as /health really answers."""

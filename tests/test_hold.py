@@ -371,6 +371,7 @@ def test_preload_does_not_break_a_hold(stack: Stack, pair: dict[str, str], state
     assert_on_hold(second.chat("b"))
     second.stop()  # whatever it began is over
     assert loaded(stack, pair) == set()
+    assert "preload_failed" not in second.log
 
 
 def test_a_hold_that_cannot_be_remembered_is_in_force_all_the_same(

@@ -229,7 +229,7 @@ def test_one_line_tells_an_error_with_its_code(service: Service, pair: dict[str,
 
 def test_what_is_asked_and_answered_never_reaches_the_journal(service: Service, pair: dict[str, str]) -> None:
     """However it goes: prompts, replies, tool arguments, and bodies that are no JSON."""
-    proxy = service.start(pair, request_timeout=1)
+    proxy = service.start(pair, request_timeout=0.5)
     message = {"role": "assistant", "content": SECRET}
     function = {"name": "read", "arguments": f"{{'{SECRET}': '{SECRET}',}}"}
     call = call_of(function)

@@ -82,7 +82,7 @@ def test_words_come_as_the_model_writes_them(proxy: Proxy, fields: dict[str, Any
     for event in stream(proxy, "live", standin={"delta_s": 0.3}, **fields):
         arrivals.append((time.monotonic() - began, event))
     contents = [at for at, event in arrivals if event != "[DONE]" and event["choices"][0]["delta"].get("content")]
-    assert len(contents) == 3
+    assert len(contents) >= 3  # a space at the end may be held, and comes alone
     assert contents[0] < 0.9
     assert contents[2] - contents[0] > 0.5
 

@@ -324,9 +324,12 @@ class Llm:
         self._env = os.environ | {"LLM_USER_PATH": str(folder), "LLM_LOAD_PLUGINS": "", "PYTHONUNBUFFERED": "1"}
 
     def start(self, model: str, *options: str, prompt: str = "Say hi.") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llm", "openai", "endpoint", self._bed.url, prompt, "-m", model, *options]
+        shell = ["env", "--default-signal=INT"]  # which is ignored where the tests run in the background
+        llm = [sys.executable, "-m", "llm", "openai", "endpoint", self._bed.url, prompt, "-m", model, *options]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=self._env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [*shell, *llm], env=self._env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
 
     def run(self, model: str, *options: str, prompt: str = "Say hi.") -> tuple[int, str, str]:
         """Its exit code and what it wrote."""

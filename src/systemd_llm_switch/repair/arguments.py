@@ -225,7 +225,7 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
         raise Unreadable("a member without a value")
     if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
         raise Unreadable("cut within a value")
-    if truncated and reading.has_inner_quotes:
+    if truncated and (reading.has_inner_quotes or reading.has_raw_newlines):
         raise Unreadable("cut, and any quote may be one of the text's own")
     if truncated and reading.open_depths and (
         reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)
@@ -234,11 +234,11 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
 
 
 def _ends_in_doubt(reading: Reading) -> bool:
-    """Whether the text ends behind a quote that may as well open one within the string, as in `"print("`."""
-    text = reading.text.rstrip()
+    """Whether the last quote of a text may as well open one within the string, as in `"print("` and `"x = "]`."""
+    text = reading.text.rstrip("}] \n\r\t")
     if not text.endswith(("'", '"', "`", "”")):
         return False
-    return not _SURE_END.search(text) or reading.has_raw_newlines
+    return not _SURE_END.search(text)
 
 
 def _has_all(value: dict[str, object], schema: Schema | None) -> bool:

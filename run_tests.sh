@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs every check and test; needs nothing prepared.   ./run_tests.sh [pytest's arguments]
 #
-# Installs what is missing (by apt-get only as root), keeps all else in .venv, which ./setup.sh shares, and leaves
-# no process and no file behind. The exit code is that of the first step that fails.
+# Installs what is missing (by apt-get only as root), keeps all else in .venv, which ./setup.sh shares, and in
+# tests/clients/node_modules, and leaves no process and no file behind. The exit code is that of the first step that
+# fails.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
@@ -20,6 +21,8 @@ find_python() {
 missing_packages() {
     command -v systemctl >/dev/null || echo systemd
     command -v strace >/dev/null || echo strace
+    command -v node >/dev/null || echo nodejs
+    command -v npm >/dev/null || echo npm
     local python
     python=$(find_python)
     if [ -z "$python" ]; then
@@ -63,6 +66,22 @@ provide_venv(Places.of(os.environ))'
     if [ "$(id -u)" -eq 0 ]; then chown --recursive --reference=. .venv; fi
 }
 
+# Node's clients, which the tests talk through; with a stamp, too.
+provide_node_modules() {
+    local modules=tests/clients/node_modules wanted
+    if ! node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'; then
+        echo "✗ the tests need Node 18 or later; this is $(node --version)" >&2
+        exit 1
+    fi
+    wanted=$(cat tests/clients/package-lock.json tests/clients/.npmrc | sha256sum)
+    if [ "$(cat "$modules/.tests" 2>/dev/null)" != "$wanted" ]; then
+        echo "▸ installing Node's clients (a download of 10 MB the first time)"
+        (cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null)
+        echo "$wanted" >"$modules/.tests"
+    fi
+    if [ "$(id -u)" -eq 0 ]; then chown --recursive --reference=. "$modules"; fi
+}
+
 # Ends what a killed pytest could not: user managers and proxies that live in this run's own folder.
 clean_up() {
     local stop='import sys; from pathlib import Path; from user_manager import UserManager
@@ -95,6 +114,7 @@ run_pytest() {
 
 provide_packages
 provide_venv
+provide_node_modules
 .venv/bin/ruff check --quiet --output-format=concise src tests deploy
 .venv/bin/mypy --no-error-summary
 if [ "$(id -u)" -ne 0 ]; then

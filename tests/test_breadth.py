@@ -91,6 +91,31 @@ def test_params_are_defaults_and_force_is_not(stack: Stack) -> None:
     assert (body["temperature"], body["top_k"], body["min_p"]) == (0.9, 7, 0.1)
 
 
+OTHER_TOOL = {"type": "function", "function": {"name": "get_news", "parameters": {"type": "object"}}}
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "told", "tools"),
+    [
+        (_named("get_weather"), "required", TOOLS),
+        (_named("get_nothing"), _named("get_nothing"), [OTHER_TOOL, *TOOLS]),
+        ({"type": "function"}, {"type": "function"}, [OTHER_TOOL, *TOOLS]),
+        ("auto", "auto", [OTHER_TOOL, *TOOLS]),
+    ],
+)
+def test_a_tool_that_is_forced_by_its_name_is_the_only_one(
+    proxy: Proxy, stack: Stack, choice: object, told: object, tools: object
+) -> None:
+    """llama-server reads no name in `tool_choice`, only "required"; what names no tool is left as it is."""
+    assert proxy.chat("a", tools=[OTHER_TOOL, *TOOLS], tool_choice=choice).status == 200
+    body = stack.seen()["bodies"][-1]
+    assert (body["tool_choice"], body["tools"]) == (told, tools)
+
+
 REFUSAL = json.dumps(
     {
         "error": {

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
+import subprocess
 import time
 from typing import Any
 
 import pytest
 
 from support.stack import Stack, in_background, run_all, wait_for
+from systemd_llm_switch.backend import Backend, BackendLost
+from systemd_llm_switch.config import Model
+from systemd_llm_switch.loading import Resident
+from systemd_llm_switch.systemd import ProcessWatch
+from systemd_llm_switch.waiting import Client
 
 
 def test_a_unit_that_exits_is_reported_at_once_with_its_own_words(stack: Stack) -> None:
@@ -84,6 +91,18 @@ def test_the_port_must_be_silent_before_a_start(stack: Stack) -> None:
     assert answer.status == 503
     assert str(stack.port) in answer.error["message"]
     assert proxy.chat("m").status == 200
+
+
+def test_a_taken_port_is_no_failure_of_the_unit(stack: Stack) -> None:
+    """It does not count towards a crash loop: two of its own, and a third time the port was taken."""
+    proxy = stack.run({"m": stack.standin("m", "--exit", "1")})
+    for _ in range(2):
+        assert "exit status 1" in proxy.chat("m").error["message"]
+    with socket.create_server(("127.0.0.1", stack.port)):
+        assert "taken" in proxy.chat("m").error["message"]
+    message = proxy.chat("m").error["message"]
+    assert "exit status 1" in message
+    assert "in a row" not in message
 
 
 def test_a_unit_that_will_not_stop_keeps_its_place(stack: Stack) -> None:
@@ -241,6 +260,37 @@ def test_a_request_killed_by_hand_is_told_and_the_next_is_served(stack: Stack) -
     assert proxy.chat("m").status == 200
 
 
+def test_a_request_beside_a_stop_by_hand_is_served_by_the_next_process(stack: Stack) -> None:
+    """The unit no longer listens and has not ended yet: its end is waited for."""
+    unit = stack.standin("m", "--stop-s", "1.5")
+    proxy = stack.run({"m": unit})
+    assert proxy.post("/api/load", {"model": "m"}).status == 200
+    pid = stack.main_pid(unit)
+    with in_background(lambda: stack.systemctl("stop", unit)):
+        wait_for(lambda: stack.active_state(unit) == "deactivating")
+        wait_for(lambda: not _listens(stack.port))
+        assert proxy.chat("m").text == "hello from m"
+    assert stack.main_pid(unit) not in (0, pid)
+
+
+def test_a_connection_made_after_the_process_ended_is_not_used(stack: Stack) -> None:
+    """Whoever listens on the port by then is somebody else."""
+    process = subprocess.Popen(["sleep", "60"])
+    with socket.create_server(("127.0.0.1", stack.port)):
+        url = f"http://127.0.0.1:{stack.port}"
+        backend, model = Backend(url), Model("m", "m.service", url)
+        resident = Resident(model, backend, ProcessWatch(process.pid), "", 0.0)
+        send = lambda: next(backend.send("GET", "/", b"", "", Client(None), time.monotonic() + 5))  # noqa: E731
+        exchange = send()
+        resident.check(exchange)
+        exchange.close()
+        process.kill()
+        process.wait()
+        with pytest.raises(BackendLost) as lost:
+            resident.check(send())
+        assert lost.value.was_unread
+
+
 def test_a_load_that_is_stopped_by_hand_ends_its_wait_at_once(stack: Stack) -> None:
     unit = stack.standin("m", "--load-s", "60")
     proxy = stack.run({"m": unit})
@@ -312,6 +362,19 @@ def test_a_load_for_nobody_is_stopped(stack: Stack) -> None:
     wait_for(lambda: proxy.state("slow") == "stopped")
 
 
+def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) -> None:
+    """A reset in the moment between an answer and the wait for the next request concerns nobody else."""
+    proxy = stack.run({"m": "m.service"})
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _ in range(300):
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends a reset
+            sock.sendall(request)
+            assert sock.recv(1) == b"H"
+    assert proxy.get("/health").status == 200
+    assert "Traceback" not in proxy.log
+
+
 def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
     """No bus: the proxy runs, says so in the journal, and each request gets the reason."""
     stack.write_config({"m": "m.service"})
@@ -320,6 +383,15 @@ def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
     assert answer.status == 503
     assert "systemctl --user" in answer.error["message"]
     wait_for(lambda: "take_up_failed" in proxy.log)
+    for path in ("/api/unload", "/api/hold"):
+        answer = proxy.post(path, {})
+        assert answer.status == 503
+        assert "systemctl --user" in answer.error["message"]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _send_chat(port: int, model: str, **fields: Any) -> socket.socket:

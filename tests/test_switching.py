@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from support.stack import Stack, in_background, run_all, wait_for
+from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
 
 
 @pytest.fixture
@@ -88,6 +91,22 @@ def test_switching_back_and_forth_beats_the_start_limit(stack: Stack, pair: dict
     for _ in range(7):
         assert proxy.chat("a").text == "hello from a"
         assert proxy.chat("b").text == "hello from b"
+
+
+def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
+    """Neither a switch nor a failed request keeps a process or a connection open after its end."""
+    proxy = stack.run({"a": stack.standin("a", "--load-s", "0.1"), "b": stack.standin("b", "--load-s", "0.1")})
+    proxy.chat("a")
+    proxy.post("/api/unload", {})
+    pid = proxy.process.pid
+    wait_for(lambda: descriptors_of(pid).get("socket:[]") == 1)
+    before = descriptors_of(pid)
+    for _ in range(8):
+        assert proxy.chat("a").status == 200
+        assert proxy.chat("b", standin={"cut": True}).status == 502
+        assert proxy.chat("b", standin={"crash": 1}).status == 502
+    assert proxy.post("/api/unload", {}).status == 200
+    wait_for(lambda: descriptors_of(pid) == before, 3, f"{descriptors_of(pid)} instead of {before}")
 
 
 def test_the_queue_is_bounded(stack: Stack, pair: dict[str, str]) -> None:
@@ -206,6 +225,136 @@ def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str
     wait_for(lambda: _answers(stack))
     assert proxy.post("/api/unload", {}).status == 200
     assert stack.active_state(pair["b"]) == "inactive"
+
+
+def test_unload_frees_what_still_loads(stack: Stack) -> None:
+    """Started by hand, or by a proxy that was killed meanwhile: nobody knows yet that it is there."""
+    slow = stack.standin("slow", "--load-s", "60")
+    proxy = stack.run({"slow": slow})
+    stack.systemctl("start", slow)
+    assert proxy.post("/api/unload", {"model": "slow"}).status == 200
+    assert stack.active_state(slow) == "inactive"
+
+
+def test_unload_leaves_what_is_not_named(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    stack.systemctl("start", pair["b"])
+    assert proxy.post("/api/unload", {"model": "a"}).status == 200
+    assert stack.active_state(pair["b"]) == "active"
+    assert proxy.chat("b").text == "hello from b"
+
+
+def test_a_hold_frees_all_and_turns_requests_away_until_release(stack: Stack, pair: dict[str, str]) -> None:
+    """What loads by hand goes, too; a request that runs ends in peace, and one that waits is told."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 1})) as running:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        assert proxy.post("/api/hold", {}).status == 200
+        assert stack.active_state(pair["a"]) == "inactive"
+    assert running[0].text == "hello from a"
+    refused = proxy.chat("a")
+    assert (refused.status, refused.error["code"]) == (503, "on_hold")
+    assert 1 <= int(refused.headers["retry-after"]) < 60
+    assert proxy.status()["on_hold"] is True
+    assert proxy.post("/api/release", {}).status == 200
+    assert proxy.chat("a").text == "hello from a"
+
+
+def test_a_hold_survives_a_kill_and_still_frees_the_memory(stack: Stack, pair: dict[str, str]) -> None:
+    """The proxy died before it had stopped the model: the next one does, and turns requests away."""
+    env = {"STATE_DIRECTORY": str(stack.folder)}
+    stack.write_config(pair)
+    first = stack.start_proxy(env=env)
+    first.chat("a")
+    with in_background(
+        lambda: first.chat("a", standin={"hang": True}), lambda: first.post("/api/hold", {"minutes": 9})
+    ):
+        wait_for(lambda: first.status()["on_hold"])
+        first.kill()
+    assert stack.active_state(pair["a"]) == "active"
+    second = stack.start_proxy(env=env)
+    wait_for(lambda: stack.active_state(pair["a"]) == "inactive")
+    assert second.chat("a").error["code"] == "on_hold"
+    second.kill()
+    third = stack.start_proxy(env=env)
+    assert third.chat("a").error["code"] == "on_hold"
+    assert third.post("/api/release", {}).status == 200
+    assert third.chat("a").text == "hello from a"
+
+
+def test_an_unload_that_waits_is_told_that_the_proxy_stops(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(
+        lambda: proxy.chat("a", standin={"delay_s": 2}), lambda: proxy.post("/api/unload", {"model": "a"})
+    ) as answers:
+        wait_for(lambda: proxy.state("a") == "draining")
+        proxy.process.send_signal(signal.SIGTERM)
+    assert answers[0].status == 200
+    assert (answers[1].status, answers[1].error["code"]) == (503, "shutting_down")
+
+
+def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_listen(stack: Stack) -> None:
+    """The other model takes the port while ours is still starting: its answers are not ours."""
+    late, other = stack.standin("late", "--bind-s", "1.5"), stack.standin("other")
+    proxy = stack.run({"late": late, "other": other})
+    with in_background(lambda: proxy.chat("late")) as answers:
+        wait_for(lambda: stack.active_state(late) == "active")
+        stack.systemctl("start", other)
+        wait_for(lambda: _answers(stack))
+    assert answers[0].status == 503
+    assert answers[0].error["code"] == "model_start_failed"
+    assert "Address already in use" in answers[0].error["message"]
+    assert proxy.chat("late").text == "hello from late"
+
+
+def test_a_model_that_ends_while_a_start_is_refused_is_served_again(stack: Stack, tmp_path: Path) -> None:
+    """Its loss is seen while a switch away from it is considered; the switch comes to nothing."""
+    slow = tmp_path / "slow"
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(f"""#!/bin/sh\ncase "$*" in *no-such-unit*) while [ -e {slow} ]; do sleep 0.05; done;; esac
+exec {shutil.which("systemctl")} "$@"\n""")
+    program.chmod(0o755)
+    unit = stack.standin("a")
+    stack.write_config({"a": unit, "lost": "no-such-unit.service"})
+    proxy = stack.start_proxy(env={"PATH": f"{program.parent}:{os.environ['PATH']}"})
+    assert proxy.chat("a").status == 200
+    slow.touch()
+    with in_background(lambda: proxy.chat("lost"), lambda: _after(1, lambda: proxy.chat("a"))) as answers:
+        wait_for(lambda: proxy.state("lost") == "starting")
+        os.kill(stack.main_pid(unit), signal.SIGKILL)
+        wait_for(lambda: stack.active_state(unit) == "failed")
+        proxy.status()
+        time.sleep(1.5)
+        slow.unlink()
+    assert answers[0].error["code"] == "model_start_failed"
+    assert answers[1].text == "hello from a"
+    assert "Traceback" not in proxy.log
+
+
+def test_idle_connections_to_a_backend_go_when_they_are_old(stack: Stack, pair: dict[str, str]) -> None:
+    """After a burst one connection serves the few requests that follow; the others do not stay."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.5})] * 12)
+    sockets = lambda: descriptors_of(proxy.process.pid)["socket:[]"]  # noqa: E731
+    assert sockets() > 10
+    wait_for(lambda: proxy.chat("a").status == 200 and sockets() < 5, 10)
+
+
+def test_the_proxy_may_have_as_many_descriptors_as_it_needs(stack: Stack) -> None:
+    """Hundreds of clients and as many connections to backends do not fit into the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        proxy = stack.run({"m": "m.service"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = Path(f"/proc/{proxy.process.pid}/limits").read_text()
+    allowed = next(line.split()[3] for line in limits.splitlines() if line.startswith("Max open files"))
+    assert int(allowed) >= min(2048, hard)
 
 
 def test_a_stopping_proxy_finishes_what_runs_and_tells_who_waits(stack: Stack, pair: dict[str, str]) -> None:

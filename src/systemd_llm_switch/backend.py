@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class _CancellableSocket(io.RawIOBase):
 
 
 class Exchange:
-    """One request that is under way at the backend. Used by one thread, but for `abort`.
+    """One request that is under way at the backend. Used by one thread, but for `abort`. `is_new` tells that its
+    connection was made for it.
 
     Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline. After any of them, and after
     `close()` before the end of the reply, the connection is closed: that is what makes llama-server stop
@@ -102,10 +104,13 @@ class Exchange:
     """
 
     def __init__(
-        self, backend: Backend, sock: socket.socket, client: Client, deadline: float, method: str
+        self, backend: Backend, sock: socket.socket, client: Client, deadline: float, method: str, is_new: bool
     ) -> None:
         self._backend = backend
+        self.is_new = is_new
         self._sock: socket.socket | None = sock
+        # `abort` comes from another thread: it must not meet a socket that is another request's by then.
+        self._sock_lock = threading.Lock()
         self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
         self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
@@ -183,18 +188,18 @@ class Exchange:
 
     def close(self) -> None:
         """Drops the connection unless the reply was read to its end. Idempotent."""
-        sock, self._sock = self._sock, None
+        sock = self._take_socket()
         if sock is not None:
             sock.close()
 
     def abort(self) -> None:
         """Ends the exchange from another thread: whoever waits for it gets BackendLost."""
-        sock = self._sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # it ended by itself meanwhile
+        with self._sock_lock:
+            if self._sock is not None:
+                try:
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    return  # it ended by itself meanwhile
 
     @property
     def _open_socket(self) -> socket.socket:
@@ -212,8 +217,13 @@ class Exchange:
         finally:
             self._raw.may_block = True
 
+    def _take_socket(self) -> socket.socket | None:
+        with self._sock_lock:
+            sock, self._sock = self._sock, None
+            return sock
+
     def _give_back(self) -> None:
-        sock, self._sock = self._sock, None
+        sock = self._take_socket()
         if sock is not None:
             if self._response.will_close:
                 sock.close()
@@ -227,7 +237,8 @@ class Backend:
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
-        self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self.port = parts.port or 80
+        self._address = (parts.hostname or "127.0.0.1", self.port)
         self._host = parts.netloc
         self._idle: deque[tuple[socket.socket, float]] = deque()
         self._session = requests.Session()
@@ -237,12 +248,12 @@ class Backend:
     def readiness(self, timeout_s: float = 2.0) -> Readiness:
         """Asks `/health` once. Never raises."""
         try:
-            with self._session_lock:
+            with self._session_lock, self._session:  # which closes its connections, and may be used again
                 reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})
-        except requests.ConnectionError:
-            return Readiness.SILENT
-        except requests.RequestException:
-            return Readiness.LOADING  # something listens, but is too busy to say so in time
+        except requests.RequestException as error:
+            _let_go(error)
+            # Otherwise something listens, but is too busy to say so in time.
+            return Readiness.SILENT if isinstance(error, requests.ConnectionError) else Readiness.LOADING
         return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
 
     def send(
@@ -267,7 +278,7 @@ class Backend:
             except OSError:
                 sock.close()
             else:
-                yield Exchange(self, sock, client, deadline, method)
+                yield Exchange(self, sock, client, deadline, method, is_new=False)
         try:
             sock = self._connect()
             sock.sendall(message)
@@ -275,11 +286,17 @@ class Backend:
             if sock is not None:
                 sock.close()
             raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
-        yield Exchange(self, sock, client, deadline, method)
+        yield Exchange(self, sock, client, deadline, method, is_new=True)
 
     def give_back(self, sock: socket.socket) -> None:
-        """Keeps a connection whose reply was read to its end."""
-        self._idle.append((sock, time.monotonic()))
+        """Keeps a connection whose reply was read to its end, and none that are too old by now."""
+        now = time.monotonic()
+        self._idle.append((sock, now))
+        try:
+            while self._idle[0][1] < now - _MAX_IDLE_S:
+                self._idle.popleft()[0].close()
+        except IndexError:
+            return  # others took them meanwhile
 
     def drop_idle(self) -> None:
         """Closes the idle connections: the process behind them is gone, or about to be."""
@@ -329,6 +346,14 @@ def _is_quiet(sock: socket.socket) -> bool:
     except OSError:
         return False
     return False
+
+
+def _let_go(error: BaseException | None) -> None:
+    """urllib3's errors and their frames hold each other, and the callers' frames with all that is in them, until
+    Python's collector comes; for a watched process that is a file descriptor."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _describe(error: BaseException) -> str:

@@ -158,10 +158,9 @@ class Forwarding:
         body, repairs = repair_history(request.body) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         message = protocol.to_backend(request, body, self._model.params, self._model.force, self._is_live)
-        try:
+        with contextlib.suppress(_WasEnding):
             return (yield from self._ask(message))
-        except _WasEnding:
-            return (yield from self._ask(message))
+        return (yield from self._ask(message))
 
     @property
     def _is_live(self) -> bool:
@@ -245,6 +244,8 @@ class Forwarding:
         for exchange in backend.send("POST", path, message, content_type, self._client, deadline):
             lease.on_interrupt(exchange.abort)
             try:
+                if lease.resident is not None:
+                    lease.resident.check(exchange)
                 while not exchange.wait(self._pace.left_s(deadline)):
                     if self._pace.is_due:
                         yield self._pace.speak()
@@ -261,7 +262,10 @@ class Forwarding:
                 raise
             else:
                 return exchange
-        raise lost
+        try:
+            raise lost
+        finally:
+            del lost  # an error that its own frame names keeps that frame, and what is in it, until a collection
 
     def _recover(self, lease: Lease, reply: Reply, deadline: float) -> Generator[bytes, None, Reply]:
         """The reply; where it is only the backend's own parser that gave up, one made of the model's raw text."""
@@ -358,6 +362,8 @@ class Forwarding:
         self._record.usage = usage if isinstance(usage, dict) else {}
         if not self._request.is_streamed:
             return Answer(reply.status, (protocol.JSON_TYPE, *self._record.headers()), body)
+        if not protocol.choices_of(parsed):  # as a stream it would be empty, and clients would not know why
+            raise BackendError(f"the reply of {self._model.id!r} holds no choices")
         frames = protocol.sse_frames(parsed, self._request.wants_usage)
         if not self._pace.has_spoken:
             return Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"".join(frames))

@@ -79,5 +79,12 @@ class Lease:
     def interrupt(self, error: ProxyError) -> None:
         """The running request must end with this error."""
         self.interruption = error
-        if self._on_interrupt is not None:
-            self._on_interrupt()
+        callback = self._on_interrupt  # read once: its own thread may give the lease back meanwhile
+        if callback is not None:
+            callback()
+
+    def forget(self) -> None:
+        """It was given back. An error that was raised keeps its frames, and those this lease; the process and the
+        connection behind it must not wait until Python's collector finds such a circle."""
+        self.resident = self.interruption = self._error = None
+        self._on_interrupt = None

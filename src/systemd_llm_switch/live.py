@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.protocol import Json
-from systemd_llm_switch.repair import Repair, RequestFacts, call_may_start_at, repair_reply
+from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
 
 
 class BrokenStream(Exception):
@@ -81,7 +81,7 @@ class LiveReply:
         """
         try:
             chunk: Json = json.loads(data)
-            choices: list[Json] = chunk.get("choices") or []
+            choices = protocol.choices_of(chunk)
         except (ValueError, AttributeError, RecursionError) as error:
             raise BrokenStream(f"an event is no JSON object: {data[:200]!r}") from error
         if "error" in chunk:
@@ -117,8 +117,7 @@ class LiveReply:
 
     def _may_pass(self, choice: Json) -> bool:
         """Takes a choice in if its event can go on as it came: the hot path of a live stream."""
-        state = self._choices.setdefault(choice.get("index", 0), _Choice())
-        delta = self._delta(choice)
+        _, state, delta = self._read(choice)
         text = delta.get("content")
         if choice.get("finish_reason") is not None or choice.get("logprobs") or not _PLAIN.issuperset(delta):
             return False
@@ -131,9 +130,7 @@ class LiveReply:
 
     def _take(self, choice: Json) -> Iterator[bytes]:
         """Takes a choice in; yields what may go on of it."""
-        index = choice.get("index", 0)
-        state = self._choices.setdefault(index, _Choice())
-        delta = self._delta(choice)
+        index, state, delta = self._read(choice)
         is_first = not state.fields
         self._note_fields(state, delta)
         if is_first and "role" in state.fields:
@@ -141,18 +138,26 @@ class LiveReply:
         if delta.get("reasoning_content"):
             yield self._frame(index, {"reasoning_content": delta["reasoning_content"]})
         state.pending += delta.get("content") or ""
-        for call in delta.get("tool_calls") or []:
+        for call in protocol.objects_of(delta.get("tool_calls")):
             _merge_call(state.calls, call)
         if isinstance(delta.get("function_call"), dict):
             state.function = _merged_function(state.function or {}, delta["function_call"])
-        if isinstance(choice.get("logprobs"), dict):
-            state.logprobs += choice["logprobs"].get("content") or []
+        state.logprobs += protocol.objects_of(protocol.object_of(choice.get("logprobs")).get("content"))
         state.finish_reason = choice.get("finish_reason") or state.finish_reason
         yield from self._text_that_may_pass(index, state)
 
-    def _delta(self, choice: Json) -> Json:
-        delta = choice.get("delta") if self._is_chat else {"content": choice.get("text")}
-        return delta if isinstance(delta, dict) else {}
+    def _read(self, choice: Json) -> tuple[int, _Choice, Json]:
+        """A choice's number, what was read of it before, and what is new.
+
+        Raises:
+            BrokenStream: it has another form than a chunk's.
+        """
+        index = choice.get("index", 0)
+        delta = protocol.object_of(choice.get("delta")) if self._is_chat else {"content": choice.get("text")}
+        texts = (delta.get("content"), delta.get("reasoning_content"))
+        if not isinstance(index, int) or not all(text is None or isinstance(text, str) for text in texts):
+            raise BrokenStream(f"a choice is none: {json.dumps(choice)[:200]}")
+        return index, self._choices.setdefault(index, _Choice()), delta
 
     def _note_fields(self, state: _Choice, delta: Json) -> None:
         for name, value in delta.items():
@@ -166,7 +171,8 @@ class LiveReply:
             return
         end = len(state.pending)
         if self._may_rescue:
-            end = call_may_start_at(state.pending, is_start=not state.sent)
+            is_start = not state.sent or state.sent[-1].endswith(THOUGHTS_END)
+            end = call_may_start_at(state.pending, is_start=is_start)
         if end:
             piece, state.pending = state.pending[:end], state.pending[end:]
             state.sent.append(piece)
@@ -222,7 +228,7 @@ def _merge_call(calls: dict[int, Json], delta: Json) -> None:
     index = delta.get("index")
     index = index if isinstance(index, int) else len(calls) if delta.get("id") else max(len(calls) - 1, 0)
     known = calls.setdefault(index, {})
-    function = _merged_function(known.get("function") or {}, delta.get("function") or {})
+    function = _merged_function(known.get("function") or {}, protocol.object_of(delta.get("function")))
     known.update({name: value for name, value in delta.items() if name not in ("index", "function")})
     known["function"] = function
 
@@ -231,7 +237,8 @@ def _merged_function(known: Json, delta: Json) -> Json:
     merged = known | {name: value for name, value in delta.items() if name != "arguments"}
     arguments = delta.get("arguments")
     if isinstance(arguments, str):
-        merged["arguments"] = known.get("arguments", "") + arguments
+        before = known.get("arguments")
+        merged["arguments"] = before + arguments if isinstance(before, str) else arguments
     elif arguments is not None:
         merged["arguments"] = arguments  # an object, from a backend that does not know better
     return merged

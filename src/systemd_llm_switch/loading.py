@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from systemd_llm_switch.backend import Backend, Readiness
+from systemd_llm_switch.backend import Backend, BackendLost, Exchange, Readiness
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
 from systemd_llm_switch.failures import Failures, Fingerprint
+from systemd_llm_switch.listeners import holds_any, listening_sockets
 from systemd_llm_switch.read_ahead import model_files
 from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
 from systemd_llm_switch.waiting import is_readable
@@ -57,6 +58,17 @@ class Resident:
         self.ready = time.monotonic()
         self.since = time.time()
 
+    def check(self, exchange: Exchange) -> None:
+        """A connection is this process's if the process lives once it is made; else somebody else may have taken
+        the port, and must not answer for it. (A kept connection is the process's that it was made to.)
+
+        Raises:
+            BackendLost
+        """
+        if exchange.is_new and self.watch.has_exited():
+            exchange.close()
+            raise BackendLost("its process ended before the request came", was_unread=True)
+
 
 def stop_units(systemd: Systemd, units: Sequence[str], show: Sequence[str] = ()) -> dict[str, UnitStatus]:
     """Stops units in one call and confirms it; tells the state of them and of those in `show`.
@@ -95,14 +107,22 @@ class StartRefused(Exception):
         self.error = error
 
 
-class Start:
-    """Brings one model up. `abort_fd` is readable once nobody wants it any more."""
+class PortTaken(ModelStartFailed):
+    """Something that is no unit of ours listens where the model would; its own unit is not to blame."""
 
-    def __init__(self, systemd: Systemd, model: Model, backend: Backend, abort_fd: int) -> None:
+
+class Start:
+    """Brings one model up. `abort_fd` is readable once nobody wants it any more; `rivals` are the other units, which
+    somebody may have started by hand."""
+
+    def __init__(
+        self, systemd: Systemd, model: Model, backend: Backend, abort_fd: int, rivals: Sequence[str] = ()
+    ) -> None:
         self._systemd = systemd
         self._model = model
         self._backend = backend
         self._abort_fd = abort_fd
+        self._rivals = rivals
         self._began = time.monotonic()
 
     def check(self, status: UnitStatus, failures: Failures) -> None:
@@ -166,7 +186,7 @@ class Start:
         step_s = _FIRST_STEP_S
         while not self._backend.is_silent():
             if time.monotonic() > deadline:
-                raise ModelStartFailed(
+                raise PortTaken(
                     f"model {self._model.id!r} was not started: {self._backend.url} is taken by something that is "
                     f"none of the configured units; find it with `ss -ltnp` and stop it"
                 )
@@ -196,7 +216,7 @@ class Start:
             events = dict(poll.poll(0))
             if watch.fileno() in events:
                 raise self._failure(self._systemd.show_after_exit(status.unit, watch.pid))
-            if readiness is Readiness.READY:
+            if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
                 return
             waited = time.monotonic() - began
             if time.monotonic() >= deadline:
@@ -205,6 +225,14 @@ class Start:
             poll.poll(int(step * 1000))
             if is_readable(self._abort_fd):
                 raise LoadAborted
+
+    def _is_a_rivals(self, pid: int) -> bool:
+        """Whether it is another unit that answers: one that somebody started while this one was about to listen. It
+        will find the port taken and end; until then it must not pass for ready."""
+        sockets = listening_sockets(self._backend.port)
+        if not self._rivals or holds_any(pid, sockets):
+            return False
+        return any(holds_any(it.main_pid, sockets) for it in self._systemd.show(self._rivals).values() if it.main_pid)
 
     def _show(self) -> UnitStatus:
         return self._systemd.show([self._model.unit])[self._model.unit]

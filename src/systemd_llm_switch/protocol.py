@@ -135,6 +135,9 @@ def to_backend(
             changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
     elif body.get("stream") or "stream_options" in body:
         changed["stream"] = False
+    choice = changed.get("tool_choice", body.get("tool_choice"))
+    if isinstance(choice, dict) and request.is_chat:
+        changed |= _as_only_tool(choice, changed.get("tools", body.get("tools")))
     if not changed and body is request.body:
         return request.raw
     sent = body | changed
@@ -144,6 +147,21 @@ def to_backend(
         return dump(sent)
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error
+
+
+def _as_only_tool(choice: Json, tools: object) -> Json:
+    """A tool that must be called, by its name, as the only one there is: llama-server takes an object as
+    `tool_choice` for "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). A name that no tool has is left
+    to the backend."""
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    named = [tool for tool in tools if _has_name(tool, name)] if isinstance(tools, list) else []
+    return {"tool_choice": "required", "tools": named} if named else {}
+
+
+def _has_name(tool: object, name: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(name, str) and function.get("name") == name
 
 
 def dump(value: object) -> bytes:
@@ -248,7 +266,17 @@ def sse_frames(reply: Json, wants_usage: bool) -> Iterator[bytes]:
 
 def choices_of(reply: Mapping[str, Any]) -> list[Json]:
     """The choices of a completion."""
-    return [choice for choice in reply.get("choices") or [] if isinstance(choice, dict)]
+    return objects_of(reply.get("choices"))
+
+
+def objects_of(value: object) -> list[Json]:
+    """The objects of a list; a backend's reply may hold anything anywhere."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def object_of(value: object) -> Json:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -256,13 +284,13 @@ _SPLIT_FIELDS = ("role", "reasoning_content", "content", "tool_calls", "function
 
 
 def _chat_pieces(choice: Json) -> Iterator[Json]:
-    message = choice.get("message") or {}
+    message = object_of(choice.get("message"))
     others = {name: value for name, value in message.items() if name not in _SPLIT_FIELDS}
     yield {"delta": {"role": message.get("role") or "assistant", **others}}
     for name in ("reasoning_content", "content"):
         for text in split_text(message.get(name)):
             yield {"delta": {name: text}}
-    for position, call in enumerate(message.get("tool_calls") or []):
+    for position, call in enumerate(objects_of(message.get("tool_calls"))):
         yield from ({"delta": {"tool_calls": [delta]}} for delta in tool_call_deltas(position, call))
     yield from (
         {"delta": {"function_call": delta}} for delta in function_call_deltas(message.get("function_call"))
@@ -272,7 +300,7 @@ def _chat_pieces(choice: Json) -> Iterator[Json]:
 
 def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
     """One whole tool call as deltas: what identifies it comes in the first, its arguments in pieces after."""
-    function = call.get("function") or {}
+    function = object_of(call.get("function"))
     texts = list(split_text(function.get("arguments"))) or [""]
     head = {name: value for name, value in call.items() if name != "function"}
     yield {"index": position, **head, "function": {"name": function.get("name"), "arguments": texts[0]}}
@@ -304,6 +332,6 @@ def split_text(text: object) -> Iterator[str]:
 
 def split_logprobs(logprobs: object) -> Iterator[Json]:
     """The log probabilities of a choice in pieces, likewise."""
-    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-    for start in range(0, len(tokens or []), _LOGPROBS_A_CHUNK):
-        yield {"content": (tokens or [])[start : start + _LOGPROBS_A_CHUNK]}
+    tokens = objects_of(object_of(logprobs).get("content"))
+    for start in range(0, len(tokens), _LOGPROBS_A_CHUNK):
+        yield {"content": tokens[start : start + _LOGPROBS_A_CHUNK]}

@@ -94,12 +94,13 @@ class Proxy:
         if name is None:
             raise ModelNotFound(name_and_path.partition("/")[0], config.models)
         model = config.names[name]
-        backend = self._switcher.loaded_backend(model)
+        resident = self._switcher.loaded(model)
         deadline = time.monotonic() + config.server.request_timeout
         path = (quote(name_and_path[len(name) :]) or "/") + query
         try:
-            for exchange in backend.send(method, path, raw, content_type, client, deadline):
+            for exchange in resident.backend.send(method, path, raw, content_type, client, deadline):
                 with contextlib.closing(exchange):
+                    resident.check(exchange)
                     exchange.begin()
                     reply = exchange.read()
                 return Answer(reply.status, (("Content-Type", reply.content_type),), reply.body)
@@ -134,10 +135,13 @@ class Proxy:
         except Exception as error:
             told = _as_proxy_error(error, record)
             record.status, record.error = told.status, told.code
-            if not pace.has_spoken or isinstance(told, ClientGone):
-                raise told from error
-            yield protocol.error_frame(told)
-            return Answer(told.status, (), b"")
+            try:
+                if not pace.has_spoken or isinstance(told, ClientGone):
+                    raise told
+                yield protocol.error_frame(told)
+                return Answer(record.status, (), b"")
+            finally:
+                del told  # it names this frame, too: a circle, until a collection
         finally:
             self._note_repairs(record)
             record.log()

@@ -90,8 +90,12 @@ class RequestReader(io.BufferedReader):
         self._sock = sock
 
     def has_data(self) -> bool:
-        """Whether something can be read without waiting; at the end of a connection nothing can."""
-        return bool(self._arrived())
+        """Whether a read will not wait: bytes are here, or the client reset the connection. (At its end: false; the
+        server's selector sees that.) Must not raise: cheroot's thread, and with it the server, would end."""
+        try:
+            return bool(self._arrived())
+        except OSError:
+            return True
 
     def has_whole_head(self) -> bool:
         """Whether the next request's headers are here already."""

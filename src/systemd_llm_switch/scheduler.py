@@ -180,6 +180,15 @@ class Scheduler:
         found.become_ready(now)
         return self._settle(now)
 
+    def found(self, unit: str, now: float) -> list[Action]:
+        """A process of the unit exists, started by somebody else and not known to serve: it counts as loaded, and
+        serves nobody before it was stopped and started anew. Ignored for one that is known to be loaded."""
+        stranger = self._units.get(unit)
+        if stranger is None or not stranger.is_known or stranger.loaded is not None:
+            return []
+        stranger.loaded, stranger.state = stranger.spec, State.STOPPING
+        return self._settle(now)
+
     # --- the operator -------------------------------------------------------------------------------
 
     def configure(self, policy: Policy, specs: Iterable[Spec], now: float) -> list[Action]:

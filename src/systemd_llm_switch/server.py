@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import re
 import resource
 import select
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 from cheroot import connections, wsgi
 from cheroot import server as cheroot_server
 
-from systemd_llm_switch.errors import InvalidRequest, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.errors import InvalidRequest, MethodNotAllowed, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
 from systemd_llm_switch.notify import notify, watchdog_interval_s
 from systemd_llm_switch.reading import (
@@ -47,6 +48,7 @@ _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
 # Of the reserve, so many threads may wait for slow senders, and so many linger: the rest of it answers /health.
@@ -120,6 +122,14 @@ class _Request(cheroot_server.HTTPRequest):
         length = int(self.inheaders.get(b"Content-Length", 0))
         return read_body(reader, length, server.slow_reads) if length else b""
 
+    def read_request_line(self) -> bool:
+        """As cheroot does, with a method that is a token (RFC 9110, 9.1): web.py refuses others in words of its own."""
+        understood: bool = super().read_request_line()  # type: ignore[no-untyped-call]
+        if understood and not _TOKEN.fullmatch(self.method):
+            self.simple_response("400 Bad Request", "Malformed Request-Line: bad method")
+            return False
+        return understood
+
     def read_request_headers(self) -> bool:
         """As cheroot does, with a stricter idea of a length: digits only (RFC 9110, 8.6)."""
         understood: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
@@ -166,6 +176,8 @@ class _Request(cheroot_server.HTTPRequest):
             limit = self.server.max_request_body_size
             is_head = "headers" in message
             return InvalidRequest("the request's headers are too long") if is_head else RequestTooLarge(limit / 1e6)
+        if code == 405:
+            return MethodNotAllowed(self.method.decode("latin-1"), self.uri.decode("latin-1"), ("GET", "POST"))
         if code == 408:
             return RequestTimeout("the request came too slowly")
         return InvalidRequest(message)
@@ -178,6 +190,13 @@ class _Connection(cheroot_server.HTTPConnection):
     def __init__(self, server: Server, sock: socket.socket, makefile: object = None) -> None:
         super().__init__(server, sock)
         self.rfile = RequestReader(sock)
+
+    def close(self) -> None:
+        """Never raises, for the same reason as `Server.put_conn`."""
+        try:
+            super().close()
+        except OSError as error:
+            log.info("connection_lost reason=%r", str(error))
 
 
 class _Connections(connections.ConnectionManager):
@@ -290,6 +309,15 @@ class Server(wsgi.Server):
             self._connections.put(conn)
         else:
             super().process_conn(conn)
+
+    def put_conn(self, conn: cheroot_server.HTTPConnection) -> None:
+        """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
+        `finally` of its threads); it is this connection's alone."""
+        try:
+            super().put_conn(conn)
+        except Exception:
+            log.exception("connection_lost")
+            conn.close()
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         log.log(level, "server %s", msg, exc_info=traceback)

@@ -6,7 +6,6 @@ thread of its own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import logging
@@ -31,7 +30,7 @@ from systemd_llm_switch.errors import (
 )
 from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.leases import Lease
-from systemd_llm_switch.loading import LoadAborted, Resident, Start, StopUnconfirmed, quote_journal, stop_units
+from systemd_llm_switch.loading import LoadAborted, Resident, Start, quote_journal
 from systemd_llm_switch.read_ahead import ReadAhead
 from systemd_llm_switch.scheduler import (
     Abort,
@@ -112,6 +111,7 @@ class Switcher:
                 return
             actions = self._scheduler.finish(lease.number, time.monotonic())
             self._begin(actions)
+        lease.forget()
         self._perform(actions)
 
     # --- what happens elsewhere -----------------------------------------------------------------------
@@ -146,7 +146,8 @@ class Switcher:
     def _adopt_one(self, model: Model, status: UnitStatus) -> None:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
         try:
-            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd)
+            rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
+            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
             resident = start.bring_up(status, health_timeout_s=1.0)
         except (ProxyError, LoadAborted) as reason:
             log.info("not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
@@ -154,8 +155,9 @@ class Switcher:
         finally:
             os.close(abort_fd)
         with self._lock:
-            if self._scheduler.state(model.unit) not in (State.STOPPED, State.FAILED):
-                return
+            is_free = self._scheduler.state(model.unit) in (State.STOPPED, State.FAILED)
+            if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
+                return  # a switch that began meanwhile stops it, or did
             self._residents[model.unit] = resident
             self._last_error.pop(model.unit, None)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
@@ -167,8 +169,8 @@ class Switcher:
         """The resident's process is gone; whoever comes next has it started again."""
         unit = resident.model.unit
         with self._lock:
-            if self._residents.get(unit) is not resident:
-                return
+            if self._residents.get(unit) is not resident or self._is_changing(unit):
+                return  # known already, or the switch under way will tell what became of it
             del self._residents[unit]
             actions = self._scheduler.lost(unit, time.monotonic())
             self._begin(actions)
@@ -179,13 +181,16 @@ class Switcher:
     def explain_loss(self, lease: Lease) -> str | None:
         """Why a backend's connection broke: systemd's words and the journal's if its process ended, else None.
 
-        Blocks up to a quarter of a second: a connection may break a moment before its process is gone.
+        Blocks up to a quarter of a second: a connection may break a moment before its process is gone. One that
+        takes longer to end, as systemd tells it to, is waited for before its unit is used again.
         """
         resident = lease.resident
-        if resident is None or not Client(None).wait_readable(resident.watch.fileno(), 0.25):
+        if resident is None:
             return None
-        self._lose(resident)
         unit = resident.model.unit
+        if not Client(None).wait_readable(resident.watch.fileno(), 0.25):
+            return self._explain_end(unit)
+        self._lose(resident)
         try:
             status = self._systemd.show_after_exit(unit, resident.watch.pid)
         except SystemdError as error:
@@ -193,6 +198,17 @@ class Switcher:
         lines = self._systemd.journal(resident.invocation_id)
         words = [f"unit {unit}: {status.describe()}.", quote_journal(lines), f"See `journalctl --user -u {unit}`."]
         return " ".join(word for word in words if word)
+
+    def _explain_end(self, unit: str) -> str | None:
+        """What systemd says of a unit whose process lives; None if that is meant to go on living."""
+        try:
+            status = self._systemd.show([unit])[unit]
+        except SystemdError as error:
+            return str(error)
+        if status.is_running:
+            return None
+        self._unload([unit], force=False)
+        return f"unit {unit}: {status.describe()}; somebody stops it."
 
     def distrust(self, lease: Lease) -> None:
         """The backend did not answer in time: its unit is stopped, once nothing runs on it, before it is used
@@ -219,17 +235,14 @@ class Switcher:
         """Stops models, after their running requests or, with `force`, at once; blocks until that is done.
 
         Raises:
-            ClientGone: the caller hung up; the unloading goes on.
+            ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
             ModelStartFailed: a unit did not stop, or systemd cannot be asked.
         """
         units = [model.unit for model in models]
-        with _systemd_errors():
-            self.adopt()  # what was started by hand goes too
+        self._find(units)  # what was started by hand goes too
         before = self._stops.copy()
         self._unload(units, force)
         self._wait_until_stopped(units, before, client)
-        with _systemd_errors():
-            self._stop_strangers(units)
 
     def hold(self, until: float | None, force: bool) -> None:
         """Turns requests away until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that
@@ -247,11 +260,11 @@ class Switcher:
         """
         with self._lock:
             models = list(self._config.models.values())
-        with _systemd_errors("the models are on hold, but it is not known whether they are unloaded: "):
-            self.adopt()
+        try:
+            self._find([model.unit for model in models])
             self._wait_until_stopped(None, Counter(), client)
-            if self.on_hold:
-                self._stop_strangers([model.unit for model in models])
+        except ModelStartFailed as error:
+            raise ModelStartFailed(f"the models are on hold, but not all are unloaded: {error.message}") from error
 
     def release_hold(self) -> None:
         """Serves requests again."""
@@ -264,6 +277,23 @@ class Switcher:
     def _unload(self, units: Sequence[str], force: bool) -> None:
         with self._lock:
             actions = self._scheduler.unload(units, force, time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
+
+    def _find(self, units: Sequence[str]) -> None:
+        """Has the scheduler know of those that run without its doing, ready or not.
+
+        Raises:
+            ModelStartFailed: systemd cannot be asked.
+        """
+        try:
+            statuses = self._systemd.show(units)
+        except SystemdError as error:
+            raise ModelStartFailed(str(error)) from error
+        with self._lock:
+            now = time.monotonic()
+            strangers = [unit for unit, status in statuses.items() if not status.is_stopped]
+            actions = [action for unit in strangers for action in self._scheduler.found(unit, now)]
             self._begin(actions)
         self._perform(actions)
 
@@ -281,22 +311,11 @@ class Switcher:
                 failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
             if not left:
                 return
+            if self._is_closing:
+                raise _shutting_down()
             if failed is not None and self._run is None:
                 raise ModelStartFailed(failed)
             never.wait(client, 0.02)
-
-    def _stop_strangers(self, units: Iterable[str]) -> None:
-        """Stops what runs without our doing and could not be adopted: it still loads, or shares its port.
-
-        Raises:
-            SystemdError, StopUnconfirmed
-        """
-        running = [unit for unit, status in self._systemd.show(units).items() if not status.is_stopped]
-        with self._lock:
-            strangers = [unit for unit in running if unit not in self._scheduler.residents]
-        if strangers:
-            log.info("unloading units=%s", ",".join(strangers))
-            stop_units(self._systemd, strangers)
 
     def close(self) -> None:
         """Turns waiting requests away; running ones go on, models stay loaded."""
@@ -314,8 +333,8 @@ class Switcher:
         backend = self._backends.get(url)
         return backend if backend is not None else self._backends.setdefault(url, Backend(url))
 
-    def loaded_backend(self, model: Model) -> Backend:
-        """The backend of a model that is loaded.
+    def loaded(self, model: Model) -> Resident:
+        """The process of a model that is loaded.
 
         Raises:
             ModelNotLoaded
@@ -323,7 +342,7 @@ class Switcher:
         resident = self._residents.get(model.unit)
         if resident is None or resident.watch.has_exited():
             raise ModelNotLoaded(model.id)
-        return resident.backend
+        return resident
 
     def status(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
@@ -360,6 +379,11 @@ class Switcher:
         """The last switches, oldest first."""
         with self._lock:
             return list(self._switches)
+
+    def _is_changing(self, unit: str) -> bool:
+        """Whether the switch under way starts or stops the unit."""
+        run = self._run
+        return run is not None and (unit in run.others or (run.target is not None and run.target.model.unit == unit))
 
     # --- performing what was decided ------------------------------------------------------------------
 
@@ -493,19 +517,6 @@ class Switcher:
                 actions = self._scheduler.tick(time.monotonic()) if is_due else []
                 self._begin(actions)
             self._perform(actions)
-
-
-@contextlib.contextmanager
-def _systemd_errors(but: str = "") -> Iterator[None]:
-    """Tells an operator what systemd could not do.
-
-    Raises:
-        ModelStartFailed
-    """
-    try:
-        yield
-    except (SystemdError, StopUnconfirmed) as error:
-        raise ModelStartFailed(f"{but}{error}") from error
 
 
 def _shutting_down() -> ShuttingDown:

@@ -6,6 +6,7 @@ switcher's business.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyErro
 from systemd_llm_switch.failures import Failures
 from systemd_llm_switch.loading import (
     LoadAborted,
+    PortTaken,
     Resident,
     Start,
     StartRefused,
@@ -49,6 +51,7 @@ class Outcome:
     still_running: frozenset[str] = frozenset()  # units whose stop was not confirmed
     is_aborted: bool = False
     is_refused: bool = False  # the target cannot be started, and nothing was stopped
+    is_own_failure: bool = False  # the target's: not that of a unit that did not stop, or of systemd
     stop_s: float = 0.0
     load_s: float = 0.0
 
@@ -102,12 +105,15 @@ class SwitchRun:
             outcome.error = ModelStartFailed(str(reason))
         except ProxyError as reason:
             outcome.error = reason
+            outcome.is_own_failure = not isinstance(reason, PortTaken)
         except Exception:
             log.exception("switch_crashed")
             outcome.error = InternalError("the switch failed; see the proxy's journal")
+        # A copy: the error is kept, and its traceback would keep every frame, with their file descriptors.
+        outcome.error = copy.copy(outcome.error)
         if self.target is not None:
             if outcome.resident is None and not outcome.is_refused:
-                outcome.still_running |= self._stop_again(self.target.model.unit, outcome.error)
+                outcome.still_running |= self._stop_again(self.target.model.unit, outcome)
             outcome.load_s = time.monotonic() - self.began - outcome.stop_s
         self._is_over = True
         return outcome
@@ -122,7 +128,7 @@ class SwitchRun:
             self._stop_others(outcome)
             return
         model = self.target.model
-        start = Start(self._systemd, model, self.target.backend, self._abort_fd)
+        start = Start(self._systemd, model, self.target.backend, self._abort_fd, self.others)
         status = self._systemd.show([model.unit])[model.unit]
         start.check(status, self._failures)
         if self._leaving:
@@ -140,13 +146,13 @@ class SwitchRun:
         outcome.stop_s = time.monotonic() - began
         return statuses
 
-    def _stop_again(self, unit: str, error: ProxyError | None) -> frozenset[str]:
+    def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
         """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
         try:
             status = stop_units(self._systemd, [unit])[unit]
         except (StopUnconfirmed, SystemdError) as reason:
             log.error("stop_failed unit=%s reason=%r", unit, str(reason))
             return frozenset([unit])
-        if error is not None:
-            self._failures.note_failure(unit, error, fingerprint(status), time.monotonic())
+        if outcome.error is not None and outcome.is_own_failure:
+            self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
         return frozenset()

@@ -67,12 +67,13 @@ class GrowingPool(threadpool.ThreadPool):
 
     def _provide(self) -> None:
         """Brings the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
-        try:
-            while (missing := self._missing) > 0:
-                for _ in range(min(missing + _STEP, int(self.max) - len(self._threads))):
-                    with self._growth_lock:
-                        if self._is_stopped:
-                            return
-                        self._threads.append(self._spawn_worker())
-        finally:
-            self._is_growing = False
+        while self._missing > 0:
+            try:
+                while (missing := self._missing) > 0:
+                    for _ in range(min(missing + _STEP, int(self.max) - len(self._threads))):
+                        with self._growth_lock:
+                            if self._is_stopped or len(self._threads) >= int(self.max):
+                                return
+                            self._threads.append(self._spawn_worker())
+            finally:
+                self._is_growing = False  # and once more: whoever came just before left it to us

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import random
+import re
 import shlex
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +26,13 @@ STANDIN = Path(__file__).with_name("standin.py")
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on now, and that the kernel gives to no outgoing connection: a server could not be
+    started on it again while that lasts."""
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, max(first_of_clients, 10_100))))
+            return int(sock.getsockname()[1])
 
 
 def wait_for(claim: Callable[[], Any], timeout_s: float = 15, what: str = "") -> Any:
@@ -287,3 +293,12 @@ def rss_mib(pid: int) -> float:
 
 def threads_of(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def descriptors_of(pid: int) -> dict[str, int]:
+    """How many open files of each kind a process has."""
+    kinds: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            kinds[re.sub("[0-9]+", "", link.readlink().name)] += 1
+    return dict(kinds)

@@ -1,6 +1,7 @@
 """A stand-in backend: llama-server's HTTP side with faults on demand. Run as a real unit, for faults only.
 
-    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term] [--say WORDS]
+    python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
+                      [--bind-s S, before it listens] [--stop-s S, after it no longer listens] [--say WORDS]
                       [--beside PORT] [--model FILE, which it does not look at]
 
 With --beside, --say and --exit hold only while something listens on that port: two models that want too much of one
@@ -14,6 +15,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell (sent along with a chat request before)
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+    then      the orders that hold instead once the last message is a tool's result
 
 `GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
 """
@@ -106,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
             seen.headers.append(dict(self.headers))
             seen.paths.append(self.path)
         try:
-            self.act(body, body.get("standin") or {}, raw)
+            orders = body.get("standin") or {}
+            self.act(body, orders["then"] if "then" in orders and _ends_with_result(body) else orders, raw)
         except (Dropped, ConnectionError):
             self.close_connection = True
             with seen.lock:
@@ -128,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         if "crash" in orders:
             print("about to crash, as told", flush=True)
             os._exit(orders["crash"])
-        if body.get("stream"):
+        if body.get("stream") and orders.get("status", 200) < 400:
             self.stream(body, orders)
         elif "raw" in orders:
             self.reply(orders.get("status", 200), orders["raw"].encode())
@@ -213,6 +216,10 @@ def is_taken(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _ends_with_result(body: dict[str, Any]) -> bool:
+    return bool(body["messages"][-1]["role"] == "tool")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
@@ -221,6 +228,8 @@ def main() -> int:
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit", type=int)
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--bind-s", type=float, default=0.0)
+    parser.add_argument("--stop-s", type=float, default=0.0)
     parser.add_argument("--say", default="")
     parser.add_argument("--beside", type=int)
     parser.add_argument("-m", "--model")
@@ -234,7 +243,13 @@ def main() -> int:
         return int(options.exit)
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    StandIn(options).serve_forever()
+    time.sleep(options.bind_s)
+    server = StandIn(options)
+    if options.stop_s:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever()
+    server.server_close()
+    time.sleep(options.stop_s)
     return 0
 
 

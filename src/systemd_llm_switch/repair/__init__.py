@@ -4,11 +4,14 @@ from .calls import repair_tool_calls
 from .content import repair_content
 from .history import repair_history
 from .holding import call_may_start_at
-from .model import Repair, RequestFacts, Schema, UnrepairableReply
+from .leaks import THOUGHTS_END
+from .model import Kind, Repair, RequestFacts, Schema, UnrepairableReply
 from .reply import parse_reply, repair_reply
 from .rescue import rescue_calls
 
 __all__ = [
+    "THOUGHTS_END",
+    "Kind",
     "Repair",
     "RequestFacts",
     "Schema",

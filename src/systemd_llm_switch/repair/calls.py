@@ -18,11 +18,16 @@ def repair_tool_calls(
 ) -> tuple[list[Call], tuple[Repair, ...]]:
     """Tool calls with what clients stumble over set right; the identical list if nothing was to be changed.
 
-    `truncated` says that the model was stopped before it had finished. Never mutates, never raises.
+    `truncated` says that the model was stopped before it had finished, so the last call may be cut. Never mutates,
+    never raises.
     """
     repairs: list[Repair] = []
     taken: set[str] = set()
-    mended = [_mended_call(call, facts, truncated, taken, repairs) for call in calls]
+    last = len(calls) - 1
+    mended = [
+        _mended_call(call, facts, truncated and position == last, taken, repairs)
+        for position, call in enumerate(calls)
+    ]
     if all(new is old for new, old in zip(mended, calls, strict=True)):
         return calls, tuple(repairs)
     return mended, tuple(repairs)
@@ -46,12 +51,11 @@ def repair_function(
         mended = mend_arguments(written, facts.tools.get(known or ""), truncated=truncated)
     except (ValueError, RecursionError):
         return {**function, **changes} if changes else function, (*repairs, Repair(UNREPAIRABLE, tool))
-    if mended.text != written or key != "arguments":
-        changes["arguments"] = mended.text
     repairs += [Repair(kind, tool) for kind in mended.kinds]
-    if not changes:
+    if not changes and key == "arguments" and mended.text == written:
         return function, tuple(repairs)
-    return {**{name: part for name, part in function.items() if name != key}, **changes}, tuple(repairs)
+    others = {name: part for name, part in function.items() if name != key}
+    return {**others, **changes, "arguments": mended.text}, tuple(repairs)
 
 
 def known_name(name: str, tools: Collection[str]) -> str | None:

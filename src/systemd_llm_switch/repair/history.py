@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from .arguments import mend_arguments
-from .model import Repair
-from .text import decode, encode
+from .model import Kind, Repair
+from .text import decode, encode, is_encodable
 
 MALFORMED = "malformed_arguments"
 """The member that holds the text of arguments that nothing could be made of: the model sees what it wrote."""
-KIND = "history_arguments"
+KIND: Kind = "history_arguments"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Message = dict[str, object]
 
 
@@ -61,13 +65,16 @@ def _mended_function(function: Message, repairs: list[Repair]) -> Message:
 
 
 def _is_sound(arguments: object) -> bool:
-    """Lone surrogates are valid JSON to Python, but not to llama-server."""
+    """Half of a surrogate pair is valid JSON to Python, but not to llama-server."""
     if not isinstance(arguments, str):
         return False
     try:
-        return type(decode(arguments)) is dict and "\\ud" not in arguments.lower()
+        value = decode(arguments)
     except (ValueError, RecursionError):
         return False
+    if type(value) is not dict or not is_encodable(arguments):
+        return False
+    return not _SURROGATE.search(arguments) or is_encodable(json.dumps(value, ensure_ascii=False))
 
 
 def _as_object(arguments: object) -> str:
@@ -75,6 +82,6 @@ def _as_object(arguments: object) -> str:
         mended = mend_arguments(arguments, {}, truncated=False)
         if mended.is_sound and _is_sound(mended.text):
             return mended.text
-        return encode({MALFORMED: mended.text})
+        return encode({MALFORMED: mended.text.encode(errors="replace").decode()})
     except (ValueError, RecursionError):
         return "{}"

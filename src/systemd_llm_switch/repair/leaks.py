@@ -18,6 +18,9 @@ MARKER = re.compile(
     r"<(?P<tag>tool_calls?|function_calls?|functioncall|tools?)>|<\|tool_call\|>|<\|python_tag\|>|\[TOOL_CALLS\]"
     r"|<(?P<function>function|invoke)(?:=|\s{1,9}name=)"
 )
+MAX_CALLS = 64
+"""A model that writes more of them at once is caught in a loop."""
+THOUGHTS_END = "</think>"
 NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
 _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index"})
@@ -28,7 +31,10 @@ _PARAMETER_END = re.compile(
     r"</parameter>(?=\s*(?:<parameter(?:=|\s)|</function>|</invoke>|</?tool_call>|<\||\Z))"
     r"|(?=\n<parameter(?:=|\s)|\n</function>|\n</invoke>|\n</tool_call>)"
 )
-_END_MARK = re.compile(r"\s*(?:</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/?tool_call\|>)")
+_CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
+_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/tool_call\|>")
+_END_MARK = re.compile(rf"\s*(?:{_END_TAG.pattern}|<\|tool_call\|>|<tool_call>\s*\Z|<[/|][\w|]{{0,20}}\Z)")
+"""What ends a call: also a start tag by mistake, or an end tag that was cut."""
 _GLM_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?=<arg_key>|</tool_call>)")
 _GLM_PAIR = re.compile(
     r"\s*<arg_key>\s*(?P<name>[^<]{1,99}?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.S
@@ -37,6 +43,8 @@ _GLM_OPEN = re.compile(r"\s*<arg_")
 _MISTRAL_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?:\[CALL_ID\][\w-]{1,99})?\s*(?:\[ARGS\])?\s*(?=\{)")
 _BEHIND_JSON = re.compile(r"\s*(?:</?[\w|]{1,40}>|<\||<function=|\[TOOL_CALLS\]|[;,\]{]|```|\Z)|[ \t]*\n")
 _SEPARATOR = re.compile(r"\s*;?\s*")
+_START_TAGS = re.compile(r"\s*(?:<tool_call>\s*)*")
+_ONLY_CLOSERS = re.compile(r"[}\]\s]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class Leak:
     start: int
     end: int
     calls: tuple[LeakedCall, ...]
+    is_closed: bool = False
+    """The mark that ends it came, so nothing in it was cut."""
 
 
 _Found = tuple[list[LeakedCall], int]
@@ -71,18 +81,20 @@ def read_marked(text: str, marker: re.Match[str], names: frozenset[str]) -> Leak
     elif marker[0] == "[TOOL_CALLS]":
         calls, end = _mistral_calls(text, _skip(text, marker.end()), names)
     else:
-        calls, end = _tagged_calls(text, _skip(text, marker.end()), names)
-    if end_mark := _END_MARK.match(text, end):
-        end = end_mark.end()
-    return Leak(marker.start(), end, tuple(calls)) if calls else None
+        calls, end = _tagged_calls(text, _START_TAGS.match(text, marker.end()).end(), names)  # type: ignore[union-attr]
+    return _leak(text, marker.start(), calls, end)
 
 
 def read_bare(text: str, start: int, names: frozenset[str]) -> Leak | None:
     """Calls as JSON without any mark; each must carry its arguments, or it might be anything."""
     calls, end = _json_calls(text, start, names)
-    if not calls or any(call.arguments is None for call in calls):
-        return None
-    return Leak(start, end, tuple(calls))
+    return None if any(call.arguments is None for call in calls) else _leak(text, start, calls, end)
+
+
+def _leak(text: str, start: int, calls: list[LeakedCall], end: int) -> Leak | None:
+    end_mark = _END_MARK.match(text, end)
+    end = end_mark.end() if end_mark else end
+    return Leak(start, end, tuple(calls), is_closed=end_mark is not None) if calls else None
 
 
 def _skip(text: str, at: int) -> int:
@@ -92,9 +104,21 @@ def _skip(text: str, at: int) -> int:
 def _tagged_calls(text: str, at: int, names: frozenset[str]) -> _Found:
     if _FUNCTION.match(text, at):
         return _tagged_functions(text, at)
-    if text[at : at + 1] in ("{", "["):
-        return _json_calls(text, at, names)
-    return _glm_call(text, at)
+    if text[at : at + 1] not in ("{", "["):
+        return _glm_call(text, at)
+    calls, end = _json_calls(text, at, names)
+    return (calls, end) if calls else _calls_up_to_tag(text, at, names)
+
+
+def _calls_up_to_tag(text: str, at: int, names: frozenset[str]) -> _Found:
+    """Calls with too many or too few brackets: the end tag says where they end."""
+    tag = _END_TAG.search(text, at)
+    if tag is None:
+        return [], at
+    start = at + text.startswith("{{", at)
+    inside = text[start : tag.start()]
+    reading = _read(inside, 0, names, _ONLY_CLOSERS)
+    return (_calls_in(reading.value, reading) if reading else []), tag.start()
 
 
 # -- <function=f><parameter=p>…</parameter></function>, or JSON between the tags --------------------------
@@ -133,9 +157,10 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int, bool]:
     values: dict[str, str] = {}
     while parameter := _PARAMETER.match(text, at):
         end = _PARAMETER_END.search(text, parameter.end())
-        values[parameter["name"]] = _value(text[parameter.end() : end.start() if end else len(text)])
         if end is None:
+            values[parameter["name"]] = _value(_CUT_TAG.sub("", text[parameter.end() :]))
             return values, len(text), True
+        values[parameter["name"]] = _value(text[parameter.end() : end.start()])
         at = end.end()
     is_cut = text.startswith("<param", _skip(text, at)) and ">" not in text[at:]
     return values, len(text) if is_cut else at, is_cut
@@ -156,7 +181,7 @@ def _glm_call(text: str, at: int) -> _Found:
     values: dict[str, str] = {}
     at = name.end()
     while pair := _GLM_PAIR.match(text, at):
-        values[pair["name"]] = _value(pair["value"])
+        values[pair["name"]] = pair["value"]
         at = pair.end()
     is_cut = _GLM_OPEN.match(text, at) is not None
     is_open = not text.startswith("</tool_call>", _skip(text, at))
@@ -177,7 +202,7 @@ def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
     """One JSON value after the other, with space or semicolons between, each a call or a list of calls."""
     calls: list[LeakedCall] = []
     end = at
-    while text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
+    while len(calls) <= MAX_CALLS and text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
         found = _calls_in(reading.value, reading)
         if not found:
             break
@@ -187,14 +212,14 @@ def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
     return calls, end
 
 
-def _read(text: str, at: int, names: frozenset[str]) -> Reading | None:
+def _read(text: str, at: int, names: frozenset[str], tail: re.Pattern[str] = _BEHIND_JSON) -> Reading | None:
     try:
-        reading = read(text, at, names=names, tail=_BEHIND_JSON)
+        reading = read(text, at, names=names, tail=tail)
     except Exhausted:
         raise
     except Unreadable:
         return None
-    return reading if _BEHIND_JSON.match(text, reading.end) else None
+    return reading if tail.match(text, reading.end) else None
 
 
 def _calls_in(value: object, reading: Reading) -> list[LeakedCall]:
@@ -209,7 +234,16 @@ def _calls_in(value: object, reading: Reading) -> list[LeakedCall]:
     if isinstance(function := value.get("function"), dict):
         value = function
     name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
-    if name is None or not value.keys() <= _KNOWN_KEYS:
+    if name is None or not value.keys() <= _KNOWN_KEYS or _is_schema(value.get("parameters")):
         return []
     arguments = next((value[key] for key in ARGUMENT_KEYS if key in value), None)
     return [LeakedCall(name, arguments if isinstance(arguments, str) else reading.source(arguments))]
+
+
+def _is_schema(parameters: object) -> bool:
+    """Whether a model repeated the definition of a tool instead of calling it."""
+    return (
+        isinstance(parameters, dict)
+        and parameters.get("type") == "object"
+        and isinstance(parameters.get("properties"), dict)
+    )

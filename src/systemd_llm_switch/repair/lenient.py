@@ -17,10 +17,6 @@ MAX_DEPTH = 100
 _MAX_PARTS = 50_000
 _COMMENT_STARTS = frozenset("/#")
 _SKIPPED = frozenset(" \n\r\t/#")
-_LITERALS: dict[str, object] = {
-    "true": True, "false": False, "null": None, "True": True, "False": False, "None": None, "TRUE": True,
-    "FALSE": False, "NULL": None, "undefined": None,
-}  # fmt: skip
 _NOT_A_NUMBER = frozenset({"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"})
 _CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
 _NUMBER = re.compile(
@@ -33,6 +29,8 @@ _KEY = re.compile(
     r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*)[\"'“”]?\s*:"
 )
 _CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*[\"'”]?|[A-Za-z_$][\w$.-]*)\s*\Z")
+_LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
+_BEHIND_VALUE = re.compile(r"\s*(?:[,}\]#]|//|/\*|\Z)|[^\S\n]*\n")
 _END_OF_TEXT = re.compile(r"\s*\Z")
 _NO_VALUE = object()
 
@@ -64,6 +62,10 @@ class Reading:
     """Some strings had no quotes at all, so that they may be code or prose."""
     has_not_a_number: bool
     """Some values were NaN or infinite, which JSON cannot say; they are null."""
+    has_inner_quotes: bool
+    """Some strings hold quotes that are not escaped, so that any quote may be one of those."""
+    has_raw_newlines: bool
+    """Some strings hold newlines that are not escaped, so that quotes may not be either."""
     text: str = field(repr=False)
     spans: dict[int, tuple[object, int, int]] = field(repr=False)
     """Each bracketed part of the value (by its `id`), and where it stands in the text."""
@@ -92,7 +94,8 @@ def read(
         raise Exhausted("nested too deeply") from error
     return Reading(
         value, reader.at, tuple(reader.open_depths), reader.is_cut, reader.doubts,
-        reader.strange_names, tuple(reader.valueless), reader.has_words, reader.has_not_a_number, text, reader.spans,
+        reader.strange_names, tuple(reader.valueless), reader.has_words, reader.has_not_a_number,
+        reader.has_inner_quotes, reader.has_raw_newlines, text, reader.spans,
     )  # fmt: skip
 
 
@@ -249,36 +252,34 @@ class _Reader(StringReader):
         return _NO_VALUE if char in ("", ",", "}", "]") else self.value()
 
     def scalar(self) -> object:
-        if number := _NUMBER.match(self.text, self.at):
-            self.is_cut = self.is_cut or number.end() == len(self.text)
-            if self.ends_value(number.end()):
-                self.at = number.end()
-                return _number(number[0])
-        word = _WORD.match(self.text, self.at)
-        if word is None:
+        """A number, `true`, `None`, or a string that lost its quotes, or one of them."""
+        for pattern, value_of in ((_NUMBER, _number), (_LITERAL, _literal)):
+            match = pattern.match(self.text, self.at)
+            if match and _BEHIND_VALUE.match(self.text, match.end()):
+                self.at = match.end()
+                self.is_cut = self.is_cut or self.at == len(self.text)
+                return value_of(match[0])
+        match = _WORD.match(self.text, self.at)
+        if match is None:
             raise Unreadable("no value")
-        self.at = word.end()
-        return self.word(word[0])
+        self.at = match.end()
+        self.is_cut = self.is_cut or self.at == len(self.text)
+        return self.word(match[0].rstrip())
 
     def word(self, word: str) -> object:
-        """`true`, `None`, or a string that lost its quotes, or one of them."""
-        self.is_cut = self.is_cut or self.at == len(self.text)
-        bare = word.partition(" //")[0].partition(" #")[0].rstrip()
-        if bare in _LITERALS:
-            return _LITERALS[bare]
-        if bare in _NOT_A_NUMBER:
+        if word in _NOT_A_NUMBER:
             self.has_not_a_number = True
             return None
         if self.peek() in ('"', "'") and self.ends_string(self.at):
             self.at += 1
-        elif not self.ends_value(self.at):
+        elif not _BEHIND_VALUE.match(self.text, self.at):
             raise Unreadable("neither a value nor a string")
         self.has_words = True
-        return word.rstrip()
+        return word
 
-    def ends_value(self, at: int) -> bool:
-        after = SPACE.match(self.text, at).end()  # type: ignore[union-attr]
-        return self.text[after : after + 1] in ("", ",", "}", "]", "/", "#") or "\n" in self.text[at:after]
+
+def _literal(word: str) -> object:
+    return {"t": True, "f": False}.get(word[0].lower())
 
 
 def _number(text: str) -> object:

@@ -45,7 +45,7 @@ def _read_body(text: str) -> object:
             raise Unreadable("something else than one object")
     except Unreadable as error:
         value = second_opinion(text)
-        if value is None:
+        if not value:
             raise UnrepairableReply(_NO_OBJECT) from error
         return value
     if type(reading.value) is dict and (reading.open_depths or reading.is_cut):
@@ -148,6 +148,3 @@ def _from_content(content: str, facts: RequestFacts, truncated: bool, repairs: l
     mended, found = repair_content(content, facts)
     repairs.extend(found)
     return {} if mended is content else {"content": mended}
-
-
-

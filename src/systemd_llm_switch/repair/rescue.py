@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
 from .arguments import has_all_needed, mend_arguments
 from .calls import Call, known_name, new_call_id
-from .leaks import ARGUMENT_KEYS, MARKER, NAME_KEYS, Leak, LeakedCall, read_bare, read_marked
+from .leaks import ARGUMENT_KEYS, MARKER, MAX_CALLS, NAME_KEYS, THOUGHTS_END, Leak, LeakedCall, read_bare, read_marked
 from .model import Repair, RequestFacts
 from .schema import declared_names
 from .text import fold
 
 _MAX_PLACES = 20_000
 _MAX_ATTEMPTS = 64
-_MAX_CALLS = 64
 _HINTS = ("<", "[TOOL_CALLS]", "{")
-_PLACE = re.compile(rf"```|`|<think>|{MARKER.pattern}")
+_PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}|~{{3,}})|(?P<ticks>`+)|<think>|{MARKER.pattern}")
+_MAX_TICKS = 99
 _END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
+_MAX_END_TOKENS = 8
 _LAST_SENTENCE = re.compile(r"(?:[.!?]\s|\n|\A)(?P<words>[^\n]{0,400}?[^\s])\s*\Z")
-_EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example)\b", re.I)
+_EXAMPLE = re.compile(
+    r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example"
+    r"|(?:format|form|syntax)(?: \w+){0,3} is)\b",
+    re.I,
+)
 _ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
 _EXPLAINS = re.compile(
     r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|would|could|might|should|do not|don't|never|instead of"
@@ -66,7 +71,8 @@ class _Rescue:
     def text(self) -> str:
         """The content without the marks that end a turn."""
         text = self.content.rstrip()
-        while ending := next((token for token in _END_TOKENS if text.endswith(token)), None):
+        for _ in range(_MAX_END_TOKENS):
+            ending = next((token for token in _END_TOKENS if text.endswith(token)), "")
             text = text.removesuffix(ending).rstrip()
         return text
 
@@ -76,9 +82,10 @@ class _Rescue:
 
     @cached_property
     def start(self) -> int:
-        """Where the answer starts, behind thoughts that the template began and the model only ended."""
-        end = self.text.find("</think>")
-        at = end + len("</think>") if end >= 0 and "<think>" not in self.text[:end] else 0
+        """Where the answer starts, behind thoughts that it begins with, or that the template began for the model."""
+        head, found, _ = self.text.partition(THOUGHTS_END)
+        is_thought = found and "<think>" not in head.lstrip().removeprefix("<think>")
+        at = len(head) + len(THOUGHTS_END) if is_thought else 0
         return len(self.text) - len(self.text[at:].lstrip())
 
     def outcome(self) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
@@ -87,8 +94,9 @@ class _Rescue:
         kept: list[str] = []
         at = 0
         for leak in self.lone() or self.believed():
-            made = [self.made(call) for call in leak.calls[: _MAX_CALLS + 1]]
-            if not all(made) or len(calls) + len(made) > _MAX_CALLS:
+            may_be_cut = self.truncated and not leak.is_closed and leak.end == len(self.text)
+            made = [self.made(call, may_be_cut and call is leak.calls[-1]) for call in leak.calls[: MAX_CALLS + 1]]
+            if not all(made) or len(calls) + len(made) > MAX_CALLS:
                 continue
             for call, found in filter(None, made):
                 calls.append(call)
@@ -105,12 +113,12 @@ class _Rescue:
     def lone(self) -> list[Leak]:
         """The whole answer, if it is one call, or a fenced block that is nothing else."""
         answer = self.text[self.start :]
-        inside = _fenced(answer) if answer.startswith("```") else answer
+        inside = _fenced(answer) if answer.startswith(("```", "~~~")) else answer
         if inside is None or not inside.startswith(("{", "[", "<")):
             return []
         marker = MARKER.match(inside)
         leak = read_marked(inside, marker, self.names) if marker else read_bare(inside, 0, self.names)
-        return [Leak(self.start, len(self.text), leak.calls)] if leak and leak.end == len(inside) else []
+        return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []
 
     def believed(self) -> Iterator[Leak]:
         """Leaks with a mark, where the text around makes the call instead of presenting it."""
@@ -121,7 +129,7 @@ class _Rescue:
     def runs(self) -> list[list[Leak]]:
         """Leaks outside of code and thoughts; those with nothing but space between belong together."""
         runs: list[list[Leak]] = []
-        for leak in islice(self.leaks(), _MAX_CALLS):
+        for leak in islice(self.leaks(), MAX_CALLS):
             if runs and not self.text[runs[-1][-1].end : leak.start].strip():
                 runs[-1].append(leak)
             else:
@@ -137,21 +145,13 @@ class _Rescue:
                 return
             marker = MARKER.match(self.text, place.start())
             if marker is None:
-                at = self.quote_end(place)
+                at = _thoughts_end(self.text, place) if place[0] == "<think>" else _code_end(self.text, place)
                 continue
             attempts += 1
             leak = read_marked(self.text, marker, self.names)
             at = leak.end if leak else place.end()
             if leak:
                 yield leak
-
-    def quote_end(self, place: re.Match[str]) -> int:
-        """Where the code or the thought that starts here ends."""
-        closer = "</think>" if place[0] == "<think>" else place[0]
-        end = self.text.find(closer, place.end())
-        if closer == "`" and (end < 0 or "\n" in self.text[place.end() : end]):
-            return place.end()
-        return end + len(closer) if end >= 0 else len(self.text)
 
     def is_quoted(self, start: int, end: int) -> bool:
         """Whether the text around presents the calls instead of making them."""
@@ -168,25 +168,48 @@ class _Rescue:
 
     # -- which ---------------------------------------------------------------------------------------------
 
-    def made(self, leaked: LeakedCall) -> _Made | None:
+    def made(self, leaked: LeakedCall, may_be_cut: bool) -> _Made | None:
         """The call in the form of the API, if it names a tool and fits it."""
         name = known_name(leaked.name, self.facts.tools)
-        if name is None or (self.truncated and leaked.is_cut):
+        if name is None or (may_be_cut and leaked.is_cut):
             return None
         schema = self.facts.tools[name]
-        mended = mend_arguments(leaked.arguments, schema, truncated=self.truncated)
-        if not mended.is_sound or (self.truncated and leaked.is_open and not has_all_needed(mended.text, schema)):
+        mended = mend_arguments(leaked.arguments, schema, truncated=may_be_cut)
+        if not mended.is_sound or (may_be_cut and leaked.is_open and not has_all_needed(mended.text, schema)):
             return None
         function = {"name": name, "arguments": mended.text}
         call: Call = {"id": new_call_id(), "type": "function", "function": function}
         return call, (Repair("rescued_call", name), *(Repair(kind, name) for kind in mended.kinds))
 
 
+def _thoughts_end(text: str, place: re.Match[str]) -> int:
+    end = text.find(THOUGHTS_END, place.end())
+    return end + len(THOUGHTS_END) if end >= 0 else len(text)
+
+
+def _code_end(text: str, place: re.Match[str]) -> int:
+    """Where the code that starts here ends: a fence at one of its kind that is as long, one or two ticks on their line,
+    and three within a line, as models write them, at the next three."""
+    mark = place["fence"] or place["ticks"]
+    if len(mark) > _MAX_TICKS:
+        return len(text)
+    if len(mark) < 3:
+        line_end = text.find("\n", place.end())
+        end = text.find(mark, place.end(), line_end if line_end >= 0 else len(text))
+        return end + len(mark) if end >= 0 else place.end()
+    if place["fence"]:
+        closing = re.compile(rf"\n {{0,3}}{mark}{mark[0]}*[ \t]*(?=\n|\Z)").search(text, place.end())
+    else:
+        closing = re.compile(mark).search(text, place.end())
+    return closing.end() if closing else len(text)
+
+
 def _fenced(answer: str) -> str | None:
     """What is in the one fenced block that the answer is; its end may be missing."""
-    _, _, inside = answer.partition("\n")
-    inside = inside.removesuffix("```").strip()
-    return None if "\n```" in inside else inside
+    first, _, inside = answer.partition("\n")
+    mark = first[: len(first) - len(first.lstrip(first[0]))]
+    inside = inside.removesuffix(mark).strip()
+    return None if f"\n{mark}" in inside else inside
 
 
 def _announces_example(before: str) -> bool:

@@ -16,8 +16,12 @@ CLOSER_OF = {"{": "}", "[": "]"}
 SPACE = re.compile(r"\s*")
 COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
-_NEXT_KEY = re.compile(r"\"([^\"\\\n]{1,80})\"\s*:|'([^'\\\n]{1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
+_NEXT_KEY = re.compile(
+    r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:"
+)
+_LONE_NAME = re.compile(r"[\"']([\w$.-]{1,80})[\"']\s*(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
+_ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
 _QUOTED_MEMBER = re.compile(r",\s*[\"']([\w$.-]{1,80})[\"']\s*:")
 _VALUE = re.compile(r"[\"'\[{]|-?\d|(?:true|false|null|True|False|None)\b")
 _ESCAPED_LAST_QUOTE = re.compile(r"\\[\"']\s*[}\]][}\]\s]*\Z")
@@ -56,6 +60,8 @@ class StringReader:
         self.seen: list[set[str]] = []
         self.is_cut = False
         self.doubts = 0
+        self.has_inner_quotes = False
+        self.has_raw_newlines = False
         self.work_left = 4 * (len(text) - start) + 500_000
 
     def peek(self) -> str:
@@ -68,12 +74,13 @@ class StringReader:
             return unescape(self.text[start:end], closer)
         start = self.at + 1
         end, self.at = self.string_end(closer, start)
+        self.has_raw_newlines = self.has_raw_newlines or self.text.find("\n", start, end) >= 0
         return unescape(self.text[start:end], closer)
 
     def triple_quoted_end(self) -> int | None:
         """Where a string in Python's triple quotes ends; None if this is none."""
         quotes = self.text[self.at : self.at + 3]
-        if quotes not in ('"""', "'''") or self.text.startswith(quotes[0], self.at + 3):
+        if quotes not in ('"""', "'''", "```") or self.text.startswith(quotes[0], self.at + 3):
             return None
         end = self.text.find(quotes, self.at + 3)
         return end if end >= 0 and self.ends_string(end + 2, inside=1) else None
@@ -89,6 +96,7 @@ class StringReader:
                     return at, at + 1
                 first = at
             inside += 1
+            self.has_inner_quotes = True
             self.spend(_QUOTE_WORK)
             at = self.next_quote(quote, at + 1)
         self.doubts += 1
@@ -133,7 +141,7 @@ class StringReader:
         if char == ",":
             return self.continues(at + 1, len(self.stack), inside)
         if char in "}]":
-            return self.closes(at, inside)
+            return self.closes(at, len(self.stack), inside)
         return inside == 0 and at > quote_at + 1 and self.follows_without_comma(quote_at, at)
 
     def after_space(self, at: int, inside: int) -> int:
@@ -150,19 +158,23 @@ class StringReader:
     def continues(self, at: int, depth: int, inside: int) -> bool:
         """Whether a next member or item of the bracket at this depth starts here, or that bracket ends."""
         at = self.after_space(at, inside)
+        while inside == 0 and self.text.startswith(",", at):
+            at = self.after_space(at + 1, inside)
         char = self.text[at : at + 1]
         if char in ("", "}", "]"):
-            return not char or self.closes(at, inside)
+            return not char or self.closes(at, depth, inside)
         if depth == 0:
             return False
         if self.stack[depth - 1] == "[":
             return _VALUE.match(self.text, at) is not None
         key = _NEXT_KEY.match(self.text, at)
         if key is None:
-            return False
-        if inside == 0 or (inside % 2 == 0 and not self.trusts_names and _NAME.fullmatch(key[1] or key[2] or "")):
+            lone = _LONE_NAME.match(self.text, at) if inside == 0 and self.names else None
+            return lone is not None and self.is_expected(lone[1])
+        name = _name(key)
+        if inside == 0 or (inside % 2 == 0 and not self.trusts_names and not key[3] and _NAME.fullmatch(name)):
             return True
-        return self.is_expected(key[1] or key[2] or key[3])
+        return self.is_expected(name)
 
     def follows_without_comma(self, quote_at: int, at: int) -> bool:
         is_next_line = "\n" in self.text[quote_at:at]
@@ -171,22 +183,25 @@ class StringReader:
         key = _NEXT_KEY.match(self.text, at)
         if key is None or not self.stack:
             return False
-        return (is_next_line and not key[3]) or self.is_expected(key[1] or key[2] or key[3])
+        return (is_next_line and not key[3]) or self.is_expected(_name(key))
 
     def is_expected(self, name: str) -> bool:
         """Whether a member of this name is still to come; without any names, each may be."""
         return not self.names or (fold(name) in self.names and not (self.seen and fold(name) in self.seen[-1]))
 
-    def closes(self, at: int, inside: int) -> bool:
-        """Whether the brackets from here on close what is open, and the text goes on as it would behind them."""
-        depth = len(self.stack)
+    def closes(self, at: int, depth: int, inside: int) -> bool:
+        """Whether the brackets from here on close what is open at this depth, and the text goes on as it would behind
+        them. Another object that starts with a name that is expected is no part of a string either."""
         while (char := self.text[at : at + 1]) in ("}", "]"):
             while depth and CLOSER_OF[self.stack[depth - 1]] != char:
                 depth -= 1
             depth = max(depth - 1, 0)
-            at = SPACE.match(self.text, at + 1).end()  # type: ignore[union-attr]
+            end = at + 1
+            at = self.after_space(end, inside)
         if depth == 0:
-            return self.tail.match(self.text, at) is not None
+            another = _ANOTHER.match(self.text, at)
+            is_another = another is not None and (not self.names or fold(another[1]) in self.names)
+            return is_another or self.tail.match(self.text, end) is not None
         return char == "" or (char == "," and self.continues(at + 1, depth, inside))
 
     # -- strings without their closing quote ---------------------------------------------------------------
@@ -213,6 +228,10 @@ class StringReader:
             if all(inside.count(opener) == inside.count(closer) for opener, closer in CLOSER_OF.items()):
                 return closers.start(), closers.start()
         return end, end
+
+
+def _name(key: re.Match[str]) -> str:
+    return key[3] or unescape(key[1] or key[2])
 
 
 def unescape(raw: str, quote: str = '"') -> str:

@@ -35,7 +35,7 @@ def encode(value: object) -> str:
     Raises ValueError for numbers that JSON has not, RecursionError for values nested too deeply.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    if text.isascii() or _is_encodable(text):
+    if text.isascii() or is_encodable(text):
         return text
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
@@ -45,7 +45,8 @@ def fold(name: str) -> str:
     return _NOT_IN_NAMES.sub("", name).casefold()
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can carry a text: half of a surrogate pair it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,45 @@
+// What the scripts share: their order from the command line, their report on stdout as one JSON object.
+//   node SCRIPT CASE '{"url": "http://…/v1", "model": "…", …}'
+
+import { createInterface } from 'node:readline';
+import { fetch } from 'undici';
+
+// Node 18's own fetch forgets the signal of a request at the next garbage collection, so an abort may be lost.
+if (parseInt(process.versions.node) < 20) globalThis.fetch = fetch;
+
+export const [, , name, text = '{}'] = process.argv;
+export const order = JSON.parse(text);
+
+/** Runs one of the cases and prints what it returns. */
+export async function main(cases) {
+  console.log(JSON.stringify(await cases[name]()));
+  process.exit(0); // stdin may still be open
+}
+
+/** What a person is shown of an error. */
+export function describe(error) {
+  return {
+    error: error.constructor.name,
+    message: error.message,
+    status: error.status ?? error.statusCode ?? null,
+    cause: error.cause?.code ?? null,
+  };
+}
+
+/** Runs a call that must fail. */
+export async function failure(call) {
+  try {
+    return { unexpected: await call() };
+  } catch (error) {
+    return describe(error);
+  }
+}
+
+/** A signal that aborts as soon as a line comes on stdin. */
+export function abortOnLine() {
+  const controller = new AbortController();
+  createInterface({ input: process.stdin }).once('line', () => controller.abort());
+  return controller.signal;
+}
+
+export const weather = ({ city, days }) => `${days} days of rain in ${city}.`;

@@ -1,0 +1,1 @@
+"""Replies of models and what each must become: data in YAML, one file a kind, and the code that judges them."""

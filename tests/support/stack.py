@@ -218,7 +218,8 @@ class Stack:
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--port", str(port), *arguments],
-                env={**self.env, "PYTHONPATH": str(ROOT / "src"), **(env or {})}, stderr=log, stdout=log,
+                env={**self.env, "PYTHONPATH": str(ROOT / "src"), "STATE_DIRECTORY": str(self.folder), **(env or {})},
+                stderr=log, stdout=log,
             )  # fmt: skip
         proxy = Proxy(port, process, log_path)
         self.proxies.append(proxy)

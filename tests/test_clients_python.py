@@ -226,7 +226,7 @@ def test_a_tool_round_trip_on_the_real_model(sdk: Sync | Async, is_streamed: boo
     assert (call["type"], call["function"]["name"]) == ("function", "get_weather")
     assert Weather.model_validate_json(call["function"]["arguments"])
     after = [*asked, message, *_results_of(message), *HELLO]
-    answer = sdk.chat(messages=after, tool_choice="none", **fields | SHORT)
+    answer = sdk.chat(messages=after, tool_choice="none", **fields | SHORT | {"tools": [WEATHER_TOOL]})
     assert answer.choices[0].message.content
 
 
@@ -324,9 +324,12 @@ class Llm:
         self._env = os.environ | {"LLM_USER_PATH": str(folder), "LLM_LOAD_PLUGINS": "", "PYTHONUNBUFFERED": "1"}
 
     def start(self, model: str, *options: str, prompt: str = "Say hi.") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llm", "openai", "endpoint", self._bed.url, prompt, "-m", model, *options]
+        shell = ["env", "--default-signal=INT"]  # which is ignored where the tests run in the background
+        llm = [sys.executable, "-m", "llm", "openai", "endpoint", self._bed.url, prompt, "-m", model, *options]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=self._env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [*shell, *llm], env=self._env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
 
     def run(self, model: str, *options: str, prompt: str = "Say hi.") -> tuple[int, str, str]:
         """Its exit code and what it wrote."""

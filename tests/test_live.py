@@ -74,14 +74,15 @@ def of_message(answer: Any) -> dict[str, Any]:
     }
 
 
-def test_words_come_as_the_model_writes_them(proxy: Proxy) -> None:
-    """The first delta does not wait for the last, and each is passed on at once."""
+@pytest.mark.parametrize("fields", [{}, {"tools": TOOLS}])
+def test_words_come_as_the_model_writes_them(proxy: Proxy, fields: dict[str, Any]) -> None:
+    """The first delta does not wait for the last, and each is passed on at once, also where a call may come."""
     arrivals = []
     began = time.monotonic()
-    for event in stream(proxy, "live", standin={"delta_s": 0.3}):
+    for event in stream(proxy, "live", standin={"delta_s": 0.3}, **fields):
         arrivals.append((time.monotonic() - began, event))
     contents = [at for at, event in arrivals if event != "[DONE]" and event["choices"][0]["delta"].get("content")]
-    assert len(contents) == 3
+    assert len(contents) >= 3  # a space at the end may be held, and comes alone
     assert contents[0] < 0.9
     assert contents[2] - contents[0] > 0.5
 

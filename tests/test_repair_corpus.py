@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from corpus.cases import Case, load_cases
 from corpus.report import OUTCOMES, table
 from corpus.verdict import IDENTICAL, judge
-from systemd_llm_switch.repair import UnrepairableReply, parse_reply, repair_history, repair_reply
+from systemd_llm_switch.repair import (
+    Kind,
+    Repair,
+    UnrepairableReply,
+    parse_reply,
+    repair_history,
+    repair_reply,
+)
 
 CASES = load_cases()
+PAGE = (Path(__file__).parents[1] / "docs" / "repair.md").read_text(encoding="utf-8")
 REPLIES = [case for case in CASES if not {"body", "history", "messages"} & case.raw.keys()]
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 each_reply = pytest.mark.parametrize("case", REPLIES, ids=lambda case: case.id)
@@ -36,7 +47,7 @@ def test_the_corpus_is_large_and_a_good_third_of_it_is_sound() -> None:
     assert len(CASES) >= 320
     assert len({case.id for case in CASES}) == len(CASES)
     outcomes = Counter(judge(case).outcome for case in CASES)
-    assert outcomes[IDENTICAL] >= len(CASES) * 0.3
+    assert outcomes[IDENTICAL] >= len(CASES) / 3
     assert min(outcomes[outcome] for outcome in OUTCOMES) >= 50
 
 
@@ -53,16 +64,38 @@ def test_the_report_counts_every_case_and_none_as_wrong() -> None:
     assert last[-1] == "0"
 
 
-def _is_untouched(case: Case) -> bool:
+def test_the_page_lists_the_kinds_that_the_code_knows() -> None:
+    """Each word once, in the code's order."""
+    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == list(get_args(Kind))
+
+
+def test_every_kind_is_noted_somewhere_in_the_corpus() -> None:
+    """But the one for a backend's refusal, which takes a backend."""
+    seen = {repair.kind for case in CASES for repair in _outcome(case)[2]}
+    assert seen == set(get_args(Kind)) - {"backend_refusal"}
+
+
+def test_the_page_shows_the_report_as_it_comes_out() -> None:
+    """Its figures are what this run counts."""
+    assert table() in PAGE
+
+
+def _outcome(case: Case) -> tuple[object, object, tuple[Repair, ...]]:
+    """What went in, what came out, and what was noted."""
     if "body" in case.raw:
         try:
             reply, repairs = parse_reply(case.body)
         except UnrepairableReply:
-            return False
-        return not repairs and repair_reply(reply, case.facts)[0] is reply
+            return case.body, None, ()
+        mended, more = repair_reply(reply, case.facts)
+        return reply, mended, repairs + more
     if case not in REPLIES:
         body = case.replayed
-        return repair_history(body) == (body, ()) and repair_history(body)[0] is body
+        return body, *repair_history(body)
     reply = case.reply
-    mended, repairs = repair_reply(reply, case.facts)
-    return mended is reply and not repairs
+    return reply, *repair_reply(reply, case.facts)
+
+
+def _is_untouched(case: Case) -> bool:
+    before, after, repairs = _outcome(case)
+    return after is before and not repairs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from systemd_llm_switch.config import Server, is_loopback
 from systemd_llm_switch.errors import ForbiddenOrigin, InvalidApiKey
@@ -26,6 +25,7 @@ class Access:
     def __init__(self, server: Server, host: str) -> None:
         self._server = server
         self._is_loopback = is_loopback(host)
+        self._allowed_hosts = frozenset(map(host_name, server.allowed_hosts))
         self._keys = tuple(key.encode() for key in server.api_keys)
 
     def check(self, path: str, environ: Mapping[str, str]) -> None:
@@ -41,8 +41,14 @@ class Access:
             raise ForbiddenOrigin(
                 f"pages of {origin!r} may not use this proxy; add the origin to server.cors_origins if they may"
             )
-        if path not in _OPEN_PATHS and environ.get("REQUEST_METHOD") != "OPTIONS":
+        if path not in _OPEN_PATHS and not self.is_preflight(environ):
             self._check_key(environ.get("HTTP_AUTHORIZATION", ""))
+
+    def is_preflight(self, environ: Mapping[str, str]) -> bool:
+        """Whether a listed page asks if it may send a request; browsers never send a key along with that."""
+        origin = environ.get("HTTP_ORIGIN")
+        is_question = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ and environ.get("REQUEST_METHOD") == "OPTIONS"
+        return is_question and origin is not None and self._is_listed(origin)
 
     def cors_headers(self, environ: Mapping[str, str]) -> Headers:
         """What lets a listed page read an answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
@@ -66,14 +72,15 @@ class Access:
     def _check_host(self, host: str | None) -> None:
         if not self._is_loopback or host is None:
             return
-        name = _host_name(host)
-        if not is_loopback(name) and name not in self._server.allowed_hosts:
+        name = host_name(host)
+        if not is_loopback(name) and name not in self._allowed_hosts:
             raise ForbiddenOrigin(
                 f"this proxy does not answer to the name {name!r}; add it to server.allowed_hosts if it should"
             )
 
     def _is_known(self, origin: str, host: str | None) -> bool:
-        return self._is_listed(origin) or (host is not None and urlsplit(origin).netloc == host)
+        """Ours are the listed ones, and pages that came from this very address."""
+        return self._is_listed(origin) or (bool(host) and origin.partition("://")[2] == host)
 
     def _is_listed(self, origin: str) -> bool:
         return origin in self._server.cors_origins or "*" in self._server.cors_origins
@@ -84,15 +91,19 @@ class Access:
                 raise InvalidApiKey("this proxy is open to the network and has no server.api_keys")
             return
         scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("utf-8", "surrogateescape")
+        given = key.strip().encode("latin-1")  # WSGI's reading of the header's bytes (PEP 3333)
         # Every key is compared, each in constant time: neither which one nor how much of it fits can be timed.
         fits = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(fits):
             raise InvalidApiKey("a valid `Authorization: Bearer KEY` is needed (server.api_keys)")
 
 
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
+def host_name(host: str) -> str:
+    """The name in a Host header or in the config: without port, brackets and the root's dot, in small letters."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+        name = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        name = host.partition(":")[0]
+    else:
+        name = host  # a bare IPv6 address, if it has colons at all
+    return name.lower().removesuffix(".")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 # systemd.unit(5), "Description": the characters a unit name may have.
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
 _STREAMING = ("buffered", "live")
 
 
@@ -107,7 +108,7 @@ class Config:
 
 def is_loopback(host: str) -> bool:
     """Whether a bind address is this machine only."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -173,6 +174,33 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _host(value: object) -> str:
+    return _text(value).removeprefix("[").removesuffix("]")  # as IPv6 addresses stand in URLs
+
+
+def _hosts(value: object) -> tuple[str, ...]:
+    names = _texts(value)
+    for name in names:
+        if "/" in name or "*" in name:
+            raise ValueError(f"must be names like my-box.lan, without scheme, path or *, not {name!r}")
+    return names
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    return tuple(map(_origin, _texts(value)))
+
+
+def _origin(text: str) -> str:
+    """As browsers send it (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): anything else would never match."""
+    origin = text.lower().removesuffix("/")
+    if origin in ("*", "null"):
+        return origin
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"must look like https://chat.example.org or http://localhost:8080 (or '*'), not {text!r}")
+    default = ":443" if origin.startswith("https:") else ":80" if origin.startswith("http:") else None
+    return origin if default is None else origin.removesuffix(default)
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError("must be a mapping of request fields")
@@ -211,7 +239,7 @@ def _url(value: object) -> str:
 Cast = Callable[[object], Any]
 
 _SERVER: Mapping[str, Cast] = {
-    "host": _text,
+    "host": _host,
     "port": _port,
     "llama_url": _url,
     "health_timeout": _positive,
@@ -227,8 +255,8 @@ _SERVER: Mapping[str, Cast] = {
     "api_keys": _texts,
     "api_keys_file": _text,
     "allow_unauthenticated": _flag,
-    "cors_origins": _texts,
-    "allowed_hosts": _texts,
+    "cors_origins": _origins,
+    "allowed_hosts": _hosts,
 }
 _MODEL: Mapping[str, Cast] = {
     "unit": _unit,

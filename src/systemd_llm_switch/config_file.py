@@ -16,6 +16,8 @@ import yaml
 
 from systemd_llm_switch.config import Config, ConfigError, Problem, parse
 
+_Stamp = tuple[tuple[int, ...], ...]
+
 PACKAGED = Path(__file__).with_name("config.yaml")
 
 
@@ -43,32 +45,59 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: the file cannot be read, is no YAML, or is no valid config.
     """
+    return _with_keys(_parse_file(path), path)
+
+
+def _parse_file(path: Path) -> Config:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError([Problem("", f"cannot read {path}: {error.strerror}")]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("", f"{path} is no valid YAML: {' '.join(str(error).split())}")]) from error
-    config = parse(raw)
-    if config.server.api_keys_file is None:
-        return config
-    keys = (*config.server.api_keys, *_read_keys(key_file(config, path)))
-    return replace(config, server=replace(config.server, api_keys=keys))
+        raise ConfigError([Problem("", f"{path} is no valid YAML: {_describe(error)}")]) from error
+    return parse(raw)
 
 
-def key_file(config: Config, path: Path) -> Path:
+def _describe(error: Exception) -> str:
+    """What is wrong and where, without the lines themselves: a key may stand in them."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    words = " ".join(word for word in (error.context, error.problem) if word)
+    return words if mark is None else f"{words}, in line {mark.line + 1}, column {mark.column + 1}"
+
+
+def key_file(config: Config, path: Path) -> Path | None:
     """Where `server.api_keys_file` points: `~` and variables (`${CREDENTIALS_DIRECTORY}/keys`) are expanded, and
     a relative path is beside the config file."""
-    named = os.path.expandvars(config.server.api_keys_file or "")
-    return path.parent / Path(named).expanduser()
+    if config.server.api_keys_file is None:
+        return None
+    return path.parent / Path(os.path.expandvars(config.server.api_keys_file)).expanduser()
+
+
+def _with_keys(config: Config, path: Path) -> Config:
+    """The config with the keys of its key file.
+
+    Raises:
+        ConfigError
+    """
+    file = key_file(config, path)
+    if file is None:
+        return config
+    return replace(config, server=replace(config.server, api_keys=(*config.server.api_keys, *_read_keys(file))))
 
 
 def _read_keys(path: Path) -> list[str]:
     """One key a line; empty lines and lines that start with # are skipped."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("server.api_keys_file", f"cannot read {path}: {error}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("server.api_keys_file", f"{path} is no text in UTF-8")]) from error
+    except OSError as error:
+        told = f"cannot read {path}: {error.strerror}"
+        if "CREDENTIALS_DIRECTORY" in str(path):
+            told += "; systemd sets $CREDENTIALS_DIRECTORY for the unit alone"
+        raise ConfigError([Problem("server.api_keys_file", told)]) from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ConfigError([Problem("server.api_keys_file", f"{path} holds no key")])
@@ -99,9 +128,8 @@ class LiveConfig:
         self.on_change: Callable[[Config | None, str | None], None] = lambda config, error: None
         self._lock = threading.Lock()
         self._files = [path]
-        stamp = self._read_stamp()  # before the load: an edit during it is seen at the next request
-        self._config = self._load()
-        self._stamp = (stamp[0], *self._read_stamp()[1:])
+        self._tried: _Stamp = ()
+        self._config, self._stamp = self._load()
 
     def current(self) -> Config:
         """The config in force now."""
@@ -109,31 +137,37 @@ class LiveConfig:
             self._reload()
         return self._config
 
-    def _read_stamp(self) -> tuple[tuple[int, ...], ...]:
+    def _read_stamp(self) -> _Stamp:
         return tuple(map(_stamp, self._files))
 
-    def _load(self) -> Config:
-        config = load(self.path)
-        keys = [key_file(config, self.path)] if config.server.api_keys_file else []
-        self._files = [self.path, *keys]
-        return config
+    def _load(self) -> tuple[Config, _Stamp]:
+        """The config, and the stamp of its files from before they were read: an edit meanwhile is seen next time.
+
+        Raises:
+            ConfigError: `_tried` is the stamp of what was wrong, the key file included.
+        """
+        while True:
+            self._tried, known = self._read_stamp(), self._files
+            config = _parse_file(self.path)
+            keys = key_file(config, self.path)
+            self._files = [self.path] if keys is None else [self.path, keys]
+            if self._files == known:
+                return _with_keys(config, self.path), self._tried
 
     def _reload(self) -> None:
         with self._lock:
-            stamp = self._read_stamp()
-            if stamp == self._stamp:
+            if self._read_stamp() == self._stamp:
                 return
             try:
-                config = self._load()
+                config, stamp = self._load()
             except ConfigError as error:
                 self.error = str(error)
+                self._stamp = self._tried
                 self.on_change(None, self.error)
             else:
                 self.error = None
                 self.on_change(config, None)
-                self._config = config
-                stamp = (stamp[0], *self._read_stamp()[1:])
-            self._stamp = stamp
+                self._config, self._stamp = config, stamp
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

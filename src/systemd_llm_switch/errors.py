@@ -88,6 +88,9 @@ class InvalidApiKey(RequestError):
     status = 401
     code = "invalid_api_key"
 
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("WWW-Authenticate", "Bearer")]  # RFC 9110, 15.5.2
+
 
 class ForbiddenOrigin(RequestError):
     """A web page, or a name, that may not drive this proxy."""

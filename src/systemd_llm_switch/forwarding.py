@@ -72,6 +72,7 @@ class Record:
     model: str = "-"
     is_streamed: bool = False
     status: int = 500
+    error: str = "-"  # its code
     lease: Lease | None = None
     backend_s: float = 0.0
     usage: Json = field(default_factory=dict)
@@ -96,7 +97,7 @@ class Record:
         log.log(
             level,
             "request model=%s path=%s status=%d stream=%s queue_ms=%.1f switch_ms=%.1f backend_ms=%.1f "
-            "prompt_tokens=%s completion_tokens=%s repaired=%d",
+            "prompt_tokens=%s completion_tokens=%s repaired=%d error=%s",
             self.model,
             self.path,
             self.status,
@@ -105,6 +106,7 @@ class Record:
             self.usage.get("prompt_tokens", "-"),
             self.usage.get("completion_tokens", "-"),
             len(self.repairs),
+            self.error,
         )
 
 

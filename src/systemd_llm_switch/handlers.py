@@ -30,7 +30,7 @@ from systemd_llm_switch.errors import (
     UnknownUrl,
 )
 from systemd_llm_switch.forwarding import Answer
-from systemd_llm_switch.hold import HoldFile
+from systemd_llm_switch.holding import Holding
 from systemd_llm_switch.proxy import Proxy, Story, find_model
 from systemd_llm_switch.routes import FORWARDED
 from systemd_llm_switch.scheduler import State
@@ -59,11 +59,11 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Services:
     """What the routes call. `host` is the address that is listened on."""
 
-    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, hold_file: HoldFile, host: str) -> None:
+    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, holding: Holding, host: str) -> None:
         self.live = live
         self.proxy = proxy
         self.switcher = switcher
-        self.hold_file = hold_file
+        self.holding = holding
         self.started = time.time()
         self._host = host
         self._access = (live.current(), Access(live.current().server, host))
@@ -76,6 +76,15 @@ class Services:
             access = Access(config.server, self._host)
             self._access = (config, access)
         return access
+
+
+    def admits(self, environ: dict[str, Any]) -> bool:
+        """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
+        try:
+            self.access().check(environ["PATH_INFO"], environ)
+        except ProxyError:
+            return False
+        return True
 
 
 class _Handler:
@@ -229,15 +238,24 @@ class Hold(_Handler):
 
     def POST(self) -> bytes:
         body = self.read_object()
-        minutes = body.get("minutes")
-        is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
-        if minutes is not None and not (is_number and 0 < minutes < _MAX_HOLD_MINUTES):
-            raise InvalidRequest("`minutes` must be a number greater than 0", param="minutes")
+        minutes, force = self.read_minutes(body), _read_force(body)
         left_s = math.inf if minutes is None else minutes * 60
-        self.services.hold_file.write(time.time() + left_s)
-        until = None if minutes is None else time.monotonic() + left_s
-        self.services.switcher.hold(until, _read_force(body), self.client)
-        return self.write({"success": True, "on_hold": True, "minutes": minutes})
+        warning = self.services.holding.begin(left_s, force, self.client)
+        return self.write(_told(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
+
+    def read_minutes(self, body: protocol.Json) -> float | None:
+        minutes: object = body.get("minutes")
+        if minutes is None:
+            return None
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float):
+            raise InvalidRequest("`minutes` must be a number", param="minutes")
+        if not 0 < minutes <= _MAX_HOLD_MINUTES:
+            raise InvalidRequest(
+                f"`minutes` must be greater than 0 and at most {_MAX_HOLD_MINUTES}; leave it out for a hold that lasts "
+                f"until `POST /api/release`",
+                param="minutes",
+            )
+        return minutes
 
 
 class Release(_Handler):
@@ -245,9 +263,13 @@ class Release(_Handler):
 
     def POST(self) -> bytes:
         self.read_object()
-        self.services.hold_file.clear()
-        self.services.switcher.release_hold()
-        return self.write({"success": True, "on_hold": False})
+        warning = self.services.holding.release()
+        return self.write(_told(warning, on_hold=False))
+
+
+def _told(warning: str | None, **fields: object) -> protocol.Json:
+    """A success, with what the operator should know of it."""
+    return {"success": True, **fields} | ({"warning": warning} if warning else {})
 
 
 def _read_force(body: protocol.Json) -> bool:
@@ -297,7 +319,7 @@ class _Application(web.application):  # type: ignore[misc]
         environ[_CORS] = access.cors_headers(environ)
         try:
             access.check(web.ctx.path, environ)
-            if web.ctx.method == "OPTIONS" and environ[_CORS]:
+            if access.is_preflight(environ):
                 return _write(Answer(204, access.preflight_headers(environ), b""))
             return super().handle()
         except ProxyError as error:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A hold that is in force. `until` is seconds since the epoch, `math.inf` until released; `is_freed` says that
+    everything was unloaded for it, so that what runs now was started by hand."""
+
+    until: float
+    is_freed: bool = False
+
+
 class HoldFile:
-    """Until when the models are on hold: seconds since the epoch, `math.inf` until released, None not at all."""
+    """What an earlier proxy left of its hold. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "hold.json"
+        self.path = folder / "hold.json"
+        self._lock = threading.Lock()
 
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> HoldFile:
@@ -23,27 +35,54 @@ class HoldFile:
         home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
         return cls(Path(named) if named else Path(home) / "systemd-llm-switch")
 
-    def read(self) -> float | None:
+    def read(self) -> Held | None:
         """The hold that is still in force. A file that cannot be read counts as none."""
         try:
-            until = json.loads(self._path.read_text(encoding="utf-8"))["until"]
-        except (OSError, ValueError, KeyError, TypeError):
+            told = json.loads(self.path.read_text(encoding="utf-8"))
+            until, is_freed = told["until"], told.get("is_freed") is True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         if until is None:
-            return math.inf
-        return float(until) if isinstance(until, int | float) and until > time.time() else None
+            return Held(math.inf, is_freed)
+        if isinstance(until, bool) or not isinstance(until, int | float) or not until > time.time():
+            return None
+        try:
+            return Held(float(until), is_freed)
+        except OverflowError:
+            return Held(math.inf, is_freed)
 
     def write(self, until: float) -> None:
-        """Remembers a hold.
+        """Remembers a hold that begins.
 
         Raises:
             OSError: it would not survive a restart.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        replacement = self._path.with_suffix(".new")
-        replacement.write_text(json.dumps({"until": None if until == math.inf else until}), encoding="utf-8")
-        os.replace(replacement, self._path)  # noqa: PTH105  (the name for an atomic replacement)
+        with self._lock:
+            self._write(Held(until))
+
+    def note_freed(self) -> None:
+        """Everything is unloaded now; nothing to note where the hold is over already.
+
+        Raises:
+            OSError
+        """
+        with self._lock:
+            held = self.read()
+            if held is not None:
+                self._write(replace(held, is_freed=True))
 
     def clear(self) -> None:
-        """Forgets it."""
-        self._path.unlink(missing_ok=True)
+        """Forgets it.
+
+        Raises:
+            OSError: it would come back with a restart.
+        """
+        with self._lock:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, held: Held) -> None:
+        until = None if held.until == math.inf else held.until
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replacement = self.path.with_suffix(".new")
+        replacement.write_text(json.dumps({"until": until, "is_freed": held.is_freed}), encoding="utf-8")
+        os.replace(replacement, self.path)  # noqa: PTH105  (the name for an atomic replacement)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +16,8 @@ from systemd_llm_switch.config import Config, ConfigError, is_loopback
 from systemd_llm_switch.config_file import LiveConfig, find, load
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.handlers import Services, make_wsgi
-from systemd_llm_switch.hold import HoldFile
+from systemd_llm_switch.hold import Held, HoldFile
+from systemd_llm_switch.holding import Holding
 from systemd_llm_switch.notify import notify
 from systemd_llm_switch.proxy import Proxy
 from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
@@ -28,8 +26,6 @@ from systemd_llm_switch.systemd import Systemd, SystemdError
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
-
-_DESCRIPTORS = 8192
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,25 +81,29 @@ def _check(path: Path) -> int:
 
 def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     config = live.current()
-    host, port = host or config.server.host, port or config.server.port
+    host, port = (host or config.server.host).strip("[]"), port or config.server.port
     if not (is_loopback(host) or config.server.has_keys or config.server.allow_unauthenticated):
-        log.error("refusing to open %s to the network without server.api_keys; see the README, Access", host)
+        log.error(
+            "refusing to open %s to the network: set server.api_keys (or api_keys_file) in %s, or say that everybody "
+            "may use it with server.allow_unauthenticated: true",
+            host,
+            live.path,
+        )
         return 1
-    _allow_descriptors()
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
-    hold_file = HoldFile.find(os.environ)
-    application = make_wsgi(Services(live, proxy, switcher, hold_file, host))
-    server = Server(host, port, application, _threads(config), lambda: _body_limit(live))
+    holding = Holding(switcher, HoldFile.find(os.environ))
+    services = Services(live, proxy, switcher, holding, host)
+    limit = lambda: int(live.current().server.max_body_mb * 1_000_000)  # noqa: E731
+    server = Server(host, port, make_wsgi(services), _threads(config), limit, services.admits)
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
-    held_until = hold_file.read()
-    if held_until is not None:
-        switcher.restore_hold(None if held_until == math.inf else held_until - time.time() + time.monotonic())
-    is_held = held_until is not None
-    threading.Thread(target=_take_up, args=(switcher, config, is_held), name="take-up", daemon=True).start()
-    log.info("listening on http://%s:%d config=%s models=%s", host, port, live.path, ",".join(config.models))
+    held = holding.resume()  # before the first request can come
+    threading.Thread(target=_take_up, args=(switcher, config, holding, held), name="take-up", daemon=True).start()
     try:
+        server.prepare()
+        address = f"[{host}]" if ":" in host else host
+        log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
         server.run()
     except OSError as error:
         log.error("cannot_listen %s", describe_bind_error(host, port, error))
@@ -114,18 +114,6 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 def _threads(config: Config) -> int:
     return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
-
-
-def _allow_descriptors() -> None:
-    """Hundreds of clients, each with a connection of its own to a backend, are more than the usual 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _body_limit(live: LiveConfig) -> int:
-    return int(live.current().server.max_body_mb * 1_000_000)
 
 
 class _Reloading:
@@ -144,18 +132,23 @@ class _Reloading:
         self._server.allow_threads(_threads(config))
 
 
-def _take_up(switcher: Switcher, config: Config, is_held: bool) -> None:
-    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. On hold,
-    nothing is."""
+def _take_up(switcher: Switcher, config: Config, holding: Holding, held: Held | None) -> None:
+    """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. Under a hold
+    nothing of that: it frees what is still loaded, if an earlier proxy did not come to that."""
     try:
-        if is_held:
-            switcher.enforce_hold()
-            return
-        switcher.adopt()
-        for name in config.server.preload:
-            switcher.load(config.names[name], Client(None))
+        if held is None:
+            switcher.adopt()
+        elif not held.is_freed:
+            holding.complete(Client(None))
     except (SystemdError, ProxyError) as error:
-        log.error("take_up_failed %s", getattr(error, "message", error))
+        log.error("take_up_failed %s", error)
+        return  # nothing can be loaded either
+    for name in config.server.preload if held is None else ():
+        model = config.names[name]
+        try:
+            switcher.load(model, Client(None))
+        except ProxyError as error:
+            log.error("preload_failed model=%s reason=%r", model.id, error.message)
 
 
 def _stop_on_signals(server: Server, switcher: Switcher) -> None:

@@ -125,6 +125,9 @@ def to_backend(
     """The bytes for the backend: as they came, unless something must differ.
 
     `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden.
+
+    Raises:
+        InvalidJson: it could just be read, but is nested too deeply to be written again.
     """
     changed = {name: value for name, value in params.items() if name not in body} | dict(force)
     if stream:
@@ -140,7 +143,10 @@ def to_backend(
     sent = body | changed
     if not stream:
         sent.pop("stream_options", None)
-    return dump(sent)
+    try:
+        return dump(sent)
+    except RecursionError as error:
+        raise InvalidJson("the request body is nested too deeply") from error
 
 
 def _as_only_tool(choice: Json, tools: object) -> Json:

@@ -134,7 +134,7 @@ class Proxy:
             raise
         except Exception as error:
             told = _as_proxy_error(error, record)
-            record.status = told.status
+            record.status, record.error = told.status, told.code
             try:
                 if not pace.has_spoken or isinstance(told, ClientGone):
                     raise told

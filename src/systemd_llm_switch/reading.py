@@ -1,7 +1,8 @@
 """Reading a request from its connection: bounded in size, in time, and in how many may be slow at once.
 
 A request that has arrived as a whole is read at once. One that has not holds a thread while it trickles in, so only a
-part of the threads may do that, and only for so long: a slow sender cannot hold them all.
+part of the threads may do that for more than a moment, and only as long as enough trickles in: slow senders cannot
+hold all threads, and who sends nothing more is soon gone.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# A request line and headers; a body at a hundred kilobytes a second, and then some.
+# A request line with its headers, and a body, have so long in all; and a second more for each so many bytes that came.
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
 SLOWEST_BYTES_A_S = 100_000
+_MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8192
 
 
 class TooSlow(OSError):
-    """The request did not come in time, or too many slow ones are being read already."""
+    """The request did not come in time."""
 
 
 class TooLarge(Exception):
@@ -71,9 +73,12 @@ class _Source(io.RawIOBase):
                 raise TooSlow("timed out")
             self._sock.settimeout(left_s)
         try:
-            return self._sock.recv_into(buffer)
+            received = self._sock.recv_into(buffer)
         except TimeoutError as error:
             raise TooSlow("timed out") from error
+        if self._deadline is not None:
+            self._deadline += received / SLOWEST_BYTES_A_S
+        return received
 
 
 class RequestReader(io.BufferedReader):
@@ -114,26 +119,24 @@ class RequestReader(io.BufferedReader):
 
 
 class SlowReads:
-    """How many threads may wait for slow senders."""
+    """How many threads may wait long for slow senders. What is only cut in pieces on its way, as many clients send it,
+    needs no such permission."""
 
     def __init__(self, limit: int) -> None:
         self._free = threading.BoundedSemaphore(limit)
 
     @contextmanager
     def patience(self, reader: RequestReader, seconds: float) -> Iterator[None]:
-        """Within, the reader waits for what is still to come, `seconds` at the most.
-
-        Raises:
-            TooSlow: there are too many of them already.
-        """
-        if not self._free.acquire(timeout=min(seconds, HEAD_TIMEOUT_S)):
-            raise TooSlow("too many slow requests")
+        """Within, the reader waits for what is still to come: `seconds`, or a moment if there are too many already;
+        and longer the more does come."""
+        may_be_slow = self._free.acquire(blocking=False)
+        reader.source.allow(seconds if may_be_slow else min(seconds, _MOMENT_S))
         try:
-            reader.source.allow(seconds)
             yield
         finally:
             reader.source.allow(None)
-            self._free.release()
+            if may_be_slow:
+                self._free.release()
 
 
 def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:
@@ -145,7 +148,7 @@ def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:
     if reader.has_bytes(length):
         body = reader.read(length)
     else:
-        with slow.patience(reader, BODY_TIMEOUT_S + length / SLOWEST_BYTES_A_S):
+        with slow.patience(reader, BODY_TIMEOUT_S):
             body = reader.read(length)
     if len(body) < length:
         raise Truncated
@@ -158,7 +161,7 @@ def read_chunked(reader: RequestReader, limit: int, slow: SlowReads) -> bytes:
     Raises:
         TooSlow, TooLarge, Malformed, Truncated
     """
-    with slow.patience(reader, BODY_TIMEOUT_S + limit / SLOWEST_BYTES_A_S):
+    with slow.patience(reader, BODY_TIMEOUT_S):
         pieces: list[bytes] = []
         left = limit
         while size := _chunk_size(reader):

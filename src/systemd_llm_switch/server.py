@@ -6,18 +6,23 @@ requests may wait and run, and a reserve that keeps /health and /v1/models answe
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import json
 import logging
+import math
 import re
+import resource
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
+from cheroot import connections, wsgi
 from cheroot import server as cheroot_server
-from cheroot import wsgi
 
 from systemd_llm_switch.errors import InvalidRequest, MethodNotAllowed, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.handlers import CLIENT_FD, Wsgi
@@ -46,8 +51,16 @@ _MAX_HEADER_BYTES = 64 * 1024
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
-# Of the threads, so many may wait for slow senders.
-_SLOW_READS = 32
+# Of the reserve, so many threads may wait for slow senders, and so many linger: the rest of it answers /health.
+_SLOW_READS = 24
+_LINGERING = 8
+# What accept() fails with while there are too many open files or too little memory: accept(2).
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_NO_ROOM_PAUSE_S = 0.05
+_NO_ROOM_QUIET_S = 10.0
+# A request may have open: its client's connection, its backend's, and what it waits on. The rest is the proxy's own.
+_FILES_A_THREAD = 3
+_OWN_FILES = 128
 # Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
 SHUTDOWN_TIMEOUT_S = 25
 
@@ -72,6 +85,12 @@ class _Request(cheroot_server.HTTPRequest):
     def respond(self) -> None:
         """Reads the body, bounded, and serves."""
         self.rfile = None  # nothing is left to read for cheroot
+        if not self._has_whole_body() and not self.server.admits(self):
+            # The application refuses it too. Whoever may not come in cannot make us wait for a body, nor hold it.
+            self.close_connection = True
+            self._serve()
+            self._let_it_arrive()
+            return
         try:
             self.body = self._read_body()
         except TooLarge:
@@ -83,10 +102,18 @@ class _Request(cheroot_server.HTTPRequest):
         except Truncated:
             self.close_connection = True
         else:
-            self.server.gateway(self).respond()
-            self.ensure_headers_sent()
-            if self.chunked_write:
-                self.conn.wfile.write(b"0\r\n\r\n")
+            self._serve()
+
+    def _serve(self) -> None:
+        self.server.gateway(self).respond()
+        self.ensure_headers_sent()
+        if self.chunked_write:
+            self.conn.wfile.write(b"0\r\n\r\n")
+
+    def _has_whole_body(self) -> bool:
+        length = int(self.inheaders.get(b"Content-Length", 0))
+        has_it: bool = not self.chunked_read and self.conn.rfile.has_bytes(length)
+        return has_it
 
     def _read_body(self) -> bytes:
         server, reader = self.server, self.conn.rfile
@@ -122,20 +149,27 @@ class _Request(cheroot_server.HTTPRequest):
         log.warning("request_refused status=%d reason=%r", code, error.message)
         try:
             self.conn.wfile.write(head.encode("latin-1") + body)
-            self._let_it_arrive()
         except OSError:
             return  # the client did not wait for it
+        self._let_it_arrive()
 
     def _let_it_arrive(self) -> None:
         """Takes in what the client still sends: closed with bytes unread, the connection would be reset, and the
-        client would see that instead of the answer."""
+        client would see that instead of the answer. That holds a thread, so only a part of them does it."""
+        if not self.server.lingering.acquire(blocking=False):
+            return
         sock = self.conn.socket
-        sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + _LINGER_S
-        while (left_s := deadline - time.monotonic()) > 0:
-            sock.settimeout(left_s)
-            if not sock.recv(_LINGER_BYTES):
-                return
+        try:
+            sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + _LINGER_S
+            while (left_s := deadline - time.monotonic()) > 0:
+                sock.settimeout(left_s)
+                if not sock.recv(_LINGER_BYTES):
+                    return
+        except OSError:
+            return  # the client did not wait for it
+        finally:
+            self.server.lingering.release()
 
     def _error(self, code: int, message: str) -> ProxyError:
         if code == 413:
@@ -151,6 +185,7 @@ class _Request(cheroot_server.HTTPRequest):
 
 class _Connection(cheroot_server.HTTPConnection):
     RequestHandlerClass = _Request
+    is_fresh = True  # not yet looked at since it was accepted
 
     def __init__(self, server: Server, sock: socket.socket, makefile: object = None) -> None:
         super().__init__(server, sock)
@@ -164,6 +199,43 @@ class _Connection(cheroot_server.HTTPConnection):
             log.info("connection_lost reason=%r", str(error))
 
 
+class _Connections(connections.ConnectionManager):
+    """The idle connections, which hold no thread. For one more than there may be, the one that has been idle longest
+    is closed: whoever opens many and says nothing keeps nobody else out. Used by the selector's thread."""
+
+    _quiet_until = -math.inf
+
+    def _from_server_socket(self, server_socket: socket.socket) -> Any:
+        if not self.can_add_keepalive_connection:
+            self._close_longest_idle()
+        try:
+            return super()._from_server_socket(server_socket)  # type: ignore[misc]
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self._tell_no_room(error)
+            if not self._close_longest_idle():
+                time.sleep(_NO_ROOM_PAUSE_S)  # or it would be tried again a hundred thousand times a second
+            return None
+
+    def _tell_no_room(self, error: OSError) -> None:
+        if time.monotonic() > self._quiet_until:
+            log.warning("no_room_for_a_connection reason=%r", error.strerror)
+            self._quiet_until = time.monotonic() + _NO_ROOM_QUIET_S
+
+    def _close_longest_idle(self) -> bool:
+        selector = self._selector  # type: ignore[attr-defined]
+        idle = [(conn.last_used, fd, conn) for fd, conn in selector.connections if conn is not self.server]
+        for _, fd, conn in sorted(idle, key=lambda it: it[0]):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(0):  # else the selector may have found it already, and is about to serve it
+                selector.unregister(fd)
+                conn.close()
+                return True
+        return False
+
+
 class _Gateway(wsgi.Gateway_10):
     def get_environ(self) -> dict[str, object]:  # type: ignore[override]
         environ: dict[str, object] = super().get_environ()  # type: ignore[no-untyped-call]
@@ -175,7 +247,8 @@ class _Gateway(wsgi.Gateway_10):
 class Server(wsgi.Server):
     """cheroot with our sizes, our errors and our log.
 
-    `max_body_bytes` is asked for each request: the config may change.
+    `max_body_bytes` is asked for each request: the config may change. `admits` tells from a request's WSGI environ
+    whether the application would let it in, before its body is read.
     """
 
     ConnectionClass = _Connection
@@ -183,7 +256,13 @@ class Server(wsgi.Server):
     max_request_header_size = _MAX_HEADER_BYTES
 
     def __init__(
-        self, host: str, port: int, application: Wsgi, threads: int, max_body_bytes: Callable[[], int]
+        self,
+        host: str,
+        port: int,
+        application: Wsgi,
+        threads: int,
+        max_body_bytes: Callable[[], int],
+        admits: Callable[[dict[str, Any]], bool],
     ) -> None:
         """`threads` is their limit."""
         super().__init__(
@@ -197,12 +276,39 @@ class Server(wsgi.Server):
         self.requests = GrowingPool(self, threads)
         self.gateway = _Gateway
         self._max_body_bytes = max_body_bytes
+        self._admits = admits
+        self._is_stopping = False
+        self._has_stopped = threading.Event()
         self.slow_reads = SlowReads(_SLOW_READS)
+        self.lingering = threading.BoundedSemaphore(_LINGERING)
 
     @property
     def max_request_body_size(self) -> int:  # type: ignore[override]
         """Bytes; cheroot refuses a larger body before it reads it."""
         return self._max_body_bytes()
+
+    def admits(self, request: _Request) -> bool:
+        """Whether the application would let a request in."""
+        return self._admits(self.gateway(request).env)
+
+    def prepare(self) -> None:
+        """Listens, with room for as many connections as there may be.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        _allow_files(self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD + _OWN_FILES)
+        super().prepare()
+        self._connections.close()  # type: ignore[has-type]
+        self._connections = _Connections(self)
+
+    def process_conn(self, conn: _Connection) -> None:
+        """Has a thread serve a connection; a new one only when it has said something."""
+        if conn.is_fresh:
+            conn.is_fresh = False
+            self._connections.put(conn)
+        else:
+            super().process_conn(conn)
 
     def put_conn(self, conn: cheroot_server.HTTPConnection) -> None:
         """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
@@ -220,18 +326,24 @@ class Server(wsgi.Server):
         """Another limit, for a longer or shorter queue."""
         self.requests.max = count
 
-    def run(self) -> None:
-        """Listens and serves until `stop()` is called from another thread; tells systemd on the way.
+    def stop(self) -> None:
+        """Ends it in order, from another thread; also when it has not yet begun to serve."""
+        self._is_stopping = True
+        if self.ready:
+            super().stop()
+            self._has_stopped.set()
 
-        Raises:
-            OSError: the address cannot be had.
-        """
-        self.prepare()
+    def run(self) -> None:
+        """Serves, once prepared, until `stop()` was called from another thread and has ended what runs; tells systemd
+        on the way."""
         interval_s = watchdog_interval_s()
         if interval_s is not None:
             threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
         notify("READY=1")
+        if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop
+            self.stop()
         self.serve()
+        self._has_stopped.wait()
 
     def _watch(self, interval_s: float) -> None:
         """Tells systemd's watchdog that we live as long as /health really answers."""
@@ -260,12 +372,21 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
+def _allow_files(count: int) -> None:
+    """Raises the limit of open files as far as it may be; systemd's usual one, 1024, is for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def describe_bind_error(host: str, port: int, error: OSError) -> str:
     """Why the port cannot be had, and the next step."""
-    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    with probe:
-        probe.settimeout(1)
-        in_use = probe.connect_ex((_reachable(host), port)) == 0
+    try:
+        socket.create_connection((_reachable(host), port), timeout=1).close()
+        in_use = True
+    except OSError:
+        in_use = False
     if in_use:
         return (
             f"port {port} is taken by another program; find it with `ss -ltnp 'sport = :{port}'`, stop it, or set "

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
@@ -159,6 +159,7 @@ class Switcher:
             if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
                 return  # a switch that began meanwhile stops it, or did
             self._residents[model.unit] = resident
+            self._last_error.pop(model.unit, None)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
             self._begin(actions)
         log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
@@ -243,36 +244,27 @@ class Switcher:
         self._unload(units, force)
         self._wait_until_stopped(units, before, client)
 
-    def hold(self, until: float | None, force: bool, client: Client) -> None:
-        """Frees all VRAM and turns requests away, until `until` (`time.monotonic`) or `release_hold`; blocks until
-        everything is stopped.
-
-        Raises: as `unload` does; the hold is in force all the same.
-        """
-        before = self._stops.copy()
+    def hold(self, until: float | None, force: bool) -> None:
+        """Turns requests away until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that
+        is known to be loaded. Does not block."""
         with self._lock:
-            units = self._scheduler.residents
             actions = self._scheduler.hold(until, force, time.monotonic())
             self._begin(actions)
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
         self._perform(actions)
-        self._find([model.unit for model in self._config.models.values()])
-        self._wait_until_stopped(sorted(units | self._scheduler.residents), before, client)
 
-    def enforce_hold(self) -> None:
-        """Stops what an earlier proxy left running in spite of its hold. Blocks for a systemctl call.
+    def free_for_hold(self, client: Client) -> None:
+        """Has everything unloaded, whoever started it; blocks until that is done or the hold is over.
 
-        Raises:
-            ModelStartFailed: systemd cannot be asked.
+        Raises: as `unload` does.
         """
-        self._find([model.unit for model in self._config.models.values()])
-
-    def restore_hold(self, until: float | None) -> None:
-        """Goes on with the hold of an earlier proxy. Does not block."""
         with self._lock:
-            actions = self._scheduler.hold(until, False, time.monotonic())
-            self._begin(actions)
-        self._perform(actions)
+            models = list(self._config.models.values())
+        try:
+            self._find([model.unit for model in models])
+            self._wait_until_stopped(None, Counter(), client)
+        except ModelStartFailed as error:
+            raise ModelStartFailed(f"the models are on hold, but not all are unloaded: {error.message}") from error
 
     def release_hold(self) -> None:
         """Serves requests again."""
@@ -305,12 +297,17 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
 
-    def _wait_until_stopped(self, units: Sequence[str], before: Counter[str], client: Client) -> None:
+    def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
+        """Blocks until each of `units` was stopped since `before`; None: until all are that a hold unloads."""
         never = Signal()
         while True:
             with self._lock:
-                loaded = self._scheduler.residents.intersection(units)
-                left = [unit for unit in loaded if self._stops[unit] == before[unit]]
+                loaded = self._scheduler.residents
+                if units is not None:
+                    loaded = loaded.intersection(units)
+                elif not self._scheduler.on_hold:
+                    return
+                left = [unit for unit in loaded if units is None or self._stops[unit] == before[unit]]
                 failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
             if not left:
                 return
@@ -410,8 +407,8 @@ class Switcher:
         if switch.target is not None:
             model = models[switch.target]
             target = Target(model, self.backend(model.llama_url), self._config.server.health_timeout)
-            known = dict.fromkeys([*switch.evict, *models])
-            others = [unit for unit in known if unit != switch.target and unit not in switch.keep]
+            stay = {switch.target, *switch.keep, *_harmless(models, switch)}
+            others = [unit for unit in dict.fromkeys([*switch.evict, *models]) if unit not in stay]
         leaving = [resident for unit, resident in self._residents.items() if unit in others]
         return SwitchRun(self._systemd, self._failures, self._read_ahead, target, others, leaving)
 
@@ -524,6 +521,14 @@ class Switcher:
 
 def _shutting_down() -> ShuttingDown:
     return ShuttingDown("the proxy is being stopped; try again in a moment", retry_after_s=3)
+
+
+def _harmless(models: Mapping[str, Model], switch: Switch) -> Iterator[str]:
+    """The units on the CPU with a port of their own: started by hand, they may run on beside the target."""
+    ports = {model.llama_url for unit, model in models.items() if unit == switch.target or unit in switch.keep}
+    for unit, model in models.items():
+        if model.vram == 0 and model.llama_url not in ports and unit not in switch.evict:
+            yield unit
 
 
 def _policy(config: Config) -> Policy:

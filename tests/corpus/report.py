@@ -1,4 +1,4 @@
-"""Prints what became of the corpus as a Markdown table: PYTHONPATH=src:tests python -m corpus.report"""
+"""Prints what became of the corpus, as a table for docs/repair.md: PYTHONPATH=src:tests python -m corpus.report"""
 
 from __future__ import annotations
 

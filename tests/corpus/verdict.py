@@ -11,7 +11,7 @@ from typing import Any
 from corpus.cases import Case
 from systemd_llm_switch.repair import Repair, UnrepairableReply, parse_reply, repair_history, repair_reply
 
-IDENTICAL, REPAIRED, MARKED = "left identical", "repaired", "passed on as written, and marked"
+IDENTICAL, REPAIRED, MARKED = "left identical", "repaired", "not repaired, and said so"
 _FRESH_ID = re.compile(r"call_[0-9a-f]{24}\Z")
 
 

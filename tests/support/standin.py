@@ -2,7 +2,10 @@
 
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
                       [--bind-s S, before it listens] [--stop-s S, after it no longer listens] [--say WORDS]
-                      [--model FILE, which it does not look at]
+                      [--beside PORT] [--model FILE, which it does not look at]
+
+With --beside, --say and --exit hold only while something listens on that port: two models that want too much of one
+card.
 
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
 
@@ -208,6 +211,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(head.encode() + data)
 
 
+def is_taken(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _ends_with_result(body: dict[str, Any]) -> bool:
     return bool(body["messages"][-1]["role"] == "tool")
 
@@ -223,8 +231,11 @@ def main() -> int:
     parser.add_argument("--bind-s", type=float, default=0.0)
     parser.add_argument("--stop-s", type=float, default=0.0)
     parser.add_argument("--say", default="")
+    parser.add_argument("--beside", type=int)
     parser.add_argument("-m", "--model")
     options = parser.parse_args()
+    if options.beside is not None and not is_taken(options.beside):
+        options.say, options.exit = "", None
     if options.say:
         print(options.say, file=sys.stderr, flush=True)
     if options.exit is not None:

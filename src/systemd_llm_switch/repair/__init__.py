@@ -5,12 +5,13 @@ from .content import repair_content
 from .history import repair_history
 from .holding import call_may_start_at
 from .leaks import THOUGHTS_END
-from .model import Repair, RequestFacts, Schema, UnrepairableReply
+from .model import Kind, Repair, RequestFacts, Schema, UnrepairableReply
 from .reply import parse_reply, repair_reply
 from .rescue import rescue_calls
 
 __all__ = [
     "THOUGHTS_END",
+    "Kind",
     "Repair",
     "RequestFacts",
     "Schema",

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 from .coercion import coerce
 from .lenient import Reading, best_reading, read
-from .model import Schema
+from .model import Kind, Schema
 from .schema import Misfit, declared_names, members, misfit, required_names
 from .second_opinion import second_opinion
 from .strings import Exhausted, Unreadable
 from .text import decode, encode, fold
 
-UNREPAIRABLE = "unrepairable_arguments"
-UNFIT = "unfit_arguments"
-_SYNTAX = "arguments_syntax"
-_ENCODING = "arguments_encoding"
-_WRAPPER = "arguments_wrapper"
+UNREPAIRABLE: Kind = "unrepairable_arguments"
+UNFIT: Kind = "unfit_arguments"
+_SYNTAX: Kind = "arguments_syntax"
+_ENCODING: Kind = "arguments_encoding"
+_WRAPPER: Kind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
@@ -40,7 +40,7 @@ class Mended:
     """Arguments as they are to be sent, and the kinds of repair that led there."""
 
     text: str
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
 
     @property
     def is_sound(self) -> bool:
@@ -53,7 +53,7 @@ class _Found:
     """An object found in a text, and what had to be done to find it."""
 
     value: dict[str, object]
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     reading: Reading | None = None
     """How it was read; None where the text was valid JSON, or empty."""
 
@@ -171,16 +171,17 @@ def _settled(text: str, found: _Found, schema: Schema | None, truncated: bool) -
         raise Unreadable("a required member is missing")
     if miss:
         return Mended(encode(found.value), (*found.kinds, UNFIT))
-    return Mended(encode(value), (*found.kinds, *(f"arguments_{what}" for what in sorted(changed))))
+    return Mended(encode(value), (*found.kinds, *sorted(changed)))
 
 
-def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[str]]:
+def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[Kind]]:
     """The object with names and types set right, taken out of a wrapper that models like to add."""
     if misfit(found.value, schema) is Misfit.NONE:
         return found.value, frozenset()
     reading = found.reading or _reread(text, found.value)
     value = reading.value if reading else found.value
-    for candidate, wrapper in ((value, ()), (_unwrapped(value), ("wrapper",))):
+    attempts: tuple[tuple[object, tuple[Kind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
+    for candidate, wrapper in attempts:
         coerced, changed = coerce(candidate, schema, reading.source if reading else _not_known)
         if type(coerced) is dict and misfit(coerced, schema) is Misfit.NONE:
             return coerced, changed.union(wrapper)
@@ -224,7 +225,7 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
         raise Unreadable("a member without a value")
     if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
         raise Unreadable("cut within a value")
-    if truncated and reading.has_inner_quotes:
+    if truncated and (reading.has_inner_quotes or reading.has_raw_newlines):
         raise Unreadable("cut, and any quote may be one of the text's own")
     if truncated and reading.open_depths and (
         reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)
@@ -233,11 +234,11 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
 
 
 def _ends_in_doubt(reading: Reading) -> bool:
-    """Whether the text ends behind a quote that may as well open one within the string, as in `"print("`."""
-    text = reading.text.rstrip()
+    """Whether the last quote of a text may as well open one within the string, as in `"print("` and `"x = "]`."""
+    text = reading.text.rstrip("}] \n\r\t")
     if not text.endswith(("'", '"', "`", "”")):
         return False
-    return not _SURE_END.search(text) or reading.has_raw_newlines
+    return not _SURE_END.search(text)
 
 
 def _has_all(value: dict[str, object], schema: Schema | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .lenient import read
-from .model import Schema
+from .model import Kind, Schema
 from .schema import (
     ANYTHING,
     Judge,
@@ -27,8 +27,8 @@ _NO_VALUE = object()
 _SAFE_INTEGER = 2**53
 
 
-def coerce(value: object, schema: Schema, source: Source) -> tuple[object, frozenset[str]]:
-    """The value as the schema wants it, and what was changed: "names", "types" or both.
+def coerce(value: object, schema: Schema, source: Source) -> tuple[object, frozenset[Kind]]:
+    """The value as the schema wants it, and what was changed: names, types or both.
 
     `source` tells how a part of the value was written (None: not known). Mutates nothing; the result need not fit.
     """
@@ -42,7 +42,7 @@ class _Coercer(Judge):
     def __init__(self, root: Schema, source: Source) -> None:
         super().__init__(root)
         self.source = source
-        self.changed: set[str] = set()
+        self.changed: set[Kind] = set()
 
     def coerce(self, value: object, declared: object, depth: int) -> object:
         schema = self.resolve(declared)
@@ -88,7 +88,7 @@ class _Coercer(Judge):
                 distinct.append(outcome)
         if len(distinct) != 1:
             return value
-        self.changed.add("types")
+        self.changed.add("arguments_types")
         return distinct[0]
 
     def as_type(self, value: object, name: str, schema: Schema, depth: int) -> object:
@@ -133,7 +133,7 @@ class _Coercer(Judge):
         for written, part in value.items():
             name = renames.get(written, written)
             if part is None and self.may_be_left_out(name, schema, depth):
-                self.changed.add("types")
+                self.changed.add("arguments_types")
             else:
                 result[name] = self.coerce(part, declared.get(name, extra), depth + 1)
         return result
@@ -156,7 +156,7 @@ class _Coercer(Judge):
         renames = {name: known for name, known in meant.items() if known is not None}
         if not renames or len(set(renames.values())) != len(renames):
             return {}
-        self.changed.add("names")
+        self.changed.add("arguments_names")
         return renames
 
 

@@ -6,12 +6,12 @@ import json
 import re
 
 from .arguments import mend_arguments
-from .model import Repair
+from .model import Kind, Repair
 from .text import decode, encode, is_encodable
 
 MALFORMED = "malformed_arguments"
 """The member that holds the text of arguments that nothing could be made of: the model sees what it wrote."""
-KIND = "history_arguments"
+KIND: Kind = "history_arguments"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Message = dict[str, object]
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 Schema = Mapping[str, object]
 """A JSON schema as the client sent it; nothing about it has been checked."""
+
+
+Kind = Literal[
+    "reply_body", "role", "finish_reason", "empty_content",
+    "tool_call_id", "tool_call_type", "tool_call_shape", "tool_name",
+    "arguments_syntax", "arguments_encoding", "arguments_wrapper", "arguments_object", "arguments_names",
+    "arguments_types", "unrepairable_arguments", "unfit_arguments",
+    "rescued_call", "json_content", "unfit_content", "unrepairable_content", "history_arguments", "backend_refusal",
+]  # fmt: skip
+"""What a repair may be called; docs/repair.md says what each word means."""
 
 
 class UnrepairableReply(ValueError):
@@ -17,10 +28,10 @@ class UnrepairableReply(ValueError):
 class Repair:
     """One thing that was mended (or, for `unrepairable_*` and `unfit_*`, could not be).
 
-    `kind` is a stable snake_case word (docs/repair.md lists them all); `tool` names the tool it happened to.
+    `kind` is stable, as the status and the journal count by it; `tool` names the tool it happened to.
     """
 
-    kind: str
+    kind: Kind
     tool: str | None = None
 
 

@@ -28,7 +28,11 @@ _MAX_TICKS = 99
 _END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
 _MAX_END_TOKENS = 8
 _LAST_SENTENCE = re.compile(r"(?:[.!?]\s|\n|\A)(?P<words>[^\n]{0,400}?[^\s])\s*\Z")
-_EXAMPLE = re.compile(r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example)\b", re.I)
+_EXAMPLE = re.compile(
+    r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example"
+    r"|(?:format|form|syntax)(?: \w+){0,3} is)\b",
+    re.I,
+)
 _ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
 _EXPLAINS = re.compile(
     r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|would|could|might|should|do not|don't|never|instead of"

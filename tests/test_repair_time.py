@@ -1,0 +1,137 @@
+"""Repair takes time in proportion to the reply's length, whatever a model that is caught in a loop writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from corpus.cases import load_cases
+from support.replies import calling, saying
+from systemd_llm_switch.repair import RequestFacts, parse_reply, repair_history, repair_reply
+
+SMALL, LARGE = 250_000, 1_000_000
+MAX_RATIO = 10  # four would be linear; the rest is noise of a shared machine
+NOISE_S = 0.05
+BOUND_S = 5.0
+FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts
+JSON = RequestFacts(wants_json=True)
+CALL = '{"name": "read_file", "arguments": {"path": "a"}}'
+
+
+def filled(unit: str, length: int) -> str:
+    return (unit * (length // len(unit) + 1))[:length]
+
+
+def content(unit: str) -> Callable[[int], str]:
+    """A file whose content is one thing over and over."""
+    return lambda length: f'{{"path": "a", "content": "{filled(unit, length)}"}}'
+
+
+def between(start: str, unit: str, end: str = "") -> Callable[[int], str]:
+    return lambda length: start + filled(unit, length) + end
+
+
+ARGUMENTS: dict[str, Callable[[int], str]] = {
+    "code with quotes": content('print("a", "b")\n'),
+    "quotes": content('"'),
+    "quotes and commas": content('", '),
+    "quotes and braces": content('"}'),
+    "quotes and names": content('", "path": '),
+    "quotes, braces and space": content('"}' + " " * 50),
+    "backslashes": content("\\"),
+    "apostrophes": between("{'path': 'a', 'content': '", "it's ", "'}"),
+    "opening braces": between("", "{"),
+    "objects without end": between("", '{"a":'),
+    "closing braces": between('{"path": "a"', "} ", "x"),
+    "space": between('{"path": "a",', " \n", "x"),
+    "comments": between('{"path": "a" ', "// a\n", "}"),
+    "comments without end": between('{"path": "a" ', "/* "),
+    "words": between("{a: ", "x "),
+    "members": between("{", "'a': 'b', ", "}"),
+    "marks before": between("", "<tool_call>", '{"path": "a"}'),
+    "marks behind": between('{"path": "a"}', "</tool_call>"),
+    "fences": between("", "```json\n"),
+}
+CONTENTS: dict[str, Callable[[int], str]] = {
+    "marks": between("", "<tool_call>"),
+    "calls": between("", f"<tool_call>{CALL}</tool_call>\n"),
+    "calls without end": between("", f"<tool_call>{CALL[:-10]}"),
+    "bare calls": between("", f"{CALL}\n"),
+    "functions without end": between("", "<function=read_file>\n<parameter=path>\n"),
+    "parameters": between("<function=read_file>\n", "<parameter=path>\nx\n</parameter>\n"),
+    "keys without values": between("<tool_call>read_file\n", "<arg_key>path</arg_key>\n<arg_value>"),
+    "control tokens": between("", "[TOOL_CALLS]read_file{"),
+    "end tokens": between("{", "<|im_end|>"),
+    "backticks": between("", "`", " {"),
+    "single backticks": between("", "` ", "{"),
+    "fences of all kinds": between("<x\n", "```\n~~~~\n````\n~~~\n"),
+    "fences in lines": between("<x ", "a ``` b ```` c"),
+    "thoughts": between("", "<think>", "{"),
+    "opening braces": between("", "{"),
+    "space": between("{", " ", "x"),
+    "tags": between("", "<"),
+}
+WANTED_JSON: dict[str, Callable[[int], str]] = {
+    "opening braces": between("", "{"),
+    "quotes": between('{"a": "', '"b", '),
+    "fences": between("", "```json\n{\n"),
+    "words": between("", "no { no } "),
+    "members": between("{", "'a': 'b', ", "}"),
+}
+
+
+def assert_linear(work: Callable[[Any], object], made: Callable[[int], Any]) -> None:
+    """The best of two runs each, so that a moment's load on the machine does not count."""
+    small, large = (min(_seconds(work, made(length)) for _ in range(2)) for length in (SMALL, LARGE))
+    assert large < BOUND_S
+    assert large < MAX_RATIO * max(small, NOISE_S)
+
+
+def _seconds(work: Callable[[Any], object], given: object) -> float:
+    began = time.perf_counter()
+    work(given)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("shape", ARGUMENTS)
+def test_arguments(shape: str) -> None:
+    assert_linear(lambda reply: repair_reply(reply, FILES), lambda it: calling("write_to_file", ARGUMENTS[shape](it)))
+
+
+@pytest.mark.parametrize("shape", ["code with quotes", "quotes", "members", "opening braces"])
+def test_arguments_that_were_cut(shape: str) -> None:
+    def cut(length: int) -> Any:
+        return calling("write_to_file", ARGUMENTS[shape](length)[:-2], "length")
+
+    assert_linear(lambda reply: repair_reply(reply, FILES), cut)
+
+
+@pytest.mark.parametrize("shape", CONTENTS)
+def test_words_that_may_hold_calls(shape: str) -> None:
+    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(CONTENTS[shape](length)))
+
+
+@pytest.mark.parametrize("shape", WANTED_JSON)
+def test_content_that_is_to_be_json(shape: str) -> None:
+    assert_linear(lambda reply: repair_reply(reply, JSON), lambda length: saying(WANTED_JSON[shape](length)))
+
+
+@pytest.mark.parametrize("shape", ["code with quotes", "quotes", "objects without end"])
+def test_a_replayed_history(shape: str) -> None:
+    def replayed(length: int) -> Any:
+        reply = calling("write_to_file", ARGUMENTS[shape](length))
+        return {"messages": [choice["message"] for choice in reply["choices"]]}
+
+    assert_linear(repair_history, replayed)
+
+
+def test_a_whole_body_that_is_malformed() -> None:
+    def malformed(length: int) -> bytes:
+        reply = json.dumps(saying(filled('print("a")\n', length)))
+        return reply.replace("}", ",}").encode()
+
+    assert_linear(parse_reply, malformed)

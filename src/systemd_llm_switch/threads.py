@@ -67,13 +67,12 @@ class GrowingPool(threadpool.ThreadPool):
 
     def _provide(self) -> None:
         """Brings the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
-        while self._missing > 0:
-            try:
-                while (missing := self._missing) > 0:
-                    for _ in range(min(missing + _STEP, int(self.max) - len(self._threads))):
-                        with self._growth_lock:
-                            if self._is_stopped or len(self._threads) >= int(self.max):
-                                return
-                            self._threads.append(self._spawn_worker())
-            finally:
-                self._is_growing = False  # and once more: whoever came just before left it to us
+        while not self._is_stopped:
+            for _ in range(self._missing + _STEP if self._missing > 0 else 0):
+                with self._growth_lock:
+                    if self._is_stopped or len(self._threads) >= int(self.max):
+                        break
+                    self._threads.append(self._spawn_worker())
+            self._is_growing = False
+            if self._missing <= 0:  # asked once more: whoever came just before left it to us
+                return

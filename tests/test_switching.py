@@ -267,11 +267,11 @@ def test_a_hold_survives_a_kill_and_still_frees_the_memory(stack: Stack, pair: d
     stack.write_config(pair)
     first = stack.start_proxy(env=env)
     first.chat("a")
-    with in_background(
-        lambda: first.chat("a", standin={"hang": True}), lambda: first.post("/api/hold", {"minutes": 9})
-    ):
-        wait_for(lambda: first.status()["on_hold"])
-        first.kill()
+    with in_background(lambda: first.chat("a", standin={"hang": True})):
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(lambda: first.post("/api/hold", {"minutes": 9})):
+            wait_for(lambda: first.status()["on_hold"])
+            first.kill()
     assert stack.active_state(pair["a"]) == "active"
     second = stack.start_proxy(env=env)
     wait_for(lambda: stack.active_state(pair["a"]) == "inactive")

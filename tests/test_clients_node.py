@@ -84,13 +84,12 @@ def test_the_ai_sdk_shows_what_the_model_thought(bed: Bed, stream: bool) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("model", ["real", "broken-json"])
-def test_the_ai_sdk_gets_its_object(bed: Bed, model: str, stream: bool) -> None:
+def test_the_ai_sdk_gets_its_object(bed: Bed, stream: bool) -> None:
     """By a zod schema, of the real model and of one that formats badly."""
-    told = Script("ai-sdk", bed.url).run("object", model=model, stream=stream)["object"]
-    assert told["city"] in ("Paris", "Oslo")
-    assert isinstance(told["days"], int)
-    assert model == "real" or told == MEANT_CALLS[0]
+    told = Script("ai-sdk", bed.url).run("objects", models=["real", "broken-json"], stream=stream)
+    assert told["real"]["city"] in ("Paris", "Oslo")
+    assert isinstance(told["real"]["days"], int)
+    assert told["broken-json"] == MEANT_CALLS[0]
 
 
 # --- tools ------------------------------------------------------------------------------------------
@@ -126,16 +125,15 @@ def test_an_agent_runs_malformed_calls(client: Script, bed: Bed, stream: bool) -
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_is_thrown_with_its_status_and_message(client: Script, stream: bool) -> None:
-    unknown = client.run("error", model="nope", stream=stream)
-    assert unknown["status"] == 404
-    assert "'nope' does not exist; this proxy has: real," in unknown["message"]
-    failed = client.run("error", model="failing", stream=stream)
-    assert failed["status"] == 500
-    assert "the stand-in says 500" in failed["message"]
+    told = client.run("errors", models=["nope", "failing"], stream=stream)
+    assert (told["nope"]["status"], told["failing"]["status"]) == (404, 500)
+    assert "'nope' does not exist; this proxy has: real," in told["nope"]["message"]
+    assert "the stand-in says 500" in told["failing"]["message"]
 
 
 def test_an_error_after_the_stream_began_is_thrown_with_its_message(client: Script) -> None:
-    assert LATE_ERROR in client.run("error", model="late-failing", stream=True)["message"]
+    told = client.run("errors", models=["late-failing"], stream=True)
+    assert LATE_ERROR in told["late-failing"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

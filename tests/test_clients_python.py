@@ -226,7 +226,7 @@ def test_a_tool_round_trip_on_the_real_model(sdk: Sync | Async, is_streamed: boo
     assert (call["type"], call["function"]["name"]) == ("function", "get_weather")
     assert Weather.model_validate_json(call["function"]["arguments"])
     after = [*asked, message, *_results_of(message), *HELLO]
-    answer = sdk.chat(messages=after, tool_choice="none", **fields | SHORT)
+    answer = sdk.chat(messages=after, tool_choice="none", **fields | SHORT | {"tools": [WEATHER_TOOL]})
     assert answer.choices[0].message.content
 
 

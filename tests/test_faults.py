@@ -387,6 +387,7 @@ def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
         answer = proxy.post(path, {})
         assert answer.status == 503
         assert "systemctl --user" in answer.error["message"]
+    assert proxy.chat("m").error["code"] == "on_hold"  # as was asked, though nothing could be stopped
 
 
 def _listens(port: int) -> bool:

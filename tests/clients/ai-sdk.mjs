@@ -4,7 +4,7 @@ import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
 import { generateText, Output, stepCountIs, streamText, tool } from 'ai';
 import { z } from 'zod';
 
-import { abortOnLine, failure, main, order, weather } from './common.mjs';
+import { abortOnLine, failure, forEachModel, main, order, weather } from './common.mjs';
 
 const { url, stream = false, prompt = 'Say hi.' } = order;
 const provider = createOpenAICompatible({
@@ -61,20 +61,24 @@ await main({
   forced: () =>
     twoSteps(['get_news', 'get_weather'], {
       toolChoice: { type: 'tool', toolName: 'get_weather' },
-      prepareStep: ({ stepNumber }) =>
-        stepNumber > 0 ? { toolChoice: 'none', messages: [{ role: 'user', content: 'Say hi.' }] } : undefined,
+      prepareStep: ({ stepNumber, messages }) =>
+        stepNumber > 0
+          ? { toolChoice: 'none', activeTools: ['get_weather'], messages: [...messages, { role: 'user', content: 'Hi.' }] }
+          : undefined,
       maxOutputTokens: 64,
       temperature: 0,
     }),
 
   agent: () => twoSteps(['get_weather'], {}),
 
-  async object() {
-    const { result } = await ask({ output: Output.object({ schema: inputSchema }), maxOutputTokens: 64, temperature: 0 });
-    return { object: await result.output };
-  },
+  objects: () =>
+    forEachModel(async (model) => {
+      const output = Output.object({ schema: inputSchema });
+      const { result } = await ask({ model: provider(model), output, maxOutputTokens: 64, temperature: 0 });
+      return result.output;
+    }),
 
-  error: () => failure(() => ask({})),
+  errors: () => forEachModel((model) => failure(() => ask({ model: provider(model) }))),
 
   cancel: () => failure(() => ask({ abortSignal: abortOnLine() })),
 });

@@ -35,6 +35,13 @@ export async function failure(call) {
   }
 }
 
+/** What comes of each of the models in turn. */
+export async function forEachModel(call) {
+  const outcomes = {};
+  for (const model of order.models) outcomes[model] = await call(model);
+  return outcomes;
+}
+
 /** A signal that aborts as soon as a line comes on stdin. */
 export function abortOnLine() {
   const controller = new AbortController();

@@ -3,7 +3,7 @@
 import OpenAI from 'openai';
 import { Agent, fetch as undiciFetch } from 'undici';
 
-import { abortOnLine, failure, main, order, weather } from './common.mjs';
+import { abortOnLine, failure, forEachModel, main, order, weather } from './common.mjs';
 
 const { url, model, stream = false, prompt = 'Say hi.' } = order;
 const client = new OpenAI({ baseURL: url, apiKey: 'none', maxRetries: 0 });
@@ -55,8 +55,8 @@ await main({
     const { message, finish_reason } = await turn({ ...fields, messages, tool_choice });
     const { id, type, function: called } = message.tool_calls[0];
     const result = { role: 'tool', tool_call_id: id, content: weather(JSON.parse(called.arguments)) };
-    const after = [...messages, message, result, { role: 'user', content: 'Say hi.' }];
-    const { message: answer } = await turn({ ...fields, messages: after, tool_choice: 'none' });
+    const after = [...messages, message, result, { role: 'user', content: 'Hi.' }];
+    const { message: answer } = await turn({ ...fields, messages: after, tools: tools.slice(1), tool_choice: 'none' });
     const calls = [{ id, type, name: called.name, input: JSON.parse(called.arguments) }];
     return { calls, finish: finish_reason, text: answer.content };
   },
@@ -71,11 +71,13 @@ await main({
     return { text: await runner.finalContent(), inputs };
   },
 
-  error: () =>
-    failure(async () => {
-      const completion = await client.chat.completions.create({ model, messages, stream });
-      return stream ? readStream(completion) : completion;
-    }),
+  errors: () =>
+    forEachModel((model) =>
+      failure(async () => {
+        const completion = await client.chat.completions.create({ model, messages, stream });
+        return stream ? readStream(completion) : completion;
+      }),
+    ),
 
   async cancel() {
     const signal = abortOnLine();

@@ -215,12 +215,11 @@ class Stack:
         port = free_port()
         log_path = self.folder / f"proxy-{len(self.proxies)}.log"
         command = [sys.executable, "-m", "systemd_llm_switch", "--config", str(self.config_path)]
-        # A hold of one test is nothing to the next.
-        own = {"PYTHONPATH": str(ROOT / "src"), "XDG_STATE_HOME": str(self.folder / "state")}
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--port", str(port), *arguments],
-                env={**self.env, **own, **(env or {})}, stderr=log, stdout=log,
+                env={**self.env, "PYTHONPATH": str(ROOT / "src"), "STATE_DIRECTORY": str(self.folder), **(env or {})},
+                stderr=log, stdout=log,
             )  # fmt: skip
         proxy = Proxy(port, process, log_path)
         self.proxies.append(proxy)

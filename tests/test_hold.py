@@ -21,12 +21,12 @@ def pair(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture
 def state_home(tmp_path: Path) -> Path:
-    """Where a proxy that is no unit remembers a hold."""
+    """Where the proxies of a test remember a hold."""
     return tmp_path / "state"
 
 
 def start(stack: Stack, state_home: Path) -> Proxy:
-    return stack.start_proxy(env={"XDG_STATE_HOME": str(state_home)})
+    return stack.start_proxy(env={"STATE_DIRECTORY": str(state_home)})
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_wrong_hold_is_a_400_and_no_hold(proxy: Proxy, state_home: Path) -> No
         answer = proxy.post("/api/hold", body)
         assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "invalid_request", param), body
         assert proxy.status()["on_hold"] is False
-        assert HoldFile(state_home / "systemd-llm-switch").read() is None
+        assert HoldFile(state_home).read() is None
 
 
 def test_too_many_minutes_are_told_with_the_most_that_may_be(proxy: Proxy) -> None:
@@ -288,7 +288,7 @@ def test_without_a_user_manager_the_hold_is_in_force_and_the_reason_is_told(
 ) -> None:
     """Unload has the same reason; neither is a fault of the proxy's own."""
     stack.write_config(pair)
-    proxy = stack.start_proxy(env={"XDG_STATE_HOME": str(state_home), "XDG_RUNTIME_DIR": str(stack.folder)})
+    proxy = stack.start_proxy(env={"STATE_DIRECTORY": str(state_home), "XDG_RUNTIME_DIR": str(stack.folder)})
     for path in ("/api/unload", "/api/hold"):
         answer = proxy.post(path, {})
         assert answer.status == 503

@@ -366,11 +366,11 @@ def test_a_restart_during_a_switch_finds_its_way(service: Service) -> None:
 
 def test_told_to_stop_before_it_serves_it_stops(stack: Stack, pair: dict[str, str]) -> None:
     """A pipe in the place of the remembered hold keeps it in its start, right after it listens to signals."""
-    folder = stack.folder / "state" / "systemd-llm-switch"
-    folder.mkdir(parents=True)
+    folder = stack.folder / "state"
+    folder.mkdir()
     os.mkfifo(folder / "hold.json")
     stack.write_config(pair)
-    proxy = stack.start_proxy(wait=False, env={"XDG_STATE_HOME": str(folder.parent)})
+    proxy = stack.start_proxy(wait=False, env={"STATE_DIRECTORY": str(folder)})
     pipe = wait_for(lambda: _open_if_read(folder / "hold.json"))
     proxy.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "stopping signal=SIGTERM" in proxy.log)

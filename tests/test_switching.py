@@ -273,11 +273,11 @@ def test_a_hold_survives_a_kill_and_still_frees_the_memory(stack: Stack, pair: d
     """The proxy died before it had stopped the model: the next one does, and turns requests away."""
     first = stack.run(pair)
     first.chat("a")
-    with in_background(
-        lambda: first.chat("a", standin={"hang": True}), lambda: first.post("/api/hold", {"minutes": 9})
-    ):
-        wait_for(lambda: first.status()["on_hold"])
-        first.kill()
+    with in_background(lambda: first.chat("a", standin={"hang": True})):
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(lambda: first.post("/api/hold", {"minutes": 9})):
+            wait_for(lambda: first.status()["on_hold"])
+            first.kill()
     assert stack.active_state(pair["a"]) == "active"
     second = stack.start_proxy()
     wait_for(lambda: stack.active_state(pair["a"]) == "inactive")

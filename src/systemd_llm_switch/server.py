@@ -58,9 +58,10 @@ _LINGERING = 8
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _NO_ROOM_PAUSE_S = 0.05
 _NO_ROOM_QUIET_S = 10.0
-# A request may have open: its client's connection, its backend's, and what it waits on. The rest is the proxy's own.
+# Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than
+# _FILES, unless very many requests may wait.
 _FILES_A_THREAD = 3
-_OWN_FILES = 128
+_FILES = 8192
 # Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
 SHUTDOWN_TIMEOUT_S = 25
 
@@ -297,7 +298,7 @@ class Server(wsgi.Server):
         Raises:
             OSError: the address cannot be had.
         """
-        _allow_files(self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD + _OWN_FILES)
+        _allow_files(max(_FILES, self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD))
         super().prepare()
         self._connections.close()  # type: ignore[has-type]
         self._connections = _Connections(self)

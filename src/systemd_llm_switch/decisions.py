@@ -5,18 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from systemd_llm_switch.config import Server
+
+IN_FLIGHT_LIMIT = 128  # requests at the backends at once, over all models; each holds a thread
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The operator's choices; docs/scheduling.md says why the defaults are what they are."""
 
     queue_limit: int = 64  # tickets that may wait
-    in_flight_limit: int = 128  # tickets that may run, over all units; each one holds a thread
+    in_flight_limit: int = IN_FLIGHT_LIMIT  # tickets that may run, over all units
     vram_gib: float | None = None  # the card; None: one unit at a time, CPU units apart
     max_wait_s: float | None = None  # the waiter's part of the right of way; None: one switch cost
     min_resident_s: float | None = None  # the resident's part, and what an idle unit stays; None: one cost, 0
     drain_timeout_s: float = 1800.0  # how long running tickets may hold off a switch
     abandon_after_s: float = 1.5  # a load for nobody goes on so long: clients that time out resend at once
+
+    @classmethod
+    def of(cls, server: Server) -> Policy:
+        """The policy that the config asks for."""
+        return cls(
+            queue_limit=server.queue_limit,
+            vram_gib=server.vram,
+            max_wait_s=server.max_wait,
+            min_resident_s=server.min_resident,
+            drain_timeout_s=server.request_timeout if server.drain_timeout is None else server.drain_timeout,
+        )
 
 
 class State(Enum):

@@ -30,7 +30,7 @@ from systemd_llm_switch.errors import (
     UnknownUrl,
 )
 from systemd_llm_switch.forwarding import Answer
-from systemd_llm_switch.holding import Holding
+from systemd_llm_switch.operations import Operations
 from systemd_llm_switch.proxy import Proxy, Story, find_model
 from systemd_llm_switch.routes import FORWARDED
 from systemd_llm_switch.scheduler import State
@@ -59,11 +59,11 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Services:
     """What the routes call. `host` is the address that is listened on."""
 
-    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, holding: Holding, host: str) -> None:
+    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, operations: Operations, host: str) -> None:
         self.live = live
         self.proxy = proxy
         self.switcher = switcher
-        self.holding = holding
+        self.operations = operations
         self.started = time.time()
         self._host = host
         self._access = (live.current(), Access(live.current().server, host))
@@ -207,7 +207,7 @@ class Load(_Handler):
 
     def POST(self) -> bytes:
         model = self.named_model(self.read_object())
-        self.services.switcher.load(model, self.client)
+        self.services.operations.load(model, self.client)
         status = self.services.switcher.status()[model.id]
         return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
 
@@ -229,7 +229,7 @@ class Unload(Load):
         force = _read_force(body)
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
-        self.services.switcher.unload(models, force, self.client)
+        self.services.operations.unload(models, force, self.client)
         return self.write({"success": True, "models": [model.id for model in models]})
 
 
@@ -240,7 +240,7 @@ class Hold(_Handler):
         body = self.read_object()
         minutes, force = self.read_minutes(body), _read_force(body)
         left_s = math.inf if minutes is None else minutes * 60
-        warning = self.services.holding.begin(left_s, force, self.client)
+        warning = self.services.operations.hold(left_s, force, self.client)
         return self.write(_told(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 
     def read_minutes(self, body: protocol.Json) -> float | None:
@@ -263,7 +263,7 @@ class Release(_Handler):
 
     def POST(self) -> bytes:
         self.read_object()
-        warning = self.services.holding.release()
+        warning = self.services.operations.release()
         return self.write(_told(warning, on_hold=False))
 
 

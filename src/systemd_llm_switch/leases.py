@@ -1,16 +1,18 @@
 """A lease: one request's right to use a model, from its place in the queue until it is given back.
 
-Knows nothing of units or of who decides; the switcher resolves it, the request's thread waits on it.
+Knows nothing of units or of how is decided; the switcher resolves it, the request's thread waits on it.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
-from systemd_llm_switch.config import Model
-from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.config import Config, Model
+from systemd_llm_switch.errors import InternalError, ModelNotFound, OnHold, ProxyError, QueueFull, Unloaded
 from systemd_llm_switch.loading import Resident
+from systemd_llm_switch.scheduler import Reason, Reject
 from systemd_llm_switch.waiting import Client, Signal
 
 
@@ -88,3 +90,27 @@ class Lease:
         connection behind it must not wait until Python's collector finds such a circle."""
         self.resident = self.interruption = self._error = None
         self._on_interrupt = None
+
+
+def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
+    """What somebody who was turned away is told."""
+    if action.reason is Reason.QUEUE_FULL:
+        limit = config.server.queue_limit
+        message = f"{limit} requests wait already (server.queue_limit); try again later"
+        return QueueFull(message, retry_after_s=action.retry_after_s)
+    if action.reason is Reason.ON_HOLD:
+        message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
+        return OnHold(message, retry_after_s=action.retry_after_s)
+    if action.reason is Reason.UNKNOWN_UNIT:
+        return ModelNotFound(model.id, config.models)
+    if isinstance(action.cause, ProxyError):
+        return copy.copy(action.cause)  # each thread raises one of its own
+    return InternalError("the switch failed; see the proxy's journal")
+
+
+def interruption(model: Model) -> ProxyError:
+    """What somebody is told whose model is taken away."""
+    return Unloaded(
+        f"model {model.id!r} was unloaded while this request ran: by an operator, or because others waited longer than "
+        f"server.drain_timeout"
+    )

@@ -17,11 +17,12 @@ from systemd_llm_switch.config_file import LiveConfig, find, load
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.handlers import Services, make_wsgi
 from systemd_llm_switch.hold import Held, HoldFile
-from systemd_llm_switch.holding import Holding
 from systemd_llm_switch.notify import notify
+from systemd_llm_switch.operations import Operations
 from systemd_llm_switch.proxy import Proxy
+from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
 from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
-from systemd_llm_switch.switcher import IN_FLIGHT_LIMIT, Switcher
+from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.systemd import Systemd, SystemdError
 from systemd_llm_switch.waiting import Client
 
@@ -92,14 +93,14 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
         return 1
     switcher = Switcher(Systemd(), config)
     proxy = Proxy(live, switcher)
-    holding = Holding(switcher, HoldFile.find(os.environ))
-    services = Services(live, proxy, switcher, holding, host)
+    operations = Operations(switcher, HoldFile.find(os.environ))
+    services = Services(live, proxy, switcher, operations, host)
     limit = lambda: int(live.current().server.max_body_mb * 1_000_000)  # noqa: E731
     server = Server(host, port, make_wsgi(services), _threads(config), limit, services.admits)
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
-    held = holding.resume()  # before the first request can come
-    threading.Thread(target=_take_up, args=(switcher, config, holding, held), name="take-up", daemon=True).start()
+    held = operations.resume()  # before the first request can come
+    threading.Thread(target=_take_up, args=(switcher, config, operations, held), name="take-up", daemon=True).start()
     try:
         server.prepare()
         address = f"[{host}]" if ":" in host else host
@@ -132,21 +133,21 @@ class _Reloading:
         self._server.allow_threads(_threads(config))
 
 
-def _take_up(switcher: Switcher, config: Config, holding: Holding, held: Held | None) -> None:
+def _take_up(switcher: Switcher, config: Config, operations: Operations, held: Held | None) -> None:
     """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. Under a hold
     nothing of that: it frees what is still loaded, if an earlier proxy did not come to that."""
     try:
         if held is None:
             switcher.adopt()
         elif not held.is_freed:
-            holding.complete(Client(None))
+            operations.complete(Client(None))
     except (SystemdError, ProxyError) as error:
         log.error("take_up_failed %s", error)
         return  # nothing can be loaded either
     for name in config.server.preload if held is None else ():
         model = config.names[name]
         try:
-            switcher.load(model, Client(None))
+            operations.load(model, Client(None))
         except ProxyError as error:
             log.error("preload_failed model=%s reason=%r", model.id, error.message)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from systemd_llm_switch.config import Model
+
 _ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
 
 
@@ -19,6 +21,11 @@ class Spec:
     url: str
     vram_gib: float | None = None  # None: needs the whole card; 0: runs on the CPU
     ttl_s: float | None = None  # unload after so many idle seconds; None: never
+
+    @classmethod
+    def of(cls, model: Model) -> Spec:
+        """What the config says of the unit."""
+        return cls(unit=model.unit, url=model.llama_url, vram_gib=model.vram, ttl_s=model.ttl)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from systemd_llm_switch.decisions import (
+    IN_FLIGHT_LIMIT,
     Abort,
     Action,
     Grant,
@@ -26,6 +27,7 @@ from systemd_llm_switch.planning import Placement, Planner, typical_cost_s
 from systemd_llm_switch.units import Unit
 
 __all__ = [
+    "IN_FLIGHT_LIMIT",
     "Abort",
     "Action",
     "Grant",

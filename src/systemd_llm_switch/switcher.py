@@ -6,30 +6,26 @@ thread of its own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import os
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.errors import (
-    InternalError,
-    ModelNotFound,
     ModelNotLoaded,
     ModelStartFailed,
-    OnHold,
     ProxyError,
-    QueueFull,
     ShuttingDown,
-    Unloaded,
 )
 from systemd_llm_switch.failures import Failures
-from systemd_llm_switch.leases import Lease
+from systemd_llm_switch.history import History
+from systemd_llm_switch.leases import Lease, interruption, rejection
 from systemd_llm_switch.loading import LoadAborted, Resident, Start, quote_journal
 from systemd_llm_switch.read_ahead import ReadAhead
 from systemd_llm_switch.scheduler import (
@@ -38,7 +34,6 @@ from systemd_llm_switch.scheduler import (
     Grant,
     Interrupt,
     Policy,
-    Reason,
     Reject,
     Scheduler,
     Spec,
@@ -48,12 +43,9 @@ from systemd_llm_switch.scheduler import (
 from systemd_llm_switch.status import ModelStatus, SwitchRecord
 from systemd_llm_switch.switching import Outcome, SwitchRun, Target
 from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
-from systemd_llm_switch.waiting import Client, Signal
+from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
-
-IN_FLIGHT_LIMIT = 128  # requests at the backends at once, over all models; each holds a thread
-_REMEMBERED_SWITCHES = 20
 
 
 class Switcher:
@@ -62,7 +54,7 @@ class Switcher:
     def __init__(self, systemd: Systemd, config: Config) -> None:
         self._systemd = systemd
         self._config = config
-        self._scheduler = Scheduler(_policy(config), _specs(config))
+        self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
         self._lock = threading.Lock()
         self._timer_wakeup = threading.Condition(self._lock)
         self._timer_deadline: float | None = None
@@ -74,9 +66,7 @@ class Switcher:
         self._stops: Counter[str] = Counter()
         self._failures = Failures()
         self._read_ahead = ReadAhead(systemd)
-        self._last_load_s: dict[str, float] = {}
-        self._last_error: dict[str, str] = {}
-        self._switches: deque[SwitchRecord] = deque(maxlen=_REMEMBERED_SWITCHES)
+        self._history = History()
         self._is_closing = False
         threading.Thread(target=self._keep_time, name="switcher-timer", daemon=True).start()
 
@@ -120,7 +110,8 @@ class Switcher:
         """Takes a new config over. Running models are not touched."""
         with self._lock:
             self._config = config
-            actions = self._scheduler.configure(_policy(config), _specs(config), time.monotonic())
+            specs = map(Spec.of, config.models.values())
+            actions = self._scheduler.configure(Policy.of(config.server), specs, time.monotonic())
             self._begin(actions)
         self._perform(actions)
 
@@ -159,7 +150,7 @@ class Switcher:
             if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
                 return  # a switch that began meanwhile stops it, or did
             self._residents[model.unit] = resident
-            self._last_error.pop(model.unit, None)
+            self._history.forget_error(model.unit)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
             self._begin(actions)
         log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
@@ -207,81 +198,33 @@ class Switcher:
             return str(error)
         if status.is_running:
             return None
-        self._unload([unit], force=False)
+        self.unload([unit], force=False)
         return f"unit {unit}: {status.describe()}; somebody stops it."
 
     def distrust(self, lease: Lease) -> None:
         """The backend did not answer in time: its unit is stopped, once nothing runs on it, before it is used
         again. Does not block."""
-        self._unload([lease.model.unit], force=False)
+        self.unload([lease.model.unit], force=False)
 
     # --- the operator ---------------------------------------------------------------------------------
 
-    def load(self, model: Model, client: Client) -> None:
-        """Loads a model as a request would; blocks until it is ready.
-
-        Raises:
-            ProxyError: it cannot be loaded.
-            ClientGone: the caller hung up; without another request for it, so does the load.
-        """
-        lease = self.lease(model)
-        try:
-            while not lease.wait(client, 60):
-                continue
-        finally:
-            self.release(lease)
-
-    def unload(self, models: Iterable[Model], force: bool, client: Client) -> None:
-        """Stops models, after their running requests or, with `force`, at once; blocks until that is done.
-
-        Raises:
-            ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
-            ModelStartFailed: a unit did not stop, or systemd cannot be asked.
-        """
-        units = [model.unit for model in models]
-        self._find(units)  # what was started by hand goes too
-        before = self._stops.copy()
-        self._unload(units, force)
-        self._wait_until_stopped(units, before, client)
+    def unload(self, units: Iterable[str], force: bool) -> None:
+        """Has units stopped, after their running requests or, with `force`, at once. Does not block."""
+        self._decide(lambda now: self._scheduler.unload(units, force, now))
 
     def hold(self, until: float | None, force: bool) -> None:
         """Turns requests away until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that
         is known to be loaded. Does not block."""
-        with self._lock:
-            actions = self._scheduler.hold(until, force, time.monotonic())
-            self._begin(actions)
+        self._decide(lambda now: self._scheduler.hold(until, force, now))
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
-        self._perform(actions)
-
-    def free_for_hold(self, client: Client) -> None:
-        """Has everything unloaded, whoever started it; blocks until that is done or the hold is over.
-
-        Raises: as `unload` does.
-        """
-        with self._lock:
-            models = list(self._config.models.values())
-        try:
-            self._find([model.unit for model in models])
-            self._wait_until_stopped(None, Counter(), client)
-        except ModelStartFailed as error:
-            raise ModelStartFailed(f"the models are on hold, but not all are unloaded: {error.message}") from error
 
     def release_hold(self) -> None:
         """Serves requests again."""
-        with self._lock:
-            actions = self._scheduler.release_hold(time.monotonic())
-            self._begin(actions)
+        self._decide(self._scheduler.release_hold)
         log.info("hold_released")
-        self._perform(actions)
 
-    def _unload(self, units: Sequence[str], force: bool) -> None:
-        with self._lock:
-            actions = self._scheduler.unload(units, force, time.monotonic())
-            self._begin(actions)
-        self._perform(actions)
-
-    def _find(self, units: Sequence[str]) -> None:
-        """Has the scheduler know of those that run without its doing, ready or not.
+    def find(self, units: Iterable[str]) -> None:
+        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a systemctl call.
 
         Raises:
             ModelStartFailed: systemd cannot be asked.
@@ -290,32 +233,34 @@ class Switcher:
             statuses = self._systemd.show(units)
         except SystemdError as error:
             raise ModelStartFailed(str(error)) from error
-        with self._lock:
-            now = time.monotonic()
-            strangers = [unit for unit, status in statuses.items() if not status.is_stopped]
-            actions = [action for unit in strangers for action in self._scheduler.found(unit, now)]
-            self._begin(actions)
-        self._perform(actions)
+        for unit, status in statuses.items():
+            if not status.is_stopped:
+                self._decide(partial(self._scheduler.found, unit))
 
-    def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
-        """Blocks until each of `units` was stopped since `before`; None: until all are that a hold unloads."""
-        never = Signal()
-        while True:
-            with self._lock:
-                loaded = self._scheduler.residents
-                if units is not None:
-                    loaded = loaded.intersection(units)
-                elif not self._scheduler.on_hold:
-                    return
-                left = [unit for unit in loaded if units is None or self._stops[unit] == before[unit]]
-                failed = next((self._last_error[unit] for unit in left if unit in self._last_error), None)
-            if not left:
-                return
-            if self._is_closing:
+    def stops(self) -> Counter[str]:
+        """How often each unit was stopped, for `is_stopping`."""
+        with self._lock:
+            return self._stops.copy()
+
+    def is_stopping(self, units: Iterable[str] | None, since: Counter[str]) -> bool:
+        """Whether one of `units` was not stopped since; of None, whether a hold still has something to unload.
+
+        Raises:
+            ShuttingDown: nobody waits for it any more; the unloading goes on.
+            ModelStartFailed: it did not stop.
+        """
+        with self._lock:
+            loaded = self._scheduler.residents
+            if units is not None:
+                left = [unit for unit in loaded.intersection(units) if self._stops[unit] == since[unit]]
+            else:
+                left = list(loaded) if self._scheduler.on_hold else []
+            failed = next((error for unit in left if (error := self._history.last_error(unit))), None)
+            if left and self._is_closing:
                 raise _shutting_down()
             if failed is not None and self._run is None:
                 raise ModelStartFailed(failed)
-            never.wait(client, 0.02)
+        return bool(left)
 
     def close(self) -> None:
         """Turns waiting requests away; running ones go on, models stay loaded."""
@@ -361,9 +306,13 @@ class Switcher:
             in_flight=scheduler.in_flight(unit),
             waiting=scheduler.waiting(unit),
             loaded_since=resident.since if resident is not None else None,
-            last_load_s=self._last_load_s.get(unit),
-            last_error=self._last_error.get(unit),
+            last_load_s=self._history.last_load_s(unit),
+            last_error=self._history.last_error(unit),
         )
+
+    def units(self) -> list[str]:
+        """The unit of every configured model."""
+        return [model.unit for model in self._config.models.values()]
 
     @property
     def waiting(self) -> int:
@@ -375,10 +324,9 @@ class Switcher:
         """Whether an operator keeps the VRAM free."""
         return self._scheduler.on_hold
 
-    def switches(self) -> list[SwitchRecord]:
+    def switches(self) -> Sequence[SwitchRecord]:
         """The last switches, oldest first."""
-        with self._lock:
-            return list(self._switches)
+        return self._history.switches
 
     def _is_changing(self, unit: str) -> bool:
         """Whether the switch under way starts or stops the unit."""
@@ -386,6 +334,13 @@ class Switcher:
         return run is not None and (unit in run.others or (run.target is not None and run.target.model.unit == unit))
 
     # --- performing what was decided ------------------------------------------------------------------
+
+    def _decide(self, event: Callable[[float], list[Action]]) -> None:
+        """One event for the scheduler, and what follows from it."""
+        with self._lock:
+            actions = event(time.monotonic())
+            self._begin(actions)
+        self._perform(actions)
 
     def _begin(self, actions: Sequence[Action]) -> None:
         """What must change together with a decision, under the lock."""
@@ -424,35 +379,16 @@ class Switcher:
 
     def _resolve(self, lease: Lease, action: Grant | Reject | Interrupt) -> None:
         if isinstance(action, Reject):
-            lease.reject(self._rejection(lease, action))
+            lease.reject(rejection(action, lease.model, self._config))
         elif isinstance(action, Interrupt):
-            lease.interrupt(
-                Unloaded(
-                    f"model {lease.model.id!r} was unloaded while this request ran: by an operator, or because "
-                    f"others waited longer than server.drain_timeout"
-                )
-            )
+            lease.interrupt(interruption(lease.model))
         else:
             lease.grant()
-
-    def _rejection(self, lease: Lease, action: Reject) -> ProxyError:
-        if action.reason is Reason.QUEUE_FULL:
-            limit = self._config.server.queue_limit
-            message = f"{limit} requests wait already (server.queue_limit); try again later"
-            return QueueFull(message, retry_after_s=action.retry_after_s)
-        if action.reason is Reason.ON_HOLD:
-            message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
-            return OnHold(message, retry_after_s=action.retry_after_s)
-        if action.reason is Reason.UNKNOWN_UNIT:
-            return ModelNotFound(lease.model.id, self._config.models)
-        if isinstance(action.cause, ProxyError):
-            return copy.copy(action.cause)  # each thread raises one of its own
-        return InternalError("the switch failed; see the proxy's journal")
 
     def _carry_out(self, run: SwitchRun) -> None:
         """One switch, in a thread of its own, from the first systemctl to the scheduler's next decision."""
         outcome = run.carry_out()
-        self._record(run, outcome)
+        self._history.note(run, outcome)
         with self._lock:
             self._run = None
             actions = self._conclude(run, outcome)
@@ -478,30 +414,6 @@ class Switcher:
         if outcome.is_aborted:
             return self._scheduler.switch_aborted(now, outcome.still_running)
         return self._scheduler.switch_done(now, now - run.began)
-
-    def _record(self, run: SwitchRun, outcome: Outcome) -> None:
-        model = run.target.model if run.target is not None else None
-        error = outcome.error.message if outcome.error is not None else None
-        if model is not None and error is not None:
-            self._last_error[model.unit] = error
-        elif model is not None and outcome.resident is not None:
-            self._last_load_s[model.unit] = round(outcome.load_s, 3)
-            self._last_error.pop(model.unit, None)
-        for unit in outcome.still_running:
-            self._last_error[unit] = error or "it did not stop"
-        record = SwitchRecord(
-            at=time.time(),
-            left=run.left,
-            to=model.id if model is not None else None,
-            stop_ms=round(outcome.stop_s * 1000, 1),
-            load_ms=round(outcome.load_s * 1000, 1),
-            error="nobody waits for it any more" if outcome.is_aborted else error,
-        )
-        self._switches.append(record)
-        if outcome.error is not None:
-            log.error("switch_failed %s code=%s reason=%r", record.as_words(), outcome.error.code, error)
-        else:
-            log.info("%s %s", "switch_aborted" if outcome.is_aborted else "switch", record.as_words())
 
     def _keep_time(self) -> None:
         """The timer's thread: tells the scheduler when one of its deadlines has come."""
@@ -529,23 +441,3 @@ def _harmless(models: Mapping[str, Model], switch: Switch) -> Iterator[str]:
     for unit, model in models.items():
         if model.vram == 0 and model.llama_url not in ports and unit not in switch.evict:
             yield unit
-
-
-def _policy(config: Config) -> Policy:
-    server = config.server
-    drain_timeout = server.request_timeout if server.drain_timeout is None else server.drain_timeout
-    return Policy(
-        queue_limit=server.queue_limit,
-        in_flight_limit=IN_FLIGHT_LIMIT,
-        vram_gib=server.vram,
-        max_wait_s=server.max_wait,
-        min_resident_s=server.min_resident,
-        drain_timeout_s=drain_timeout,
-    )
-
-
-def _specs(config: Config) -> list[Spec]:
-    return [
-        Spec(unit=model.unit, url=model.llama_url, vram_gib=model.vram, ttl_s=model.ttl)
-        for model in config.models.values()
-    ]

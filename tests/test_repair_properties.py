@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from corpus.verdict import exact
@@ -40,9 +40,9 @@ codes = st.lists(st.sampled_from(LINES), min_size=1, max_size=6).map("\n".join) 
 ).map(lambda lines: "".join(f"{line}\n" for line in lines))
 AROUND = ("{}", "```json\n{}\n```", "<tool_call>\n{}\n</tool_call>", "{}}}", "// the call\n{}")
 each_breakage = pytest.mark.parametrize("breakage", BREAKAGES)
-few = settings(max_examples=25, deadline=None)
-some = settings(max_examples=100, deadline=None)
-many = settings(max_examples=200, deadline=None)
+few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def repaired(sample: Sample, text: str, *, is_cut: bool = False) -> Any:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corpus.verdict import exact
@@ -16,8 +16,8 @@ from support.replies import call_of, saying
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
 FORMS = MARKED | BARE
-few = settings(max_examples=15, deadline=None)
-many = settings(max_examples=150, deadline=None)
+few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def facts_of(sample: Sample) -> RequestFacts:

@@ -110,6 +110,22 @@ def test_arguments_that_were_cut(shape: str) -> None:
     assert_linear(lambda reply: repair_reply(reply, FILES), cut)
 
 
+def test_texts_that_all_lost_their_closing_quote() -> None:
+    """Each is looked for to the end of the arguments, so their number has a bound."""
+    texts = between('{"question": "?", "follow_up": [', '{"text": "a, "mode": null}, ')
+    assert_linear(
+        lambda reply: repair_reply(reply, FILES), lambda length: calling("ask_followup_question", texts(length))
+    )
+
+
+def test_more_values_than_any_call_has_are_left_as_they_are() -> None:
+    """Past the bound on its work repair gives up, and says so."""
+    reply = calling("ask_followup_question", between('{"question": "?", "follow_up": [', "{'text': 'a'}, ")(LARGE))
+    mended, repairs = repair_reply(reply, FILES)
+    assert mended is reply
+    assert [repair.kind for repair in repairs] == ["unrepairable_arguments"]
+
+
 @pytest.mark.parametrize("shape", CONTENTS)
 def test_words_that_may_hold_calls(shape: str) -> None:
     assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(CONTENTS[shape](length)))

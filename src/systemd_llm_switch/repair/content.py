@@ -89,11 +89,10 @@ def _read(text: str, schema: Schema) -> str:
 
 def _checked(reading: Reading, schema: Schema) -> str:
     value, _ = coerce(reading.value, schema, reading.source)
-    miss = misfit(value, schema)
-    if miss is Misfit.MISSING or reading.has_not_a_number or (miss and reading.has_words):
+    if misfit(value, schema) is not Misfit.NONE or reading.has_not_a_number:
         raise Unreadable("nothing that fits")
-    if schema is _OBJECT and (miss or reading.has_words):
-        raise Unreadable("no object")
+    if schema is _OBJECT and reading.has_words:
+        raise Unreadable("words that no schema asks for")
     return encode(value)
 
 

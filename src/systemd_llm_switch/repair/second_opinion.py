@@ -12,6 +12,7 @@ _MAX_LENGTH = 20_000
 _MAX_DEPTH = 50
 _ESCAPE = re.compile(r"\\[nrtbf]")
 _LITERAL = re.compile(r"\b(?:None|NULL|null)\b")
+_ESCAPED_QUOTE = ('\\"', "'", "`")
 _NOT_A_LETTER = re.compile(r"[\W_]+")
 
 
@@ -24,14 +25,17 @@ def second_opinion(text: str) -> object:
     try:
         value: object = loads(text, skip_json_loads=True)
         return value if isinstance(value, dict | list) and _is_faithful(value, text) else None
-    except (ValueError, RecursionError):
+    except Exception:  # another project's code on a text of any kind: whatever it raises, there is no opinion
         return None
 
 
 def _is_faithful(value: object, text: str) -> bool:
     """Whether the value has the text's letters and digits, all of them and in their order, and each string in it
-    stands in the text with its white space."""
-    return _letters(encode(value)) == _letters(text) and all(part in text for part in _strings(value))
+    stands in the text with its white space, and with no quote of the syntax left on it."""
+    strings = list(_strings(value))
+    return _letters(encode(value)) == _letters(text) and all(
+        part in text and not part.startswith(_ESCAPED_QUOTE) and not part.endswith(_ESCAPED_QUOTE) for part in strings
+    )
 
 
 def _letters(text: str) -> str:

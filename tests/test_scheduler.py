@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from systemd_llm_switch.placement import Resident, choose_evictions, fit_together
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -24,6 +23,7 @@ from systemd_llm_switch.scheduler import (
     State,
     Switch,
 )
+from systemd_llm_switch.scheduler.placement import Resident, choose_evictions, fit_together
 
 URL = "http://127.0.0.1:3004"
 COST_S = 4.0

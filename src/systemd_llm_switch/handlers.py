@@ -9,10 +9,10 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, ClassVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import web
 
@@ -22,17 +22,13 @@ from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
     ClientGone,
-    InternalError,
     InvalidRequest,
-    MethodNotAllowed,
     MissingModel,
     ProxyError,
-    UnknownUrl,
 )
 from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.operations import Operations
-from systemd_llm_switch.proxy import Proxy, Story, find_model
-from systemd_llm_switch.routes import FORWARDED
+from systemd_llm_switch.proxy import Proxy, find_model
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.status import ModelStatus
 from systemd_llm_switch.switcher import Switcher
@@ -42,8 +38,8 @@ log = logging.getLogger(__name__)
 
 # The gateway (server.py) leaves the client's socket here; a test of the bare application has none.
 CLIENT_FD = "llm_switch.client_fd"
-_BODY = "llm_switch.body"
-_CORS = "llm_switch.cors"
+BODY = "llm_switch.body"
+CORS = "llm_switch.cors"
 _MAX_HOLD_MINUTES = 366 * 24 * 60
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
@@ -51,9 +47,6 @@ _STATUS_VALUE = {
     State.DRAINING.value: "loaded",
     State.STARTING.value: "loading",
 }
-
-StartResponse = Callable[..., Any]
-Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 class Services:
@@ -77,7 +70,6 @@ class Services:
             self._access = (config, access)
         return access
 
-
     def admits(self, environ: dict[str, Any]) -> bool:
         """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
         try:
@@ -87,7 +79,7 @@ class Services:
         return True
 
 
-class _Handler:
+class Handler:
     """Base of the routes: reading and writing."""
 
     services: ClassVar[Services]
@@ -112,10 +104,10 @@ class _Handler:
 
     def write(self, value: object) -> bytes:
         """Answers with JSON."""
-        return _write(Answer(200, (protocol.JSON_TYPE,), protocol.dump(value)))
+        return write_answer(Answer(200, (protocol.JSON_TYPE,), protocol.dump(value)))
 
 
-class Forwarded(_Handler):
+class Forwarded(Handler):
     """Every route that is forwarded to the model its body names."""
 
     def POST(self, path: str) -> bytes | Iterator[bytes]:
@@ -123,15 +115,15 @@ class Forwarded(_Handler):
         try:
             answer = story.begin()
         except ProxyError as error:
-            return _refuse(error)  # the story has told the journal
+            return write_error(error)  # the story has told the journal
         if answer is not None:
-            return _write(answer)
-        _write(Answer(200, story.headers(), b""))
-        web.ctx.env[_BODY] = story
+            return write_answer(answer)
+        write_answer(Answer(200, story.headers(), b""))
+        web.ctx.env[BODY] = story
         return iter(story)
 
 
-class Upstream(_Handler):
+class Upstream(Handler):
     """What a loaded model's backend tells of itself."""
 
     def GET(self, name_and_path: str) -> bytes:
@@ -142,12 +134,12 @@ class Upstream(_Handler):
 
     def pass_through(self, method: str, name_and_path: str, body: bytes) -> bytes:
         proxy = self.services.proxy
-        return _write(
+        return write_answer(
             proxy.pass_through(method, unquote(name_and_path), web.ctx.query, body, self.content_type, self.client)
         )
 
 
-class Models(_Handler):
+class Models(Handler):
     """The configured models; never touches a unit."""
 
     def GET(self) -> bytes:
@@ -176,14 +168,14 @@ class OneModel(Models):
         return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
 
 
-class Health(_Handler):
+class Health(Handler):
     """The proxy's own health."""
 
     def GET(self) -> bytes:
         return self.write({"status": "ok"})
 
 
-class Status(_Handler):
+class Status(Handler):
     """What is loaded, who waits, what went wrong."""
 
     def GET(self) -> bytes:
@@ -202,7 +194,7 @@ class Status(_Handler):
         )
 
 
-class Load(_Handler):
+class Load(Handler):
     """Loads a model by hand; answers when it is ready."""
 
     def POST(self) -> bytes:
@@ -233,7 +225,7 @@ class Unload(Load):
         return self.write({"success": True, "models": [model.id for model in models]})
 
 
-class Hold(_Handler):
+class Hold(Handler):
     """Keeps the VRAM free for something else; answers when it is free."""
 
     def POST(self) -> bytes:
@@ -258,7 +250,7 @@ class Hold(_Handler):
         return minutes
 
 
-class Release(_Handler):
+class Release(Handler):
     """Ends a hold."""
 
     def POST(self) -> bytes:
@@ -279,115 +271,18 @@ def _read_force(body: protocol.Json) -> bool:
     return force
 
 
-ROUTES: tuple[tuple[str, type[_Handler]], ...] = (
-    (f"({'|'.join(FORWARDED)})", Forwarded),
-    (r"(?:/v1)?/models", Models),
-    (r"/v1/models/(.+)", OneModel),
-    (r"/health", Health),
-    (r"/api/status", Status),
-    (r"/api/load|/models/load", Load),
-    (r"/api/unload|/models/unload", Unload),
-    (r"/api/hold", Hold),
-    (r"/api/release", Release),
-    (r"/upstream/(.+)", Upstream),
-)
-LISTED = (
-    f"POST {', '.join(FORWARDED)}, /api/load, /api/unload, /api/hold, /api/release; "
-    "GET /v1/models, /health, /api/status; GET and POST /upstream/MODEL/PATH"
-)
-
-
-def make_wsgi(services: Services) -> Wsgi:
-    """The whole application as a WSGI callable."""
-    web.config.debug = False
-    mapping: list[object] = []
-    for pattern, handler in ROUTES:
-        mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
-    return _Closing(_Application(services, mapping).wsgifunc())
-
-
-class _Application(web.application):  # type: ignore[misc]
-    """web.py's dispatch; whatever goes wrong in a route leaves in OpenAI's shape, with a line in the journal."""
-
-    def __init__(self, services: Services, mapping: list[object]) -> None:
-        super().__init__(mapping, {}, autoreload=False)
-        self._services = services
-
-    def handle(self) -> Any:
-        access = self._services.access()
-        environ = web.ctx.env
-        environ[_CORS] = access.cors_headers(environ)
-        try:
-            access.check(web.ctx.path, environ)
-            if access.is_preflight(environ):
-                return _write(Answer(204, access.preflight_headers(environ), b""))
-            return super().handle()
-        except ProxyError as error:
-            return self._refuse(error)
-        except web.HTTPError:
-            return self._refuse(_translate_refusal())
-        except Exception:
-            log.exception("route_crashed path=%s", quote(web.ctx.path))
-            return _refuse(InternalError("the proxy failed; its journal has the reason"))
-
-    @staticmethod
-    def _refuse(error: ProxyError) -> bytes:
-        level = logging.WARNING if error.status < 500 else logging.ERROR
-        log.log(level, "refused path=%s status=%d reason=%r", quote(web.ctx.path), error.status, error.message)
-        return _refuse(error)
-
-
-class _Closing:
-    """Keeps hold of a story that goes on as the body: web.py hands the server a chain without `close()`, so a
-    body whose client went away would never be ended."""
-
-    def __init__(self, wsgi: Wsgi) -> None:
-        self._wsgi = wsgi
-
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        chunks = self._wsgi(environ, start_response)
-        story = environ.pop(_BODY, None)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            return ()
-        return chunks if story is None else _StoryBody(chunks, story)
-
-
-class _StoryBody:
-    """A body that ends its story, started or not, when the server is done with it."""
-
-    def __init__(self, chunks: Iterable[bytes], story: Story) -> None:
-        self._chunks = chunks
-        self._story = story
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
-
-    def close(self) -> None:
-        """Idempotent: closing a generator that has ended does nothing."""
-        self._story.close()
-
-
-def _translate_refusal() -> ProxyError:
-    """web.py's own: no such route, no such method."""
-    status = int(web.ctx.status[:3])
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")
-        return MethodNotAllowed(web.ctx.method, web.ctx.path, [name.strip() for name in allowed.split(",")])
-    if status == HTTPStatus.NOT_FOUND:
-        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path}; there are {LISTED}")
-    return InternalError(f"web.py refused the request with status {status}")
-
-
-def _refuse(error: ProxyError) -> bytes:
+def write_error(error: ProxyError) -> bytes:
+    """Answers with an error."""
     web.ctx.headers = []
-    return _write(Answer(error.status, (protocol.JSON_TYPE, *error.headers()), protocol.dump(error.body())))
+    return write_answer(Answer(error.status, (protocol.JSON_TYPE, *error.headers()), protocol.dump(error.body())))
 
 
-def _write(answer: Answer) -> bytes:
+def write_answer(answer: Answer) -> bytes:
+    """Answers, with what lets a listed page read it."""
     web.ctx.status = _STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status"
     for name, value in answer.headers:
         web.header(name, value)
-    for name, value in web.ctx.env.get(_CORS, ()):
+    for name, value in web.ctx.env.get(CORS, ()):
         web.header(name, value)
     if answer.body:
         web.header("Content-Length", str(len(answer.body)))

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from systemd_llm_switch import __version__
+from systemd_llm_switch.application import make_wsgi
 from systemd_llm_switch.config import Config, ConfigError, is_loopback
 from systemd_llm_switch.config_file import LiveConfig, find, load
 from systemd_llm_switch.errors import ProxyError
-from systemd_llm_switch.handlers import Services, make_wsgi
+from systemd_llm_switch.handlers import Services
 from systemd_llm_switch.hold import Held, HoldFile
 from systemd_llm_switch.notify import notify
 from systemd_llm_switch.operations import Operations

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs as a script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from bench.traces import TRACES, Client, Step, units_of
-from systemd_llm_switch.planning import Planner
 from systemd_llm_switch.scheduler import Action, Grant, Policy, Scheduler, Spec, Switch
-from systemd_llm_switch.units import PATIENCE_S, Unit
+from systemd_llm_switch.scheduler.planning import Planner
+from systemd_llm_switch.scheduler.units import PATIENCE_S, Unit
 
 URL = "http://127.0.0.1:3004"
 MIXED_COSTS_S = {"task": 3.0, "embed": 3.0, "rare": 3.0, "m0": 3.0, "m1": 10.0, "thinker": 60.0}

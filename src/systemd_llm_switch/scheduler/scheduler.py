@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from systemd_llm_switch.decisions import (
-    IN_FLIGHT_LIMIT,
+from .decisions import (
     Abort,
     Action,
     Grant,
@@ -22,24 +21,9 @@ from systemd_llm_switch.decisions import (
     State,
     Switch,
 )
-from systemd_llm_switch.placement import Spec, fit_together
-from systemd_llm_switch.planning import Placement, Planner, typical_cost_s
-from systemd_llm_switch.units import Unit
-
-__all__ = [
-    "IN_FLIGHT_LIMIT",
-    "Abort",
-    "Action",
-    "Grant",
-    "Interrupt",
-    "Policy",
-    "Reason",
-    "Reject",
-    "Scheduler",
-    "Spec",
-    "State",
-    "Switch",
-]
+from .placement import Spec, fit_together
+from .planning import Placement, Planner, typical_cost_s
+from .units import Unit
 
 RETRY_EVICTION_S = 30.0  # an unload that failed is not tried again sooner, unless somebody waits for it
 INDEFINITE_HOLD_RETRY_S = 30.0

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from systemd_llm_switch.decisions import Policy, State
-from systemd_llm_switch.placement import Resident, choose_evictions, fit_together
-from systemd_llm_switch.units import Unit
+from .decisions import Policy, State
+from .placement import Resident, choose_evictions, fit_together
+from .units import Unit
 
 UNMEASURED_COST_S = 10.0  # what a switch is taken to cost before any was seen
 

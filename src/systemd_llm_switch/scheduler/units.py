@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from systemd_llm_switch.decisions import State
-from systemd_llm_switch.placement import Spec
+from .decisions import State
+from .placement import Spec
 
 PATIENCE_S = 2.0  # an agent's next request comes so soon after the last reply, if it comes soon at all
 PATIENCE_WORTH = 5.0  # waiting for it pays where a switch costs more than so many times the patience

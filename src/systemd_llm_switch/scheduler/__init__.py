@@ -1,0 +1,20 @@
+"""Who runs, who waits, who drains, who is evicted. Pure: events in, actions out as values, the clock passed in."""
+
+from .decisions import IN_FLIGHT_LIMIT, Abort, Action, Grant, Interrupt, Policy, Reason, Reject, State, Switch
+from .placement import Spec
+from .scheduler import Scheduler
+
+__all__ = [
+    "IN_FLIGHT_LIMIT",
+    "Abort",
+    "Action",
+    "Grant",
+    "Interrupt",
+    "Policy",
+    "Reason",
+    "Reject",
+    "Scheduler",
+    "Spec",
+    "State",
+    "Switch",
+]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.stack import Proxy, Stack, chat
+from support.stack import Proxy, Stack, chat, in_background, wait_for
 
 TOOLS = [
     {
@@ -80,6 +80,22 @@ def test_upstream_shows_a_loaded_model_and_loads_none(proxy: Proxy) -> None:
     assert proxy.post("/upstream/a/tokenize", {"standin": {"raw": "[1]"}}).body == b"[1]"
     assert proxy.get("/upstream/b/props").error["code"] == "model_not_loaded"
     assert proxy.get("/upstream/nope/props").error["code"] == "model_not_found"
+
+
+def test_requests_aside_of_the_queue_leave_threads_for_the_rest(proxy: Proxy) -> None:
+    """However many ask a wedged backend for its slots, /health answers; one too many is told so."""
+    proxy.chat("a")
+    hung = {"standin": {"delay_s": 3}}
+    with in_background(*[lambda: proxy.post("/upstream/a/slots", hung)] * 40) as answers:
+        wait_for(lambda: proxy.get("/health").status == 200)
+        wait_for(lambda: proxy.status()["models"]["a"]["state"] == "ready")
+    statuses = [answer.status for answer in answers]
+    assert sorted(set(statuses)) == [200, 429]
+    assert statuses.count(200) == 16
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.error["code"] == "queue_full"
+    assert refused.headers["retry-after"] == "5"
+    assert proxy.post("/upstream/a/tokenize", {"standin": {"raw": "[1]"}}).body == b"[1]"
 
 
 def test_params_are_defaults_and_force_is_not(stack: Stack) -> None:

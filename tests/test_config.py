@@ -39,6 +39,24 @@ def problem_of(section: str, **values: Any) -> str:
 # --- what is accepted -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("models", "path", "words"),
+    [
+        (
+            {"a": "a.service", "b": {"unit": "b.service", "vram": 0, "llama_url": "http://LOCALHOST:3004/"}},
+            "models.b.llama_url", "may be loaded together",
+        ),
+        ({"a": {"unit": "a.service", "llama_url": "http://localhost:3002"}}, "models.a.llama_url", "the proxy itself"),
+    ],
+)  # fmt: skip
+def test_another_spelling_of_a_url_is_the_same_url(models: dict[str, object], path: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"models": models})
+    (problem,) = caught.value.problems
+    assert problem.path == path
+    assert words in problem.message
+
+
 def test_everything_but_the_models_has_a_default() -> None:
     config = parse({"models": MODELS})
     server = config.server

@@ -283,6 +283,17 @@ def test_a_too_large_chunked_body_is_refused_without_its_end(proxy: Proxy, size:
         assert wire.is_closed()
 
 
+@pytest.mark.parametrize("kind", ["extensions", "trailers"])
+def test_what_is_no_body_is_bounded_too(proxy: Proxy, kind: str) -> None:
+    """Nobody reads the extensions of chunks, nor their trailers; they may not go on for ever."""
+    line = b"1;" + b"x" * 8000 + b"\r\n \r\n" if kind == "extensions" else b"X: " + b"x" * 8000 + b"\r\n"
+    with Wire(proxy) as wire:
+        wire.request("POST", CHAT, b"", "Transfer-Encoding: chunked")
+        wire.send((b"0\r\n" if kind == "trailers" else b"") + line * 9)
+        answer = wire.answer()
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
 def test_a_body_of_exactly_the_limit_is_taken(proxy: Proxy) -> None:
     body = encode(chat("a"))
     assert proxy.post(CHAT, body + b" " * (LIMIT - len(body))).status == 200
@@ -498,6 +509,10 @@ def test_a_malformed_body_is_repaired_as_a_whole(proxy: Proxy) -> None:
     assert answer.headers["x-llm-switch-repaired"] == "1"
     hopeless = proxy.chat("a", standin={"raw": "<html>"})
     assert (hopeless.status, hopeless.error["code"]) == (502, "backend_error")
+
+
+def test_server_timing_comes_with_the_proxys_own_errors(proxy: Proxy) -> None:
+    assert proxy.chat("nope").headers["server-timing"] == "queue;dur=0.0, switch;dur=0.0, backend;dur=0.0"
 
 
 @pytest.mark.parametrize("orders", [{}, {"status": 400}, {"status": 500}])

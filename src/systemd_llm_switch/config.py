@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 # systemd.unit(5), "Description": the characters a unit name may have.
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
+ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
 _STREAMING = ("buffered", "live")
 
 
@@ -225,7 +226,7 @@ def _unit(value: object) -> str:
 
 
 def _url(value: object) -> str:
-    url = _text(value).rstrip("/")
+    url = _text(value).rstrip("/").lower().replace("//localhost:", "//127.0.0.1:")  # one spelling: they are compared
     try:
         parts = urlsplit(url)
         is_plain = parts.scheme == "http" and parts.hostname and parts.port
@@ -337,6 +338,7 @@ def parse(raw: object) -> Config:
         if models and name not in names:
             reader.problem(f"server.preload.{index}", f"{name!r} is no model of this config")
     _check_shared_ports(reader, server, models)
+    _check_own_port(reader, server, models)
     if not (server.is_loopback or server.has_keys or server.allow_unauthenticated):
         reader.problem(
             "server.host",
@@ -384,7 +386,7 @@ def _check_shared_ports(reader: _Reader, server: Server, models: Mapping[str, Mo
                     reader.problem(
                         f"models.{model.id}.llama_url", f"differs from that of {other.id!r}, the same unit"
                     )
-            elif model.llama_url == other.llama_url and fit_together(server.vram, model.vram, other.vram):
+            elif model.llama_url == other.llama_url and _fit_together(server.vram, model.vram, other.vram):
                 reader.problem(
                     f"models.{model.id}.llama_url",
                     f"{model.id!r} and {other.id!r} may be loaded together, so each needs its own port; "
@@ -392,8 +394,17 @@ def _check_shared_ports(reader: _Reader, server: Server, models: Mapping[str, Mo
                 )
 
 
-def fit_together(card: float | None, one: float | None, other: float | None) -> bool:
+def _check_own_port(reader: _Reader, server: Server, models: Mapping[str, Model]) -> None:
+    for model in models.values():
+        parts = urlsplit(model.llama_url)
+        if parts.port == server.port and is_loopback(parts.hostname or ""):
+            reader.problem(
+                f"models.{model.id}.llama_url", f"{model.llama_url} is where the proxy itself listens (server.port)"
+            )
+
+
+def _fit_together(card: float | None, one: float | None, other: float | None) -> bool:
     """Whether two models may be loaded at once (GiB; None: a model needs the whole card)."""
     if one == 0 or other == 0:
         return True
-    return card is not None and one is not None and other is not None and one + other <= card
+    return card is not None and one is not None and other is not None and one + other <= card + ROUNDING_GIB

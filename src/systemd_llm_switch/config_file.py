@@ -117,8 +117,9 @@ def find(argument: str | None, environ: Mapping[str, str]) -> Path:
 class LiveConfig:
     """The config of a file that may change at any time.
 
-    `current()` costs one `stat` when nothing changed. A broken edit leaves the last good config in force and
-    is told by `error`. Thread-safe; raises only from the constructor.
+    `current()` costs a `stat` of each file (the config, and the keys' if it names one) when nothing changed. A
+    broken edit leaves the last good config in force and is told by `error`. Thread-safe; raises only from the
+    constructor.
     """
 
     def __init__(self, path: Path) -> None:

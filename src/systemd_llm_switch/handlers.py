@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -25,6 +27,7 @@ from systemd_llm_switch.errors import (
     InvalidRequest,
     MissingModel,
     ProxyError,
+    QueueFull,
 )
 from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.operations import Operations
@@ -40,6 +43,8 @@ log = logging.getLogger(__name__)
 CLIENT_FD = "llm_switch.client_fd"
 BODY = "llm_switch.body"
 CORS = "llm_switch.cors"
+# Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
+ASIDE_LIMIT = 16
 _MAX_HOLD_MINUTES = 366 * 24 * 60
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
@@ -58,6 +63,7 @@ class Services:
         self.switcher = switcher
         self.operations = operations
         self.started = time.time()
+        self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host
         self._access = (live.current(), Access(live.current().server, host))
 
@@ -69,6 +75,20 @@ class Services:
             access = Access(config.server, self._host)
             self._access = (config, access)
         return access
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, a request waits that no queue bounds.
+
+        Raises:
+            QueueFull: as many wait already as may; the threads that are left are for those that need not wait.
+        """
+        if not self._aside.acquire(blocking=False):
+            raise QueueFull(f"{ASIDE_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)
+        try:
+            yield
+        finally:
+            self._aside.release()
 
     def admits(self, environ: dict[str, Any]) -> bool:
         """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
@@ -115,7 +135,7 @@ class Forwarded(Handler):
         try:
             answer = story.begin()
         except ProxyError as error:
-            return write_error(error)  # the story has told the journal
+            return write_error(error, story.facts())  # the story has told the journal
         if answer is not None:
             return write_answer(answer)
         write_answer(Answer(200, story.headers(), b""))
@@ -133,10 +153,10 @@ class Upstream(Handler):
         return self.pass_through("POST", name_and_path, self.read_body())
 
     def pass_through(self, method: str, name_and_path: str, body: bytes) -> bytes:
-        proxy = self.services.proxy
-        return write_answer(
-            proxy.pass_through(method, unquote(name_and_path), web.ctx.query, body, self.content_type, self.client)
-        )
+        proxy, path = self.services.proxy, unquote(name_and_path)
+        with self.services.aside():
+            answer = proxy.pass_through(method, path, web.ctx.query, body, self.content_type, self.client)
+        return write_answer(answer)
 
 
 class Models(Handler):
@@ -199,7 +219,8 @@ class Load(Handler):
 
     def POST(self) -> bytes:
         model = self.named_model(self.read_object())
-        self.services.operations.load(model, self.client)
+        with self.services.aside():
+            self.services.operations.load(model, self.client)
         status = self.services.switcher.status()[model.id]
         return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
 
@@ -221,7 +242,8 @@ class Unload(Load):
         force = _read_force(body)
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
-        self.services.operations.unload(models, force, self.client)
+        with self.services.aside():
+            self.services.operations.unload(models, force, self.client)
         return self.write({"success": True, "models": [model.id for model in models]})
 
 
@@ -232,7 +254,8 @@ class Hold(Handler):
         body = self.read_object()
         minutes, force = self.read_minutes(body), _read_force(body)
         left_s = math.inf if minutes is None else minutes * 60
-        warning = self.services.operations.hold(left_s, force, self.client)
+        with self.services.aside():
+            warning = self.services.operations.hold(left_s, force, self.client)
         return self.write(_told(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 
     def read_minutes(self, body: protocol.Json) -> float | None:
@@ -271,10 +294,11 @@ def _read_force(body: protocol.Json) -> bool:
     return force
 
 
-def write_error(error: ProxyError) -> bytes:
+def write_error(error: ProxyError, facts: tuple[tuple[str, str], ...] = ()) -> bytes:
     """Answers with an error."""
     web.ctx.headers = []
-    return write_answer(Answer(error.status, (protocol.JSON_TYPE, *error.headers()), protocol.dump(error.body())))
+    headers = (protocol.JSON_TYPE, *error.headers(), *facts)
+    return write_answer(Answer(error.status, headers, protocol.dump(error.body())))
 
 
 def write_answer(answer: Answer) -> bytes:

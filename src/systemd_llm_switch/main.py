@@ -96,8 +96,7 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     proxy = Proxy(live, switcher)
     operations = Operations(switcher, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
-    limit = lambda: int(live.current().server.max_body_mb * 1_000_000)  # noqa: E731
-    server = Server(host, port, make_wsgi(services), _threads(config), limit, services.admits)
+    server = Server(host, port, make_wsgi(services), _threads(config), lambda: _max_body_bytes(live), services.admits)
     live.on_change = _Reloading(switcher, server)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
@@ -116,6 +115,10 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 def _threads(config: Config) -> int:
     return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
+
+
+def _max_body_bytes(live: LiveConfig) -> int:
+    return int(live.current().server.max_body_mb * 1_000_000)
 
 
 class _Reloading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ class Operations:
     def __init__(self, switcher: Switcher, file: HoldFile) -> None:
         self._switcher = switcher
         self._file = file
+        self._lock = threading.Lock()  # a hold and the file that remembers it change together
 
     def load(self, model: Model, client: Client) -> None:
         """Loads a model as a request would.
@@ -61,23 +63,25 @@ class Operations:
         Raises: as `unload` does; the hold is in force all the same.
         """
         warning = None
-        try:
-            self._file.write(time.time() + left_s)
-        except OSError as error:
-            log.error("hold_not_saved path=%s reason=%r", self._file.path, str(error))
-            warning = f"the hold ends with a restart of the proxy, since {self._file.path} cannot be written: {error}"
-        self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force)
+        with self._lock:
+            try:
+                self._file.write(time.time() + left_s)
+            except OSError as error:
+                log.error("hold_not_saved path=%s reason=%r", self._file.path, str(error))
+                warning = f"a restart of the proxy ends the hold, since {self._file.path} cannot be written: {error}"
+            self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force)
         self.complete(client)
         return warning
 
     def release(self) -> str | None:
         """Serves requests again. Returns a warning for the operator, if there is one."""
-        self._switcher.release_hold()
-        try:
-            self._file.clear()
-        except OSError as error:
-            log.error("hold_not_forgotten path=%s reason=%r", self._file.path, str(error))
-            return f"the hold comes back with a restart of the proxy, since {self._file.path} stays: {error}"
+        with self._lock:
+            self._switcher.release_hold()
+            try:
+                self._file.clear()
+            except OSError as error:
+                log.error("hold_not_forgotten path=%s reason=%r", self._file.path, str(error))
+                return f"the hold comes back with a restart of the proxy, since {self._file.path} stays: {error}"
         return None
 
     def resume(self) -> Held | None:

@@ -7,11 +7,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 from systemd_llm_switch import protocol
-from systemd_llm_switch.backend import BackendDeadline, BackendLost
+from systemd_llm_switch.backend import BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
@@ -23,6 +23,7 @@ from systemd_llm_switch.errors import (
     ProxyError,
 )
 from systemd_llm_switch.forwarding import Answer, Forwarding, Pace, Record, Steps
+from systemd_llm_switch.loading import Resident
 from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
@@ -52,7 +53,11 @@ class Story:
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Of the stream, with the times so far."""
-        return (*protocol.SSE_HEADERS, *self._record.headers())
+        return (*protocol.SSE_HEADERS, *self.facts())
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Where the time went, and what was repaired, as headers; of an error, too."""
+        return tuple(self._record.headers())
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._first
@@ -98,17 +103,12 @@ class Proxy:
         deadline = time.monotonic() + config.server.request_timeout
         path = (quote(name_and_path[len(name) :]) or "/") + query
         try:
-            for exchange in resident.backend.send(method, path, raw, content_type, client, deadline):
-                with contextlib.closing(exchange):
-                    resident.check(exchange)
-                    exchange.begin()
-                    reply = exchange.read()
-                return Answer(reply.status, (("Content-Type", reply.content_type),), reply.body)
+            reply = _exchange(resident, resident.backend.send(method, path, raw, content_type, client, deadline))
         except BackendLost as lost:
             raise BackendError(f"the backend of {model.id!r} failed: {lost}") from lost
         except BackendDeadline as late:
             raise BackendTimeout(f"the backend of {model.id!r} did not answer in time") from late
-        raise BackendError(f"the backend of {model.id!r} cannot be reached")
+        return Answer(reply.status, (("Content-Type", reply.content_type),), reply.body)
 
     def repairs(self) -> dict[str, int]:
         """How often each kind of repair was made since the start."""
@@ -152,6 +152,27 @@ class Proxy:
             log.info("repair model=%s kind=%s tool=%s", record.model, repair.kind, repair.tool or "-")
             with self._repairs_lock:
                 self._repairs[repair.kind] += 1
+
+
+def _exchange(resident: Resident, exchanges: Iterable[Exchange]) -> Reply:
+    """The reply; on a new connection where a kept one turned out to be closed.
+
+    Raises:
+        BackendLost, BackendDeadline, ClientGone
+    """
+    lost = BackendLost("no connection")
+    for exchange in exchanges:
+        with contextlib.closing(exchange):
+            try:
+                resident.check(exchange)
+                exchange.begin()
+            except BackendLost as error:
+                if not error.was_unread:
+                    raise
+                lost = error
+            else:
+                return exchange.read()
+    raise lost
 
 
 def find_model(config: Config, name: str) -> Model:

@@ -26,6 +26,8 @@ SLOWEST_BYTES_A_S = 100_000
 _MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8192
+# Of a chunked body, what is no body: extensions and trailers, which could go on for ever.
+_MAX_EXTRA_BYTES = 64 * 1024
 
 
 class TooSlow(OSError):
@@ -164,24 +166,33 @@ def read_chunked(reader: RequestReader, limit: int, slow: SlowReads) -> bytes:
     with slow.patience(reader, BODY_TIMEOUT_S):
         pieces: list[bytes] = []
         left = limit
-        while size := _chunk_size(reader):
+        words = _MAX_EXTRA_BYTES
+        while True:
+            size, extension = _chunk_head(reader)
+            words -= len(extension)
             left -= size
-            if left < 0:
+            if left < 0 or words < 0:
                 raise TooLarge
+            if size == 0:
+                break
             pieces.append(_exactly(reader, size))
             if _exactly(reader, 2) != b"\r\n":
                 raise Malformed("a chunk does not end where its size says")
-        while _line(reader):
-            continue  # trailers
+        while trailer := _line(reader):
+            words -= len(trailer)
+            if words < 0:
+                raise TooLarge
     return b"".join(pieces)
 
 
-def _chunk_size(reader: RequestReader) -> int:
-    digits = _line(reader).partition(b";")[0].strip()
+def _chunk_head(reader: RequestReader) -> tuple[int, bytes]:
+    """A chunk's size, and its extension, which nobody reads."""
+    digits, _, extension = _line(reader).partition(b";")
+    digits = digits.strip()
     try:
         if not digits or len(digits) > 8:
             raise ValueError
-        return int(digits, 16)
+        return int(digits, 16), extension
     except ValueError as error:
         raise Malformed(f"bad chunk size {digits[:20]!r}") from error
 

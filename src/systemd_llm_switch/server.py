@@ -26,13 +26,14 @@ from systemd_llm_switch.threads import GrowingPool
 
 log = logging.getLogger(__name__)
 
-RESERVE_THREADS = 48
+RESERVE_THREADS = 64
 _BACKLOG = 512
 _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
-# Of the reserve, so many threads may wait for slow senders, and so many linger: the rest of it answers /health.
+# Of the reserve, so many threads may wait for slow senders, so many linger, and handlers.ASIDE_LIMIT wait outside of
+# the queue: the rest of it answers /health.
 _SLOW_READS = 24
 _LINGERING = 8
 # Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than

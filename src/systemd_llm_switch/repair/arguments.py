@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .coercion import coerce
+from .coercion import coerce, not_known
 from .lenient import Reading, best_reading, read
 from .model import Kind, Schema
 from .schema import Misfit, declared_names, members, misfit, required_names
@@ -182,10 +182,10 @@ def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object]
     value = reading.value if reading else found.value
     attempts: tuple[tuple[object, tuple[Kind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
     for candidate, wrapper in attempts:
-        coerced, changed = coerce(candidate, schema, reading.source if reading else _not_known)
+        coerced, changed = coerce(candidate, schema, reading.source if reading else not_known)
         if type(coerced) is dict and misfit(coerced, schema) is Misfit.NONE:
             return coerced, changed.union(wrapper)
-    coerced, changed = coerce(value, schema, reading.source if reading else _not_known)
+    coerced, changed = coerce(value, schema, reading.source if reading else not_known)
     return (coerced, changed) if type(coerced) is dict else (found.value, frozenset())
 
 
@@ -204,10 +204,6 @@ def _reread(text: str, value: dict[str, object]) -> Reading | None:
     except Unreadable:
         return None
     return reading if reading.value == value else None
-
-
-def _not_known(value: object) -> str | None:
-    return None
 
 
 def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None, truncated: bool) -> None:

@@ -36,6 +36,11 @@ def coerce(value: object, schema: Schema, source: Source) -> tuple[object, froze
     return coercer.coerce(value, schema, 0), frozenset(coercer.changed)
 
 
+def not_known(value: object) -> str | None:
+    """The source of a value that was valid JSON: how its parts were written was not kept."""
+    return None
+
+
 class _Coercer(Judge):
     """Sets names and types right on the way down."""
 

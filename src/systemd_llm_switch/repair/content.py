@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from .coercion import coerce
+from .coercion import coerce, not_known
 from .lenient import Reading, best_reading
 from .model import Repair, RequestFacts, Schema
 from .schema import Misfit, declared_names, misfit
@@ -35,7 +35,7 @@ def repair_content(content: str, facts: RequestFacts) -> tuple[str, tuple[Repair
             return content, ()
     except (ValueError, RecursionError):
         return _extracted(content, schema)
-    coerced, changed = coerce(value, schema, _not_known)
+    coerced, changed = coerce(value, schema, not_known)
     if changed and misfit(coerced, schema) is Misfit.NONE:
         return encode(coerced), (Repair("json_content"),)
     return content, (Repair("unfit_content"),)
@@ -70,7 +70,7 @@ def _mended(text: str, schema: Schema) -> str:
         value, end = decode_start(text)
     except ValueError:
         return _read(text, schema)
-    coerced, changed = coerce(value, schema, _not_known)
+    coerced, changed = coerce(value, schema, not_known)
     if misfit(coerced, schema) is not Misfit.NONE:
         raise Unreadable("another value than the client wants")
     return encode(coerced) if changed else text[:end]
@@ -94,7 +94,3 @@ def _checked(reading: Reading, schema: Schema) -> str:
     if schema is _OBJECT and reading.has_words:
         raise Unreadable("words that no schema asks for")
     return encode(value)
-
-
-def _not_known(value: object) -> str | None:
-    return None

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from systemd_llm_switch.config import Model
-
-_ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
+from systemd_llm_switch.config import ROUNDING_GIB, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +82,4 @@ def _without(specs: Iterable[Spec], evicted: Collection[Spec]) -> list[Spec]:
 
 def _fit_on_card(specs: Iterable[Spec], card_gib: float | None) -> bool:
     card = 1.0 if card_gib is None else card_gib
-    return sum(needed_gib(spec, card_gib) for spec in specs) <= card + _ROUNDING_GIB
+    return sum(needed_gib(spec, card_gib) for spec in specs) <= card + ROUNDING_GIB

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.bed import Bed
-from bench.contenders import Kind, Lineup, ask, chat, end, model_command, turned, write_units
+from bench.contenders import OURS, Contender, Kind, Lineup, ask, chat, end, model_command, turned, write_units
 from bench.effort import Effort
 from bench.figures import MS, Figures, Measurement
 from support.stack import Stack, free_port
@@ -103,6 +105,37 @@ def measure_switch(lineup: Lineup, effort: Effort, figures: Figures) -> None:
             "millisecond by hand took in the same round; for contenders on systemd units that is "
             f"*{HAND_SYSTEMD}*, for the others *{HAND_SPAWN}*."
         )
+
+
+def measure_read_ahead(lineup: Lineup, effort: Effort, figures: Figures) -> None:
+    """What it brings that the next model's file is read while the loaded one still works."""
+    told = figures.of("read-ahead", "Loading the next model: from its start to its readiness, real model (ms)")
+    proxy = next(contender for contender in lineup.of(Kind.REAL) if contender.name == OURS)
+    file = lineup.bed.programs.real.files[1]
+    for _ in range(effort.switch_rounds):
+        told.add("file in the page cache", "load", _load_ms(proxy, lambda: None))
+        told.add("file not in the page cache, the loaded model idle", "load", _load_ms(proxy, lambda: _evict(file)))
+        told.add(
+            "file not in the page cache, the loaded model still works for a second", "load",
+            _load_ms(proxy, lambda: _evict(file), busy_tokens=60),
+        )  # fmt: skip
+    told.note("`load_ms` of /api/status: without the time to stop the other model.")
+
+
+def _load_ms(proxy: Contender, prepare: Callable[[], None], busy_tokens: int = 0) -> float:
+    """Loads B in place of A."""
+    proxy.ask(chat(Kind.REAL.models[0]))
+    prepare()
+    busy = chat(Kind.REAL.models[0], max_tokens=busy_tokens, ignore_eos=True)
+    worker = threading.Thread(target=proxy.ask, args=(busy,))
+    if busy_tokens:
+        worker.start()
+        time.sleep(0.1)
+    proxy.ask(chat(Kind.REAL.models[1]))
+    if busy_tokens:
+        worker.join()
+    switches = json.loads(ask(proxy.address, "/api/status"))["switches"]
+    return float(switches[-1]["load_ms"])
 
 
 def _switches(lineup: Lineup, kind: Kind) -> dict[str, Way]:

@@ -41,7 +41,7 @@ from bench.load import LoadError
 from bench.measure_footprint import measure_footprint
 from bench.measure_hot import measure_latency, measure_parallel, measure_throughput
 from bench.measure_stream import measure_disconnect, measure_stream
-from bench.measure_switch import measure_switch
+from bench.measure_switch import measure_read_ahead, measure_switch
 from bench.plot import as_svg
 from bench.report import Machine, as_json, as_markdown
 from user_manager import UserManagerError
@@ -53,6 +53,7 @@ MEASURES: dict[str, Measure] = {
     "throughput": measure_throughput,
     "parallel": measure_parallel,
     "switch": measure_switch,
+    "read-ahead": measure_read_ahead,
     "stream": measure_stream,
     "disconnect": measure_disconnect,
     "footprint": measure_footprint,

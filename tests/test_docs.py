@@ -38,6 +38,16 @@ def test_every_config_key_is_in_the_readme(head: str, keys: dict[str, object]) -
     assert sorted(cells[0].strip("`") for cells in table(head)) == sorted(keys)
 
 
+PAGES = ["README.md", "AGENTS.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    """Of those within the repository."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", (ROOT / page).read_text())
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
 def test_every_error_is_in_the_readme_with_its_status() -> None:
     told = {(int(cells[0].split()[0]), code) for cells in table("status, code") for code in _codes(cells[0])}
     # 405 shares a line with 404.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import struct
@@ -373,6 +374,25 @@ def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) ->
             assert sock.recv(1) == b"H"
     assert proxy.get("/health").status == 200
     assert "Traceback" not in proxy.log
+
+
+@pytest.mark.parametrize("room", [2, 3, 4, 6, 8])
+def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, room: int) -> None:
+    """Wherever in a switch it lacks one: who asks then gets an error, and nobody after that."""
+    proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
+    assert proxy.chat("a").status == 200
+    pid = proxy.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208
+    limit = [number for number in range(len(taken) + room + 1) if number not in taken][room]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
+    answer = proxy.chat("b")
+    assert answer.status in (500, 503)
+    assert proxy.chat("b").status in (500, 503)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    for model in "bab":
+        assert proxy.chat(model).text == f"hello from {model}"
+    assert proxy.post("/api/unload", {}).status == 200
 
 
 def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:

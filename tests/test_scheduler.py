@@ -953,6 +953,45 @@ class TestLostAndFound:
         assert scheduler.switch_done(5.0, COST_S) == [Grant(1)]
         assert scheduler.residents == {"b"}
 
+    def test_a_stranger_serves_nobody_after_a_refused_switch(self) -> None:
+        """It was stopped for nobody, but nobody knows its process either: it is started anew first."""
+        scheduler = Scheduler(Policy(), ABC)
+        scheduler.found("a", 0.0)
+        assert scheduler.submit(1, "b", 1.0) == [alone("b", "a")]
+        assert scheduler.switch_refused(2.0, "missing") == [Reject(1, Reason.START_FAILED, cause="missing")]
+        assert scheduler.state("a") is State.STOPPING
+        assert scheduler.submit(2, "a", 3.0) == [alone(None, "a")]
+        assert scheduler.switch_done(4.0, COST_S) == [alone("a")]
+        assert scheduler.switch_done(8.0, COST_S) == [Grant(2)]
+
+    def test_one_that_is_waited_for_is_not_granted_by_a_refused_switch(self) -> None:
+        scheduler = Scheduler(Policy(), ABC)
+        scheduler.found("a", 0.0)
+        scheduler.submit(1, "b", 1.0)
+        assert scheduler.submit(2, "a", 1.5) == []
+        assert scheduler.switch_refused(2.0, "missing") == [
+            Reject(1, Reason.START_FAILED, cause="missing"),
+            alone(None, "a"),
+        ]
+
+    def test_what_did_not_stop_serves_nobody_after_a_refused_switch(self) -> None:
+        scheduler = ready("a")
+        scheduler.submit(1, "b", 1.0)
+        scheduler.switch_failed(2.0, "stuck", frozenset("a"))
+        assert scheduler.submit(2, "c", 3.0) == [alone("c", "a")]
+        scheduler.switch_refused(4.0, "missing")
+        assert scheduler.state("a") is State.STOPPING
+        assert scheduler.submit(3, "a", 5.0) == [alone(None, "a")]
+
+    def test_a_refused_switch_leaves_an_unconfirmed_stop_alone_for_a_while(self) -> None:
+        scheduler = Scheduler(Policy(), ABC)
+        scheduler.found("a", 0.0)
+        scheduler.submit(1, "b", 1.0)
+        scheduler.switch_refused(2.0, "missing")
+        assert scheduler.hold(None, False, 3.0) == []
+        assert scheduler.next_deadline() == 32.0
+        assert scheduler.tick(32.0) == [alone(None, "a")]
+
     def test_an_unknown_unit_is_not_adopted(self) -> None:
         scheduler = ready("a")
         scheduler.configure(Policy(), ABC[:1], 1.0)

@@ -89,6 +89,7 @@ class World(RuleBasedStateMachine):
         self.forced: set[int] = set()  # tickets that an operator's force may interrupt
         self.drains: dict[str, float] = {}  # since when
         self.dismissed: set[str] = set()  # units that must go for another reason than a waiter
+        self.untrusted: set[str] = set()  # loaded, but their stop is not confirmed or somebody else started them
         self.switch: Switch | None = None
         self.starting_url = ""
         self.aborting = False
@@ -103,6 +104,7 @@ class World(RuleBasedStateMachine):
                 case Grant(ticket):
                     unit, _ = self.waiting.pop(ticket)
                     assert unit in self.loaded, "granted on a unit that is not loaded"
+                    assert unit not in self.untrusted, "granted before it was started anew"
                     assert self.switch is None or unit not in self.switch.evict, "granted while it is stopped"
                     self.running[ticket] = unit
                     self.loaded[unit].running.add(ticket)
@@ -180,10 +182,12 @@ class World(RuleBasedStateMachine):
         for ticket in self.loaded.pop(unit).running:
             self.interrupted.discard(ticket)
         self.dismissed.discard(unit)
+        self.untrusted.discard(unit)
         self.drains.pop(unit, None)
 
     def load(self, unit: str, url: str) -> None:
         self.loaded[unit] = Loaded(url, self.now)
+        self.untrusted.discard(unit)
 
     def end_switch(self) -> Switch:
         assert self.switch is not None
@@ -239,7 +243,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.switch is not None)
     @rule(data=st.data(), out_of_memory=st.booleans())
     def switch_failed(self, data: st.DataObject, out_of_memory: bool) -> None:
-        resident = self.some_of_the_evicted(data)
+        resident = self.some_do_not_stop(data)
         switch = self.end_switch()
         waiting = [ticket for ticket, (unit, _) in self.waiting.items() if unit == switch.target]
         for unit in set(switch.evict) - resident:
@@ -251,17 +255,39 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.aborting)
     @rule(data=st.data())
     def switch_aborted(self, data: st.DataObject) -> None:
-        resident = self.some_of_the_evicted(data)
+        resident = self.some_do_not_stop(data)
         switch = self.end_switch()
         self.dismissed.discard(str(switch.target))
         for unit in set(switch.evict) - resident:
             self.stop(unit)
         self.perform(self.scheduler.switch_aborted(self.now, resident))
 
-    def some_of_the_evicted(self, data: st.DataObject) -> frozenset[str]:
+    def some_do_not_stop(self, data: st.DataObject) -> frozenset[str]:
+        """Some of the evicted, and perhaps the target."""
         assert self.switch is not None
-        evicted = self.switch.evict
-        return data.draw(st.frozensets(st.sampled_from(evicted))) if evicted else frozenset()
+        target = self.switch.target
+        units = [*self.switch.evict, *([target] if target is not None else [])]
+        resident: frozenset[str] = data.draw(st.frozensets(st.sampled_from(units)))
+        if target is not None and target in resident:
+            self.load(target, self.starting_url)
+        self.untrusted |= resident
+        return resident
+
+    @precondition(lambda self: self.switch is not None and self.switch.target is not None)
+    @rule()
+    def switch_refused(self) -> None:
+        switch = self.end_switch()
+        waiting = [ticket for ticket, (unit, _) in self.waiting.items() if unit == switch.target]
+        self.perform(self.scheduler.switch_refused(self.now, "why"))
+        assert not set(waiting) & set(self.waiting), "a refusal must reach those who waited"
+
+    @rule(unit=st.sampled_from(NAMES))
+    def found(self, unit: str) -> None:
+        is_starting = self.switch is not None and unit == self.switch.target
+        if unit in self.config and unit not in self.loaded and not is_starting:
+            self.load(unit, self.config[unit].url)
+            self.untrusted.add(unit)
+        self.perform(self.scheduler.found(unit, self.now))
 
     @rule(unit=st.sampled_from(NAMES))
     def lost(self, unit: str) -> None:

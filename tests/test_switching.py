@@ -180,9 +180,7 @@ def test_a_proxy_killed_in_the_middle_of_a_switch_finds_its_way(stack: Stack, pa
     assert stack.active_state(slow) == "inactive"
 
 
-def test_two_units_started_by_hand_on_one_port_never_answer_for_each_other(
-    stack: Stack, pair: dict[str, str]
-) -> None:
+def test_two_units_started_by_hand_on_one_port_never_answer_for_each_other(stack: Stack, pair: dict[str, str]) -> None:
     """Whoever answers is the model that was asked for, in any order of shell commands."""
     proxy = stack.run(pair)
     proxy.chat("a")
@@ -353,6 +351,100 @@ def test_nothing_is_started_beside_what_did_not_stop(stack: Stack, pair: dict[st
     deaf.unlink()
     assert proxy.chat("b").text == "hello from b"
     assert stack.active_state(pair["a"]) == "inactive"
+
+
+def test_a_stop_that_systemd_refuses_is_no_stop(stack: Stack, pair: dict[str, str]) -> None:
+    """The operator is told so, the model keeps its place, nothing is started beside it; once it can be stopped, all
+    goes on."""
+    proxy = stack.run(pair)
+    assert proxy.chat("a").status == 200
+    pid = stack.main_pid(pair["a"])
+    stack.standin("a", service="[Unit]\nRefuseManualStop=yes")
+    for path in ("/api/unload", "/api/hold"):
+        answer = proxy.post(path, {})
+        assert answer.status == 503
+        assert f"unit {pair['a']} did not stop (active/running)" in answer.error["message"]
+        assert "Operation refused" in answer.error["message"]
+        assert (proxy.state("a"), stack.main_pid(pair["a"])) == ("stopping", pid)
+    proxy.post("/api/release", {})
+    answer = proxy.chat("b")
+    assert (answer.status, answer.error["code"]) == (503, "model_start_failed")
+    assert "Operation refused" in answer.error["message"]
+    assert stack.active_state(pair["b"]) == "inactive"
+    stack.standin("a")
+    assert proxy.chat("b").text == "hello from b"
+    assert stack.active_state(pair["a"]) == "inactive"
+    assert proxy.chat("a").text == "hello from a"
+    assert proxy.post("/api/unload", {}).status == 200
+
+
+def test_a_stop_that_fails_though_the_unit_ended_is_one(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
+    """What counts is what `show` says."""
+    stack.write_config(pair)
+    real = shutil.which("systemctl")
+    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) {real} "$@"; exit 1;;'))
+    for model in "aba":
+        assert proxy.chat(model).text == f"hello from {model}"
+    assert proxy.post("/api/unload", {}).status == 200
+
+
+def test_a_stop_that_nobody_can_confirm_is_none(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
+    """The stop fails, and then systemd cannot even be asked: all that was to stop counts as loaded."""
+    dead = tmp_path / "dead"
+    stack.write_config(pair)
+    case = f'*" stop "*) [ -e {dead} ] && touch {dead}.too; [ -e {dead} ] && exit 1;; *) [ -e {dead}.too ] && exit 1;;'
+    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, case))
+    assert proxy.chat("a").status == 200
+    dead.touch()
+    answer = proxy.chat("b")
+    assert (answer.status, answer.error["code"]) == (503, "model_start_failed")
+    assert f"unit {pair['a']} did not stop" in answer.error["message"]
+    assert proxy.state("a") == "stopping"
+    assert stack.active_state(pair["a"]) == "active"
+    dead.unlink()
+    Path(f"{dead}.too").unlink()
+    assert proxy.chat("b").text == "hello from b"
+
+
+def test_a_switch_before_which_systemd_cannot_be_asked_touches_nothing(
+    stack: Stack, pair: dict[str, str], tmp_path: Path
+) -> None:
+    """The request is told why, and the loaded model goes on."""
+    dead = tmp_path / "dead"
+    stack.write_config(pair)
+    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f"*) [ -e {dead} ] && echo bus is gone >&2 && exit 1;;"))
+    assert proxy.chat("a").status == 200
+    pid = stack.main_pid(pair["a"])
+    dead.touch()
+    answer = proxy.chat("b")
+    assert (answer.status, answer.error["code"]) == (503, "model_start_failed")
+    assert "bus is gone" in answer.error["message"]
+    assert proxy.state("a") == "ready"
+    assert proxy.status()["models"]["a"]["last_error"] is None
+    assert proxy.chat("a").text == "hello from a"
+    assert stack.main_pid(pair["a"]) == pid
+    dead.unlink()
+    assert proxy.chat("b").text == "hello from b"
+
+
+def test_a_model_started_by_hand_serves_nobody_before_it_was_started_anew(
+    stack: Stack, pair: dict[str, str], tmp_path: Path
+) -> None:
+    """A stop of it fails, and then a switch that comes to nothing: neither makes it one that is known to serve."""
+    refused = tmp_path / "refused"
+    stack.write_config({**pair, "lost": "no-such-unit.service"})
+    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) [ -e {refused} ] && exit 1;;'))
+    stack.systemctl("start", pair["a"])
+    wait_for(lambda: _answers(stack))
+    pid = stack.main_pid(pair["a"])
+    refused.touch()
+    assert proxy.post("/api/unload", {"model": "a"}).status == 503
+    assert proxy.chat("lost").error["code"] == "model_start_failed"
+    assert proxy.state("a") == "stopping"
+    refused.unlink()
+    assert proxy.chat("a").text == "hello from a"
+    assert stack.main_pid(pair["a"]) != pid
+    assert "Traceback" not in proxy.log
 
 
 def test_idle_connections_to_a_backend_go_when_they_are_old(stack: Stack, pair: dict[str, str]) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from support.stack import Proxy, Stack, in_background, threads_of, wait_for
+from support.stack import Proxy, Stack, in_background, run_all, threads_of, wait_for
+from systemd_llm_switch.read_ahead import ReadAhead
+from systemd_llm_switch.systemd import Systemd
 
 
 @pytest.fixture
@@ -40,6 +46,45 @@ def test_there_is_a_limit(proxy: Proxy, stack: Stack) -> None:
     statuses = [answer.status for answer in answers]
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 128
+
+
+def test_threads_that_the_kernel_refuses_come_later(proxy: Proxy, stack: Stack) -> None:
+    """No room for a thread's stack: those that there are serve on, it is told once, and switching goes on; with room
+    again there are as many threads as are needed."""
+    pid = proxy.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + (4 << 20), usual[1]))
+    answers = run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.2})] * 60)
+    assert [answer.status for answer in answers] == [200] * 60
+    assert proxy.log.count("no_more_threads") == 1
+    assert proxy.post("/api/unload", {}).status == 200
+    assert proxy.chat("a").status == 200
+    resource.prlimit(pid, resource.RLIMIT_AS, usual)
+    with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 3})] * 60):
+        wait_for(lambda: stack.seen()["running"] == 60)
+    assert "Traceback" not in proxy.log
+
+
+def test_a_file_is_read_ahead_though_the_kernel_refused_a_thread_before(tmp_path: Path) -> None:
+    """A refusal raises nothing, and ends nothing for ever."""
+    asked: list[int] = []
+    reading = ReadAhead(Systemd())
+    (tmp_path / "m.gguf").write_bytes(b"model")
+    command = f"/x/llama-server --model {tmp_path}/m.gguf"
+    usual = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        reading.begin("refused.service", lambda: not asked.append(1), command)
+    finally:
+        threading.stack_size(usual)
+    assert not asked
+    reading.begin("m.service", lambda: not asked.append(2), command)
+    wait_for(lambda: asked)
+    assert asked == [2]
+
+
+def _address_space(pid: int) -> int:
+    """Bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_proxy_that_ends_in_a_burst_ends(proxy: Proxy, stack: Stack) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from systemd_llm_switch.backend import Backend, BackendLost, Exchange, Readiness
@@ -35,12 +35,13 @@ class LoadAborted(Exception):
 
 
 class StopUnconfirmed(Exception):
-    """Units that were told to stop still run; what they hold is not free."""
+    """Units that were to stop still run, or nobody can tell; what they hold is not free. `states` says of each what it
+    does now, `said` is what systemctl said."""
 
-    def __init__(self, statuses: Sequence[UnitStatus]) -> None:
-        listed = ", ".join(f"unit {status.unit} did not stop ({status.describe()})" for status in statuses)
-        super().__init__(f"{listed}; see `systemctl --user status {statuses[0].unit}`")
-        self.units = frozenset(status.unit for status in statuses)
+    def __init__(self, states: Mapping[str, str], said: Sequence[str] = ()) -> None:
+        listed = ", ".join(f"unit {unit} did not stop ({state})" for unit, state in states.items())
+        super().__init__("; ".join([listed, *said, f"see `systemctl --user status {next(iter(states))}`"]))
+        self.units = frozenset(states)
 
 
 class Resident:
@@ -74,15 +75,24 @@ def stop_units(systemd: Systemd, units: Sequence[str], show: Sequence[str] = ())
     """Stops units in one call and confirms it; tells the state of them and of those in `show`.
 
     Raises:
-        StopUnconfirmed: some still run.
-        SystemdError: systemd cannot be asked.
+        StopUnconfirmed: some still run, or systemd cannot be asked whether they do.
+        SystemdError: there are no `units`, and systemd cannot be asked.
     """
+    said = []
     if units:
-        systemd.stop(units)
-    statuses = systemd.show([*units, *show])
-    running = [statuses[unit] for unit in units if not statuses[unit].is_stopped]
+        try:
+            systemd.stop(units)
+        except SystemdError as error:  # which of them stopped all the same is what `show` tells
+            said.append(str(error))
+    try:
+        statuses = systemd.show([*units, *show])
+    except SystemdError as error:
+        if not units:
+            raise
+        raise StopUnconfirmed(dict.fromkeys(units, "as far as is known"), [*said, str(error)]) from error
+    running = {unit: statuses[unit].describe() for unit in units if not statuses[unit].is_stopped}
     if running:
-        raise StopUnconfirmed(running)
+        raise StopUnconfirmed(running, said)
     return statuses
 
 

@@ -42,7 +42,13 @@ class ReadAhead:
             if self._is_reading or now < self._read_at.get(unit, -_PAUSE_S) + _PAUSE_S:
                 return
             self._is_reading, self._read_at[unit] = True, now
-        threading.Thread(target=self._run, args=(unit, is_wanted, command), name="read-ahead", daemon=True).start()
+        reader = threading.Thread(target=self._run, args=(unit, is_wanted, command), name="read-ahead", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError as error:  # the kernel gives no more threads
+            log.info("not_read_ahead unit=%s reason=%r", unit, str(error))
+            with self._lock:
+                self._is_reading = False
 
     def _run(self, unit: str, is_wanted: Callable[[], bool], command: str | None) -> None:
         try:
@@ -55,6 +61,8 @@ class ReadAhead:
                 log.info("read_ahead unit=%s mib=%d ms=%.0f", unit, count >> 20, took_ms)
         except (OSError, SystemdError) as error:
             log.info("not_read_ahead unit=%s reason=%r", unit, str(error))
+        except Exception:
+            log.exception("read_ahead_crashed unit=%s", unit)
         finally:
             with self._lock:
                 self._is_reading = False

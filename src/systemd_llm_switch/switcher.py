@@ -1,7 +1,7 @@
 """The one lock: turns events into the scheduler's decisions and performs them on systemd's units.
 
-Under the lock decisions are made, nothing else; systemctl, HTTP and waiting happen outside it, a switch in a
-thread of its own. Knows nothing of HTTP requests: a caller holds a `Lease`.
+Under the lock decisions are made, nothing else; systemctl, HTTP and waiting happen outside it, switches in a
+thread of their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import queue
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,8 @@ from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
+_TIMER_PAUSE_S = 1.0  # after what should never happen: not a thousand times a second
+
 
 class Switcher:
     """Grants leases on models; at most one switch is under way. Thread-safe."""
@@ -63,12 +66,15 @@ class Switcher:
         self._residents: dict[str, Resident] = {}
         self._backends: dict[str, Backend] = {}
         self._run: SwitchRun | None = None
+        self._runs: queue.SimpleQueue[SwitchRun] = queue.SimpleQueue()
         self._stops: Counter[str] = Counter()
         self._failures = Failures()
         self._read_ahead = ReadAhead(systemd)
         self._history = History()
         self._is_closing = False
+        # Both live as long as the proxy: where a decision is made, no thread may be refused by the kernel.
         threading.Thread(target=self._keep_time, name="switcher-timer", daemon=True).start()
+        threading.Thread(target=self._carry_out_all, name="switches", daemon=True).start()
 
     # --- leases: the hot path -------------------------------------------------------------------------
 
@@ -350,6 +356,7 @@ class Switcher:
                 lease.resident = self._residents[lease.model.unit]
             elif isinstance(action, Switch):
                 self._run = self._prepare(action)
+                self._runs.put(self._run)
             elif isinstance(action, Abort) and self._run is not None:
                 self._run.abort()
         deadline = self._scheduler.next_deadline()
@@ -370,9 +377,7 @@ class Switcher:
     def _perform(self, actions: Sequence[Action]) -> None:
         """What follows from a decision, outside the lock."""
         for action in actions:
-            if isinstance(action, Switch):
-                threading.Thread(target=self._carry_out, args=(self._run,), name="switch", daemon=True).start()
-            elif isinstance(action, Grant | Reject | Interrupt):
+            if isinstance(action, Grant | Reject | Interrupt):
                 lease = self._leases.get(action.ticket)
                 if lease is not None:
                     self._resolve(lease, action)
@@ -385,16 +390,25 @@ class Switcher:
         else:
             lease.grant()
 
+    def _carry_out_all(self) -> None:
+        """The switches' thread: one after the other, for ever."""
+        while True:
+            try:
+                self._carry_out(self._runs.get())
+            except Exception:
+                log.exception("switch_crashed")
+
     def _carry_out(self, run: SwitchRun) -> None:
-        """One switch, in a thread of its own, from the first systemctl to the scheduler's next decision."""
+        """One switch, from the first systemctl to the scheduler's next decision."""
         outcome = run.carry_out()
-        self._history.note(run, outcome)
-        with self._lock:
-            self._run = None
-            actions = self._conclude(run, outcome)
-            self._begin(actions)
-        run.close()
-        self._perform(actions)
+        try:
+            self._history.note(run, outcome)
+        finally:  # else no switch would ever follow
+            with self._lock:
+                self._run = None
+                actions = self._conclude(run, outcome)
+                self._begin(actions)
+            self._perform(actions)
 
     def _conclude(self, run: SwitchRun, outcome: Outcome) -> list[Action]:
         """Takes in what is loaded now; the scheduler's answer to it."""
@@ -417,18 +431,25 @@ class Switcher:
 
     def _keep_time(self) -> None:
         """The timer's thread: tells the scheduler when one of its deadlines has come."""
-        while True:
-            with self._timer_wakeup:
-                deadline = self._timer_deadline = self._scheduler.next_deadline()
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is None or left_s > 0:
-                    self._timer_wakeup.wait(left_s)
-                if self._is_closing:
-                    return
-                is_due = deadline is not None and time.monotonic() >= deadline
-                actions = self._scheduler.tick(time.monotonic()) if is_due else []
-                self._begin(actions)
-            self._perform(actions)
+        while not self._is_closing:
+            try:
+                self._wait_for_deadline()
+            except Exception:
+                log.exception("timer_crashed")  # the next deadline is another event
+                time.sleep(_TIMER_PAUSE_S)
+
+    def _wait_for_deadline(self) -> None:
+        with self._timer_wakeup:
+            deadline = self._timer_deadline = self._scheduler.next_deadline()
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is None or left_s > 0:
+                self._timer_wakeup.wait(left_s)
+            if self._is_closing:
+                return
+            is_due = deadline is not None and time.monotonic() >= deadline
+            actions = self._scheduler.tick(time.monotonic()) if is_due else []
+            self._begin(actions)
+        self._perform(actions)
 
 
 def _shutting_down() -> ShuttingDown:

@@ -1,6 +1,6 @@
 """One switch, carried out: stop what must go, bring the target up, and say how it went.
 
-Blocks; runs in a thread of its own. Decides nothing and holds no lock: what follows from the outcome is the
+Blocks; runs in the switcher's thread for it. Decides nothing and holds no lock: what follows from the outcome is the
 switcher's business.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Outcome:
 
     resident: Resident | None = None
     error: ProxyError | None = None
-    still_running: frozenset[str] = frozenset()  # units whose stop was not confirmed
+    still_running: frozenset[str] = frozenset()  # units whose stop is not confirmed
     is_aborted: bool = False
     is_refused: bool = False  # the target cannot be started, and nothing was stopped
     is_own_failure: bool = False  # the target's: not that of a unit that did not stop, or of systemd
@@ -61,7 +62,7 @@ class Outcome:
 
 
 class SwitchRun:
-    """A switch under way. `abort` may be called from any thread until `close`."""
+    """A switch under way. To make one opens nothing and cannot fail; `abort` may be called from any thread."""
 
     def __init__(
         self,
@@ -81,24 +82,27 @@ class SwitchRun:
         self._failures = failures
         self._read_ahead = read_ahead
         self._is_over = False
-        self._abort_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._abort_lock = threading.Lock()
+        self._abort_fd: int | None = None
+        self._is_unwanted = False
 
     def abort(self) -> None:
         """The target is not wanted any more."""
-        os.eventfd_write(self._abort_fd, 1)
-
-    def close(self) -> None:
-        os.close(self._abort_fd)
+        with self._abort_lock:
+            self._is_unwanted = True
+            if self._abort_fd is not None:
+                os.eventfd_write(self._abort_fd, 1)
 
     def carry_out(self) -> Outcome:
         """Does it all. Never raises."""
-        outcome = Outcome()
+        outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd denies it
         try:
             self._switch(outcome)
         except LoadAborted:
             outcome.is_aborted = True
         except StartRefused as reason:
             outcome.is_refused, outcome.error = True, reason.error
+            outcome.still_running = frozenset()  # they were not told to stop
         except StopUnconfirmed as reason:
             outcome.still_running, outcome.error = reason.units, ModelStartFailed(str(reason))
         except SystemdError as reason:
@@ -109,6 +113,8 @@ class SwitchRun:
         except Exception:
             log.exception("switch_crashed")
             outcome.error = InternalError("the switch failed; see the proxy's journal")
+        finally:
+            self._close_abort_fd()
         # A copy: the error is kept, and its traceback would keep every frame, with their file descriptors.
         outcome.error = copy.copy(outcome.error)
         if self.target is not None:
@@ -128,8 +134,13 @@ class SwitchRun:
             self._stop_others(outcome)
             return
         model = self.target.model
-        start = Start(self._systemd, model, self.target.backend, self._abort_fd, self.others)
-        status = self._systemd.show([model.unit])[model.unit]
+        try:
+            abort_fd = self._open_abort_fd()
+            status = self._systemd.show([model.unit])[model.unit]
+        except (OSError, SystemdError) as reason:
+            said = f"model {model.id!r} was not started: {reason}"
+            raise StartRefused(ModelStartFailed(said)) from reason
+        start = Start(self._systemd, model, self.target.backend, abort_fd, self.others)
         start.check(status, self._failures)
         if self._leaving:
             self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
@@ -143,16 +154,35 @@ class SwitchRun:
             resident.backend.drop_idle()
         targets = [self.target.model.unit] if self.target is not None else []
         statuses = stop_units(self._systemd, self.others, show=targets)
+        outcome.still_running = frozenset()
         outcome.stop_s = time.monotonic() - began
         return statuses
 
     def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
-        """A target that did not get ready is not left half-dead, nor to systemd's own restarts."""
+        """A target that did not get ready is not left half-dead, nor to systemd's own restarts. Never raises."""
         try:
             status = stop_units(self._systemd, [unit])[unit]
-        except (StopUnconfirmed, SystemdError) as reason:
+            if outcome.error is not None and outcome.is_own_failure:
+                self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
+        except StopUnconfirmed as reason:
             log.error("stop_failed unit=%s reason=%r", unit, str(reason))
             return frozenset([unit])
-        if outcome.error is not None and outcome.is_own_failure:
-            self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
+        except Exception:
+            log.exception("stop_crashed unit=%s", unit)
+            return frozenset([unit])
         return frozenset()
+
+    def _open_abort_fd(self) -> int:
+        """
+        Raises:
+            OSError: there is no room for one more open file.
+        """
+        with self._abort_lock:
+            self._abort_fd = os.eventfd(int(self._is_unwanted), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return self._abort_fd
+
+    def _close_abort_fd(self) -> None:
+        with self._abort_lock:
+            if self._abort_fd is not None:
+                os.close(self._abort_fd)
+                self._abort_fd = None

@@ -153,8 +153,9 @@ class Systemd:
         SystemdError: from every method but `journal`, when systemctl fails or does not answer in time.
     """
 
-    def __init__(self, timeout_s: float = 90.0) -> None:
-        # Longer than the default stop time-out of a unit: `stop` blocks until the unit is gone.
+    def __init__(self, timeout_s: float = 150.0) -> None:
+        # `stop` blocks until the unit is gone: systemd kills it after 90 s by default (DefaultTimeoutStopUSec, see
+        # systemd-system.conf(5)), and must not be given up on just then.
         self._timeout_s = timeout_s
 
     def show(self, units: Iterable[str]) -> dict[str, UnitStatus]:
@@ -230,6 +231,8 @@ class Systemd:
             raise SystemdError(f"{command[0]} is not installed; this proxy needs systemd") from error
         except subprocess.TimeoutExpired as error:
             raise SystemdError(f"`{' '.join(command)}` did not end within {timeout_s:g} s") from error
+        except OSError as error:  # no descriptor for its pipes, say, or no process for it
+            raise SystemdError(f"`{' '.join(command)}` could not be run: {error}") from error
 
     @staticmethod
     def _failure(verb: str, units: Iterable[str], done: subprocess.CompletedProcess[str]) -> SystemdError:

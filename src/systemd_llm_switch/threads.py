@@ -6,12 +6,15 @@ speed. So they are made when they are needed, before the last free one is taken.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from cheroot.workers import threadpool
+
+log = logging.getLogger(__name__)
 
 _AT_FIRST = 24
 _SPARE = 8
@@ -34,6 +37,7 @@ class GrowingPool(threadpool.ThreadPool):
         self._count_lock = threading.Lock()
         self._growth_lock = threading.Lock()
         self._is_growing = False
+        self._is_short = False  # the kernel gave no thread; it was told once
         self._is_stopped = False
 
     def put(self, obj: Any) -> None:
@@ -41,7 +45,11 @@ class GrowingPool(threadpool.ThreadPool):
         self._queue.put(obj)
         if self._missing > 0 and not self._is_growing:
             self._is_growing = True
-            threading.Thread(target=self._provide, name="threads", daemon=True).start()
+            try:
+                threading.Thread(target=self._provide, name="threads", daemon=True).start()
+            except RuntimeError as error:
+                self._is_growing = False
+                self._note_shortage(error)
 
     def stop(self, timeout: int = 5) -> None:
         """Ends all threads; those that still serve after `timeout` seconds see their client hang up."""
@@ -68,11 +76,29 @@ class GrowingPool(threadpool.ThreadPool):
     def _provide(self) -> None:
         """Brings the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
         while not self._is_stopped:
-            for _ in range(self._missing + _STEP if self._missing > 0 else 0):
-                with self._growth_lock:
-                    if self._is_stopped or len(self._threads) >= int(self.max):
-                        break
-                    self._threads.append(self._spawn_worker())
-            self._is_growing = False
+            try:
+                self._spawn(self._missing + _STEP if self._missing > 0 else 0)
+            except RuntimeError as error:
+                self._note_shortage(error)
+                return  # the next connection asks again; until then those that there are serve
+            finally:
+                self._is_growing = False
             if self._missing <= 0:  # asked once more: whoever came just before left it to us
                 return
+
+    def _spawn(self, count: int) -> None:
+        """
+        Raises:
+            RuntimeError: the kernel gives no more threads.
+        """
+        for _ in range(count):
+            with self._growth_lock:
+                if self._is_stopped or len(self._threads) >= int(self.max):
+                    return
+                self._threads.append(self._spawn_worker())
+            self._is_short = False
+
+    def _note_shortage(self, error: RuntimeError) -> None:
+        if not self._is_short:
+            self._is_short = True
+            log.warning("no_more_threads have=%d reason=%r", len(self._threads), str(error))

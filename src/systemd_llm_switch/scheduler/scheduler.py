@@ -34,6 +34,7 @@ class _SwitchInProgress:
     target: Unit | None
     evict: tuple[Unit, ...]
     keep: tuple[Unit, ...]
+    were_up: tuple[Unit, ...]  # of the evicted: they serve on if nothing is stopped after all
     ready_at: float  # as far as was measured
     abandoned_at: float | None = None
     is_aborted: bool = False
@@ -136,12 +137,18 @@ class Scheduler:
         return self._settle(now)
 
     def switch_refused(self, now: float, cause: object) -> list[Action]:
-        """The target cannot be started as it is, so nothing was stopped for it: what was loaded serves on."""
+        """The target cannot be started as it is, so nothing was stopped for it: what served serves on.
+
+        What was to be stopped for another reason (a stop that is not confirmed, a stranger) still serves nobody.
+        """
         if self._switch is None or self._switch.target is None:
             raise RuntimeError("no switch to a target is in progress")
         switch, target, self._switch = self._switch, self._switch.target, None
         for unit in switch.evict:
-            unit.state = State.READY
+            if unit in switch.were_up:
+                unit.state = State.READY
+            else:
+                self._leave_unconfirmed(unit, now)
         target.become_stopped(State.FAILED)
         return self._reject_waiting(target, Reason.START_FAILED, cause) + self._settle(now)
 
@@ -343,13 +350,14 @@ class Scheduler:
     def _begin_switch(self, target: Unit | None, victims: Iterable[Unit], now: float) -> Switch:
         evict = tuple(sorted(victims, key=lambda it: it.used_at))
         keep = tuple(unit for unit in self._present() if unit not in evict)
+        were_up = tuple(unit for unit in evict if unit.is_up)
         for unit in evict:
             unit.state = State.STOPPING
         cost_s = 0.0
         if target is not None:
             target.state, target.loaded = State.STARTING, target.spec
             cost_s = target.cost_s or typical_cost_s(self._units.values())
-        self._switch = _SwitchInProgress(target, evict, keep, now + cost_s)
+        self._switch = _SwitchInProgress(target, evict, keep, were_up, now + cost_s)
         names = tuple(unit.name for unit in evict)
         return Switch(target.name if target else None, names, frozenset(unit.name for unit in keep))
 
@@ -411,10 +419,14 @@ class Scheduler:
 
     def _confirm_stopped(self, unit: Unit, resident: frozenset[str], state: State, now: float) -> None:
         if unit.name in resident:
-            unit.state = State.STOPPING  # told to stop, not confirmed: it may still hold its VRAM
-            unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
+            self._leave_unconfirmed(unit, now)
         else:
             unit.become_stopped(state)
+
+    @staticmethod
+    def _leave_unconfirmed(unit: Unit, now: float) -> None:
+        unit.state = State.STOPPING  # told to stop, not confirmed: it may still hold its VRAM
+        unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
 
     def _reject_waiting(self, unit: Unit, reason: Reason, cause: object | None = None) -> list[Action]:
         tickets = list(unit.waiting)

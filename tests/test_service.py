@@ -102,22 +102,27 @@ def pair(stack: Stack) -> dict[str, str]:
     return {"a": stack.standin("a"), "b": stack.standin("b")}
 
 
+Late = tuple[Service, float, list[Any]]
+
+
 @pytest.fixture(scope="module")
-def late(manager: UserManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, float]]:
-    """A proxy that is told to stop while a request hangs at its model, and when that was."""
+def late(manager: UserManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Late]:
+    """A proxy that is told to stop while two requests hang at its model, when that was, and what they get."""
     stack = Stack(manager.env, tmp_path_factory.mktemp("late"), "late")
     service = Service(stack)
     proxy = service.start({"a": stack.standin("a")})
-    with in_background(lambda: proxy.chat("a", standin={"hang": True})):
-        wait_for(lambda: _running(stack) == 1)
+    hung = {"hang": True}
+    ask = [lambda: proxy.chat("a", standin=hung), lambda: proxy.chat("a", stream=True, standin=hung)]
+    with in_background(*ask) as answers:
+        wait_for(lambda: _running(stack) == 2)
         began = time.monotonic()
         stack.systemctl("stop", "--no-block", service.unit)
-        yield service, began
+        yield service, began, answers
     stack.close()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _begin_to_stop(late: tuple[Service, float]) -> None:
+def _begin_to_stop(late: Late) -> None:
     """Its time runs from the first test on, beside the others."""
 
 
@@ -384,12 +389,15 @@ def _open_if_read(path: Path) -> int | None:
     return None
 
 
-def test_a_request_that_does_not_end_holds_a_stop_up_for_a_bounded_time(late: tuple[Service, float]) -> None:
-    """Within the unit's TimeoutStopSec, so that nothing is killed; its connection ends, and the model stays."""
-    service, began = late
+def test_a_request_that_does_not_end_holds_a_stop_up_for_a_bounded_time(late: Late) -> None:
+    """Within the unit's TimeoutStopSec, so that nothing is killed; its client is told, and the model stays."""
+    service, began, answers = late
     wait_for(lambda: service.show("ActiveState") == "inactive", SHUTDOWN_S + 15)
     (ended,) = [int(it["__MONOTONIC_TIMESTAMP"]) / 1e6 for it in service.entries() if it["MESSAGE"] == "stopped"]
-    assert SHUTDOWN_S - 1 < ended - began < SHUTDOWN_S + 5
+    assert SHUTDOWN_S - 3 < ended - began < SHUTDOWN_S + 5
     assert service.ended_well()
     assert service.stack.active_state(f"{service.stack.prefix}-a.service") == "active"
-    assert "status=499" in service.lines("request")[-1]
+    assert all("status=503" in line and "error=shutting_down" in line for line in service.lines("request")[-2:])
+    plain, streamed = answers
+    assert (plain.status, plain.error["code"]) == (503, "shutting_down")
+    assert streamed.events[-1]["error"]["code"] == "shutting_down"

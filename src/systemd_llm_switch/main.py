@@ -22,12 +22,14 @@ from systemd_llm_switch.notify import notify
 from systemd_llm_switch.operations import Operations
 from systemd_llm_switch.proxy import Proxy
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
-from systemd_llm_switch.server import RESERVE_THREADS, Server, describe_bind_error
+from systemd_llm_switch.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
 from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.systemd import Systemd, SystemdError
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
+
+_LAST_CALL_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +99,7 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     operations = Operations(switcher, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
     server = Server(host, port, make_wsgi(services), _threads(config), lambda: _max_body_bytes(live), services.admits)
-    live.on_change = _Reloading(switcher, server)
+    live.on_change = _Reloading(switcher, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
     threading.Thread(target=_take_up, args=(switcher, config, operations, held), name="take-up", daemon=True).start()
@@ -124,15 +126,18 @@ def _max_body_bytes(live: LiveConfig) -> int:
 class _Reloading:
     """What a changed config file means for what runs."""
 
-    def __init__(self, switcher: Switcher, server: Server) -> None:
+    def __init__(self, switcher: Switcher, server: Server, config: Config) -> None:
         self._switcher = switcher
         self._server = server
+        self._bound = (config.server.host, config.server.port)
 
     def __call__(self, config: Config | None, error: str | None) -> None:
         if config is None:
             log.error("config_broken the last good config stays in force: %s", error)
             return
         log.info("config_reloaded models=%s", ",".join(config.models))
+        if (config.server.host, config.server.port) != self._bound:
+            log.warning("config_waits server.host and server.port take effect when the proxy is restarted")
         self._switcher.configure(config)
         self._server.allow_threads(_threads(config))
 
@@ -162,7 +167,11 @@ def _stop_on_signals(server: Server, switcher: Switcher) -> None:
     def stop() -> None:
         notify("STOPPING=1")
         switcher.close()
+        # Before the server drops the connections of those that have not ended: so they learn why.
+        last_call = threading.Timer(SHUTDOWN_TIMEOUT_S - _LAST_CALL_S, switcher.interrupt_all)
+        last_call.start()
         server.stop()
+        last_call.cancel()
 
     def on_signal(number: int, frame: object) -> None:
         log.info("stopping signal=%s", signal.Signals(number).name)

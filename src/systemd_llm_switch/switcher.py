@@ -277,6 +277,13 @@ class Switcher:
         for lease in waiting:
             lease.reject(_shutting_down())
 
+    def interrupt_all(self) -> None:
+        """Ends what still runs while the proxy is being stopped; each is told so."""
+        with self._lock:
+            running = list(self._leases.values())
+        for lease in running:
+            lease.interrupt(_shutting_down())
+
     # --- reading --------------------------------------------------------------------------------------
 
     def backend(self, url: str) -> Backend:

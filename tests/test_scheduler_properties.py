@@ -344,6 +344,11 @@ class World(RuleBasedStateMachine):
         assert set(self.loaded) <= self.scheduler.residents
 
     @invariant()
+    def nobody_is_sent_to_what_was_not_started_anew(self) -> None:
+        for unit in getattr(self, "untrusted", ()):
+            assert self.scheduler.state(unit) is State.STOPPING, "open to the next request"
+
+    @invariant()
     def something_will_happen_while_anybody_waits(self) -> None:
         if not hasattr(self, "scheduler") or not self.waiting:
             return

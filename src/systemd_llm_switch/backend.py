@@ -29,6 +29,7 @@ _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
 _SEND_TIMEOUT_S = 60
 _RECV_BYTES = 65536
+_MAX_CHUNK_LINE = 65536
 
 
 class BackendLost(Exception):
@@ -94,6 +95,56 @@ class _CancellableSocket(io.RawIOBase):
         return io.BufferedReader(self, _RECV_BYTES)
 
 
+class _Chunks:
+    """Takes the frame of chunks off a body (RFC 9112, 7.1), however the pieces come. `http.client` does that only
+    with a read that blocks within the frame, where no keep-alive could be sent."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._left = 0  # of the current chunk's data
+        self._is_data_over = False  # the line end after it is due
+        self._is_in_trailer = False
+        self.is_over = False
+
+    def feed(self, received: bytes) -> bytes:
+        """The data in it.
+
+        Raises:
+            ValueError: these are no chunks.
+        """
+        self._rest += received
+        data = bytearray()
+        while self._rest and not self.is_over:
+            if self._left:
+                piece = self._rest[: self._left]
+                data += piece
+                self._left -= len(piece)
+                self._is_data_over = not self._left
+                del self._rest[: len(piece)]
+                continue
+            end = self._rest.find(b"\n") + 1
+            if not end:
+                if len(self._rest) > _MAX_CHUNK_LINE:
+                    raise ValueError("a chunk's line is too long")
+                break
+            self._take_line(bytes(self._rest[:end]).strip())
+            del self._rest[:end]
+        return bytes(data)
+
+    def _take_line(self, line: bytes) -> None:
+        if self._is_in_trailer:
+            self.is_over = not line
+        elif self._is_data_over:
+            if line:
+                raise ValueError("a chunk is longer than it said")
+            self._is_data_over = False
+        else:
+            self._left = int(line.partition(b";")[0], 16)
+            if self._left < 0:
+                raise ValueError("a chunk's length is negative")
+            self._is_in_trailer = not self._left
+
+
 class Exchange:
     """One request that is under way at the backend. Used by one thread, but for `abort`. `is_new` tells that its
     connection was made for it.
@@ -113,6 +164,7 @@ class Exchange:
         self._sock_lock = threading.Lock()
         self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
+        self._chunks = _Chunks()
         self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
 
     def wait(self, timeout_s: float) -> bool:
@@ -168,22 +220,39 @@ class Exchange:
         return Reply(self._response.status, self.content_type, body)
 
     def read_some(self, patience_s: float) -> bytes | None:
-        """Reads what has come of a streamed reply: b"" at its end, None when nothing came for `patience_s`."""
+        """Reads what has come of the reply's body: b"" at its end, None when nothing came for `patience_s`."""
         try:
-            if not self._has_buffered() and not self.wait(patience_s):
-                return None
-            data = self._response.read1(_RECV_BYTES)
+            data = self._receive(time.monotonic() + patience_s)
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
             raise BackendLost(error) from error
         except BaseException:
             self.close()
             raise
-        if not data:
-            if self._response.length:
-                self.close()
-                raise BackendLost("the reply ended early")
+        if data == b"":
             self._give_back()
+        return data
+
+    def _receive(self, until: float) -> bytes | None:
+        response = self._response
+        fp = response.fp
+        if response.chunked:
+            while not self._chunks.is_over:
+                if not self._can_receive(until):
+                    return None
+                received = fp.read1(_RECV_BYTES)
+                if not received:
+                    raise http.client.IncompleteRead(b"")
+                if data := self._chunks.feed(received):
+                    return data
+            return b""
+        if fp is None or response.length == 0:
+            return b""  # the connection stays open: nothing more would come
+        if not self._can_receive(until):
+            return None
+        data = response.read1(_RECV_BYTES)
+        if not data and response.length:
+            raise http.client.IncompleteRead(b"")
         return data
 
     def close(self) -> None:
@@ -207,15 +276,15 @@ class Exchange:
             raise BackendLost("the connection is closed")
         return self._sock
 
-    def _has_buffered(self) -> bool:
-        fp = self._response.fp
-        if fp is None:
-            return True  # the end was reached: read1 answers at once
+    def _can_receive(self, until: float) -> bool:
+        """Blocks until bytes of the body, or the connection's end, can be read (True) or until then (False)."""
         self._raw.may_block = False
         try:
-            return bool(fp.peek(1))
+            if self._response.fp.peek(1):
+                return True
         finally:
             self._raw.may_block = True
+        return self.wait(remaining_s(until))
 
     def _take_socket(self) -> socket.socket | None:
         with self._sock_lock:

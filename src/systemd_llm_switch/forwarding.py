@@ -132,8 +132,12 @@ class Pace:
     def speak(self, data: bytes = protocol.KEEP_ALIVE) -> bytes:
         """What is sent now; the next keep-alive is due that much later."""
         self.has_spoken = True
-        self._next = time.monotonic() + KEEP_ALIVE_S
+        self.pass_over()
         return data
+
+    def pass_over(self) -> None:
+        """Nothing can be sent now: the next keep-alive is due that much later all the same."""
+        self._next = time.monotonic() + KEEP_ALIVE_S
 
 
 @dataclass(slots=True)
@@ -315,9 +319,14 @@ class Forwarding:
         reader = EventReader()
         for received in self._read_stream(exchange, deadline):
             frames = b""
-            for data in reader.feed(received):
-                if data != b"[DONE]":
-                    frames += live.feed(data)
+            try:
+                for data in reader.feed(received):
+                    if data != b"[DONE]":
+                        frames += live.feed(data)
+            except (StreamError, BrokenStream):
+                if frames:  # what came before it in the same piece
+                    yield self._pace.speak(frames)
+                raise
             if frames:
                 yield self._pace.speak(frames)
             elif self._pace.is_due:
@@ -333,6 +342,8 @@ class Forwarding:
                 yield self._pace.speak(received)
             elif reader.is_between_events:
                 yield self._pace.speak()
+            else:
+                self._pace.pass_over()
 
     def _read_stream(self, exchange: Exchange, deadline: float) -> Iterator[bytes]:
         """What comes; nothing (b"") when the client must hear something meanwhile."""

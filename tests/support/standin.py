@@ -15,6 +15,8 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell (sent along with a chat request before)
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+    torn_s    for stream: send the last delta's chunk, frame and all, in two parts that long apart, the first of
+              `torn_at` bytes
     then      the orders that hold instead once the last message is a tool's result
 
 `GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
@@ -171,9 +173,10 @@ class Handler(BaseHTTPRequestHandler):
         words = [{"content": f"{word} "} for word in ("a", "b", name)]
         deltas = orders.get("deltas") or [{"role": "assistant"}, *words]
         envelope = {"id": "standin-1", "created": 1, "model": name, "object": "chat.completion.chunk"}
-        for delta in deltas:
+        for number, delta in enumerate(deltas, 1):
             self.wait(orders.get("delta_s", 0))
-            self.event({**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            event = {**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            self.event(event, orders if number == len(deltas) else {})
         if orders.get("cut_stream"):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -189,12 +192,16 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
-    def event(self, value: Any) -> None:
-        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+    def event(self, value: Any, orders: dict[str, Any] | None = None) -> None:
+        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n", orders)
 
-    def chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
+    def chunk(self, data: bytes, orders: dict[str, Any] | None = None) -> None:
+        wire = f"{len(data):x}\r\n".encode() + data + b"\r\n"
+        if orders and "torn_s" in orders:
+            self.wfile.write(wire[: orders["torn_at"]])
+            self.wait(orders["torn_s"])
+            wire = wire[orders["torn_at"] :]
+        self.wfile.write(wire)
 
     def wait(self, seconds: float) -> None:
         """Waits as llama-server does: a client that went away ends it."""

@@ -236,6 +236,21 @@ def test_a_wedged_backend_is_a_504_and_is_restarted_before_it_is_used_again(stac
     assert stack.main_pid(unit) != pid
 
 
+def test_a_backend_that_hangs_in_its_reply_is_a_504_and_is_restarted(stack: Stack) -> None:
+    """The headers and half of the body came in time, the rest never."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=1)
+    assert proxy.chat("m").status == 200
+    pid = stack.main_pid(unit)
+    began = time.monotonic()
+    answer = proxy.chat("m", standin={"half_s": 60})
+    assert answer.status == 504
+    assert answer.error["code"] == "backend_timeout"
+    assert time.monotonic() - began < 5
+    assert proxy.chat("m").status == 200
+    assert stack.main_pid(unit) != pid
+
+
 def test_a_stopped_process_under_a_request_is_a_504_too(stack: Stack) -> None:
     """SIGSTOP: the kernel still accepts connections, nobody answers."""
     unit = stack.standin("m")

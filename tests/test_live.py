@@ -263,6 +263,15 @@ def test_a_pause_within_an_event_is_waited_out(proxy: Proxy) -> None:
     assert b": keep-alive" not in answer.body
 
 
+def test_a_body_that_comes_long_after_its_headers_is_kept_alive(proxy: Proxy) -> None:
+    """A buffered stream: the client hears something while the backend has sent its headers only, or half the body."""
+    for answer in run_all(
+        *[lambda order=order: proxy.chat("whole", stream=True, standin={order: 12}) for order in ("early_s", "half_s")]
+    ):
+        assert answer.body.count(b": keep-alive\n\n") == 2  # after the grace, and ten seconds later
+        assert put_together(answer.events)["text"] == "hello from m"
+
+
 def pauses_of(pid: int) -> int:
     """How often the threads of a process began to wait: a thousand times a second where one polls without need,
     however fast the machine is."""

@@ -188,7 +188,7 @@ class Forwarding:
                 with contextlib.closing(exchange):
                     if self._is_live and exchange.is_event_stream:
                         return (yield from self._relay(lease, exchange, deadline))
-                    reply = exchange.read()
+                    reply = yield from self._read_reply(exchange, deadline)
                 reply = yield from self._recover(lease, reply, deadline)
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
@@ -290,7 +290,18 @@ class Forwarding:
     def _fetch(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Reply]:
         exchange = yield from self._begin(lease, path, message, deadline)
         with contextlib.closing(exchange):
+            return (yield from self._read_reply(exchange, deadline))
+
+    def _read_reply(self, exchange: Exchange, deadline: float) -> Generator[bytes, None, Reply]:
+        """The whole reply; a client that asked for a stream is kept alive meanwhile."""
+        if not self._request.is_streamed:
             return exchange.read()
+        pieces = []
+        for received in self._read_stream(exchange, deadline):
+            pieces.append(received)
+            if self._pace.is_due:
+                yield self._pace.speak()
+        return Reply(exchange.status, exchange.content_type, b"".join(pieces))
 
     # --- a reply as it is written ---------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ parser over a socket of our own, because a wait for a reply must also watch the 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import http.client
 import io
 import socket
-import struct
 import threading
 import time
 import traceback
@@ -27,7 +27,6 @@ from systemd_llm_switch.waiting import Client, remaining_s
 # llama-server closes an idle connection after 5 s; reusing one at that moment would lose the race.
 _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
-_SEND_TIMEOUT_S = 60
 _RECV_BYTES = 65536
 _MAX_CHUNK_LINE = 65536
 
@@ -44,7 +43,7 @@ class BackendLost(Exception):
 
 
 class BackendDeadline(Exception):
-    """No (whole) reply within the request's time."""
+    """No (whole) reply within the request's time; or, told in the message, no connection within a shorter one."""
 
 
 class Readiness(enum.Enum):
@@ -149,13 +148,23 @@ class Exchange:
     """One request that is under way at the backend. Used by one thread, but for `abort`. `is_new` tells that its
     connection was made for it.
 
+    What of the request the backend does not take at once is sent while the reply is waited for: a backend that reads
+    nothing holds up neither the client's keep-alives, nor its disconnect, nor `abort`.
+
     Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline. After any of them, and after
     `close()` before the end of the reply, the connection is closed: that is what makes llama-server stop
     generating.
     """
 
     def __init__(
-        self, backend: Backend, sock: socket.socket, client: Client, deadline: float, method: str, is_new: bool
+        self,
+        backend: Backend,
+        sock: socket.socket,
+        client: Client,
+        deadline: float,
+        method: str,
+        message: bytes,
+        is_new: bool,
     ) -> None:
         self._backend = backend
         self.is_new = is_new
@@ -164,19 +173,44 @@ class Exchange:
         self._sock_lock = threading.Lock()
         self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
+        self._deadline = deadline
+        self._unsent = memoryview(message)
         self._chunks = _Chunks()
         self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
 
+    def send_some(self) -> None:
+        """Sends what the connection takes now; `wait` sends the rest. Does not block."""
+        try:
+            sent = self._open_socket.send(self._unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close()
+            # Half a request is none: nobody acts on it.
+            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
+        self._unsent = self._unsent[sent:]
+
     def wait(self, timeout_s: float) -> bool:
         """Blocks until bytes of the reply can be read (True) or the time is over (False)."""
-        return self._client.wait_readable(self._open_socket.fileno(), timeout_s)
+        fd = self._open_socket.fileno()
+        if self._unsent:
+            until = time.monotonic() + timeout_s
+            while self._unsent:
+                is_readable, is_writable = self._client.wait_either(fd, remaining_s(until))
+                if not is_writable:
+                    return is_readable  # an answer to half a request is one, too: it may be too large
+                self.send_some()
+            timeout_s = remaining_s(until)
+        return self._client.wait_readable(fd, timeout_s)
 
     def begin(self) -> None:
         """Reads the status line and the headers."""
         try:
+            if self._unsent and not self.wait(remaining_s(self._deadline)):
+                raise BackendDeadline
             self._response.begin()
         except (http.client.HTTPException, OSError, ValueError) as error:
-            was_unread = self._was_reset(error)
+            was_unread = bool(self._unsent) or self._was_reset(error)
             self.close()
             raise BackendLost(error, was_unread=was_unread) from error
         except BaseException:
@@ -271,6 +305,10 @@ class Exchange:
                     return  # it ended by itself meanwhile
 
     @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
+    @property
     def _open_socket(self) -> socket.socket:
         if self._sock is None:
             raise BackendLost("the connection is closed")
@@ -294,7 +332,7 @@ class Exchange:
     def _give_back(self) -> None:
         sock = self._take_socket()
         if sock is not None:
-            if self._response.will_close:
+            if self._response.will_close or self._unsent:
                 sock.close()
             else:
                 self._backend.give_back(sock)
@@ -335,6 +373,7 @@ class Backend:
 
         Raises:
             BackendLost: no connection.
+            BackendDeadline: none in time.
         """
         message = (
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
@@ -342,20 +381,14 @@ class Backend:
         ).encode("latin-1", "replace") + body
         sock = self._take_idle()
         if sock is not None:
-            try:
-                sock.sendall(message)
-            except OSError:
-                sock.close()
-            else:
-                yield Exchange(self, sock, client, deadline, method, is_new=False)
-        try:
-            sock = self._connect()
-            sock.sendall(message)
-        except OSError as error:
-            if sock is not None:
-                sock.close()
-            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
-        yield Exchange(self, sock, client, deadline, method, is_new=True)
+            exchange = Exchange(self, sock, client, deadline, method, message, is_new=False)
+            with contextlib.suppress(BackendLost):
+                exchange.send_some()
+            if exchange.is_open:
+                yield exchange
+        exchange = Exchange(self, self._connect(deadline), client, deadline, method, message, is_new=True)
+        exchange.send_some()
+        yield exchange
 
     def give_back(self, sock: socket.socket) -> None:
         """Keeps a connection whose reply was read to its end, and none that are too old by now."""
@@ -385,11 +418,21 @@ class Backend:
             return False
         return False
 
-    def _connect(self) -> socket.socket:
-        sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT_S)
+    def _connect(self, deadline: float) -> socket.socket:
+        """A blocking socket: with a time-out of Python's, MSG_DONTWAIT would wait."""
+        left_s = remaining_s(deadline)
+        timeout_s = min(_CONNECT_TIMEOUT_S, left_s)
+        if timeout_s == 0:
+            raise BackendDeadline
+        try:
+            sock = socket.create_connection(self._address, timeout=timeout_s)
+        except TimeoutError as error:
+            # It listens, and has accepted none for so long that no more may wait: as wedged as one that is silent.
+            told = "" if timeout_s == left_s else f"did not accept a connection within {timeout_s:g} s"
+            raise BackendDeadline(told) from error
+        except OSError as error:
+            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The kernel's time-out, and a blocking socket: with Python's own time-out MSG_DONTWAIT would wait.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
         sock.settimeout(None)
         return sock
 

@@ -232,9 +232,8 @@ class Forwarding:
             raise BackendCrashed(f"model {name!r} ended while it answered: {reason}") from lost
         except BackendDeadline as late:
             self._switcher.distrust(lease)
-            raise BackendTimeout(
-                f"model {name!r} did not answer within {timeout_s:g} s (server.request_timeout)"
-            ) from late
+            told = str(late) or f"did not answer within {timeout_s:g} s (server.request_timeout)"
+            raise BackendTimeout(f"model {name!r} {told}") from late
         except BrokenStream as broken:
             raise BackendError(f"the reply of {name!r} is broken: {broken}") from broken
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -237,6 +238,94 @@ def test_a_wedged_backend_is_a_504_and_is_restarted_before_it_is_used_again(stac
     assert stack.main_pid(unit) != pid
 
 
+def test_a_backend_that_hangs_in_its_reply_is_a_504_and_is_restarted(stack: Stack) -> None:
+    """The headers and half of the body came in time, the rest never."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=1)
+    assert proxy.chat("m").status == 200
+    pid = stack.main_pid(unit)
+    began = time.monotonic()
+    answer = proxy.chat("m", standin={"half_s": 60})
+    assert answer.status == 504
+    assert answer.error["code"] == "backend_timeout"
+    assert time.monotonic() - began < 5
+    assert proxy.chat("m").status == 200
+    assert stack.main_pid(unit) != pid
+
+
+LARGE = "x" * 20_000_000  # more than the kernel takes for a process that does not read
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_stopped_process_that_reads_no_large_request_is_a_504_and_is_restarted(
+    stack: Stack, is_streamed: bool
+) -> None:
+    """The time holds while the request is still being sent, and a streaming client is kept alive meanwhile."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=3)
+    assert proxy.chat("m").status == 200
+    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    began = time.monotonic()
+    answer = proxy.chat("m", LARGE, stream=is_streamed)
+    assert time.monotonic() - began < 8
+    if is_streamed:
+        assert answer.body.startswith(b": keep-alive\n\n")
+        assert answer.events[0]["error"]["code"] == "backend_timeout"
+    else:
+        assert answer.status == 504
+        assert answer.error["code"] == "backend_timeout"
+    assert proxy.chat("m", LARGE).text == "hello from m"
+
+
+def test_a_large_request_that_is_dropped_while_it_is_sent_is_noticed(stack: Stack) -> None:
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit})
+    assert proxy.chat("m").status == 200
+    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    sock = _send_chat(proxy.port, "m", LARGE)
+    wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 1)
+    time.sleep(1)  # until the kernel takes no more
+    sock.close()
+    wait_for(lambda: "status=499" in proxy.log, 2)
+    wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 0, 1)
+
+
+def test_a_large_request_under_which_the_process_ends_is_served_by_the_next(stack: Stack) -> None:
+    """It was never read to its end, so no work is lost."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit})
+    assert proxy.chat("m").status == 200
+    pid = stack.main_pid(unit)
+    os.kill(pid, signal.SIGSTOP)
+    with in_background(lambda: proxy.chat("m", LARGE)) as results:
+        wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 1)
+        time.sleep(1)  # until the kernel takes no more
+        os.kill(pid, signal.SIGKILL)
+    assert results[0].text == "hello from m"
+
+
+@pytest.mark.parametrize(("request_timeout", "told"), [(1, "within 1 s"), (60, "within 5 s")])
+def test_a_process_that_accepts_no_more_connections_is_a_504_and_is_restarted(
+    stack: Stack, request_timeout: int, told: str
+) -> None:
+    """Stopped, with its queue full of those who gave up."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit}, request_timeout=request_timeout)
+    assert proxy.post("/api/load", {"model": "m"}).status == 200
+    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    with contextlib.ExitStack() as queued:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                queued.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=0.5))
+        began = time.monotonic()
+        answer = proxy.chat("m")
+        assert time.monotonic() - began < 7
+        assert answer.status == 504
+        assert answer.error["code"] == "backend_timeout"
+        assert told in answer.error["message"]
+        assert proxy.chat("m").text == "hello from m"
+
+
 def test_a_stopped_process_under_a_request_is_a_504_too(stack: Stack) -> None:
     """SIGSTOP: the kernel still accepts connections, nobody answers."""
     unit = stack.standin("m")
@@ -415,13 +504,13 @@ def _listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _send_chat(port: int, model: str, **fields: Any) -> socket.socket:
+def _send_chat(port: int, model: str, content: str = "Say hi.", **fields: Any) -> socket.socket:
     """Sends a chat request and leaves the answer to come."""
     import json
 
     from support.stack import chat
 
-    body = json.dumps(chat(model, **fields)).encode()
+    body = json.dumps(chat(model, content, **fields)).encode()
     sock = socket.create_connection(("127.0.0.1", port), timeout=30)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
     sock.sendall(head.encode() + body)

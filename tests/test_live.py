@@ -6,11 +6,12 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.stack import Proxy, Stack, chat, wait_for
+from support.stack import Proxy, Stack, chat, run_all, wait_for
 
 TOOLS = [
     {
@@ -200,6 +201,7 @@ def test_a_crash_in_the_stream_is_told_with_its_reason(proxy: Proxy, stack: Stac
 def test_a_backends_error_in_the_stream_is_passed_on(proxy: Proxy) -> None:
     error = {"message": "the model fell over", "type": "server_error", "code": 500}
     events = list(stream(proxy, "live", standin={"stream_error": error}))
+    assert [event["choices"][0]["delta"].get("content") for event in events[1:4]] == ["a ", "b ", "m "]
     assert events[-1]["error"]["message"] == "the model fell over"
 
 
@@ -233,6 +235,48 @@ def test_silence_is_filled_with_comments(proxy: Proxy) -> None:
     answer = proxy.chat("live", tools=TOOLS, stream=True, standin=orders)
     assert b": keep-alive\n\n" in answer.body
     assert put_together(answer.events)["calls"] == [{"name": "write_file", "arguments": '{"path": "a"}'}]
+
+
+@pytest.mark.parametrize("torn_at", [0, 1], ids=["between chunks", "within a chunk's length"])
+def test_a_stream_that_pauses_is_kept_alive(proxy: Proxy, torn_at: int) -> None:
+    """After its first words, too, whatever its protocol and wherever the wire is cut."""
+    orders = {"deltas": [{"content": "one"}, {"content": "two"}], "torn_at": torn_at, "torn_s": 11.5}
+    body = chat("live", stream=True, standin=orders)
+    for answer in run_all(
+        lambda: proxy.post("/v1/chat/completions", body),
+        lambda: proxy.post("/v1/messages", body),
+    ):
+        first, pause, second = answer.body.partition(b": keep-alive\n\n")
+        assert pause
+        assert b'"one"' in first
+        assert b'"two"' in second
+        assert answer.events[-1] == "[DONE]"
+
+
+def test_a_pause_within_an_event_is_waited_out(proxy: Proxy) -> None:
+    """No comment is put into the event, and nothing spins meanwhile."""
+    orders = {"deltas": [{"content": "one"}, {"content": "two"}], "torn_at": 30, "torn_s": 15}
+    before = pauses_of(proxy.process.pid)
+    answer = proxy.post("/v1/messages", chat("live", stream=True, standin=orders))
+    assert pauses_of(proxy.process.pid) - before < 1000
+    assert [event["choices"][0]["delta"] for event in answer.events[:2]] == orders["deltas"]
+    assert b": keep-alive" not in answer.body
+
+
+def test_a_body_that_comes_long_after_its_headers_is_kept_alive(proxy: Proxy) -> None:
+    """A buffered stream: the client hears something while the backend has sent its headers only, or half the body."""
+    for answer in run_all(
+        *[lambda order=order: proxy.chat("whole", stream=True, standin={order: 12}) for order in ("early_s", "half_s")]
+    ):
+        assert answer.body.count(b": keep-alive\n\n") == 2  # after the grace, and ten seconds later
+        assert put_together(answer.events)["text"] == "hello from m"
+
+
+def pauses_of(pid: int) -> int:
+    """How often the threads of a process began to wait: a thousand times a second where one polls without need,
+    however fast the machine is."""
+    told = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in told)
 
 
 def stream(proxy: Proxy, model: str, **fields: Any) -> Iterator[Any]:

@@ -7,11 +7,11 @@ parser over a socket of our own, because a wait for a reply must also watch the 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import http.client
 import io
 import socket
-import struct
 import threading
 import time
 import traceback
@@ -27,8 +27,8 @@ from systemd_llm_switch.waiting import Client, remaining_s
 # llama-server closes an idle connection after 5 s; reusing one at that moment would lose the race.
 _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
-_SEND_TIMEOUT_S = 60
 _RECV_BYTES = 65536
+_MAX_CHUNK_LINE = 65536
 
 
 class BackendLost(Exception):
@@ -43,7 +43,7 @@ class BackendLost(Exception):
 
 
 class BackendDeadline(Exception):
-    """No (whole) reply within the request's time."""
+    """No (whole) reply within the request's time; or, told in the message, no connection within a shorter one."""
 
 
 class Readiness(enum.Enum):
@@ -94,9 +94,62 @@ class _CancellableSocket(io.RawIOBase):
         return io.BufferedReader(self, _RECV_BYTES)
 
 
+class _Chunks:
+    """Takes the frame of chunks off a body (RFC 9112, 7.1), however the pieces come. `http.client` does that only
+    with a read that blocks within the frame, where no keep-alive could be sent."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._left = 0  # of the current chunk's data
+        self._is_data_over = False  # the line end after it is due
+        self._is_in_trailer = False
+        self.is_over = False
+
+    def feed(self, received: bytes) -> bytes:
+        """The data in it.
+
+        Raises:
+            ValueError: these are no chunks.
+        """
+        self._rest += received
+        data = bytearray()
+        while self._rest and not self.is_over:
+            if self._left:
+                piece = self._rest[: self._left]
+                data += piece
+                self._left -= len(piece)
+                self._is_data_over = not self._left
+                del self._rest[: len(piece)]
+                continue
+            end = self._rest.find(b"\n") + 1
+            if not end:
+                if len(self._rest) > _MAX_CHUNK_LINE:
+                    raise ValueError("a chunk's line is too long")
+                break
+            self._take_line(bytes(self._rest[:end]).strip())
+            del self._rest[:end]
+        return bytes(data)
+
+    def _take_line(self, line: bytes) -> None:
+        if self._is_in_trailer:
+            self.is_over = not line
+        elif self._is_data_over:
+            if line:
+                raise ValueError("a chunk is longer than it said")
+            self._is_data_over = False
+        else:
+            self._left = int(line.partition(b";")[0], 16)
+            if self._left < 0:
+                raise ValueError("a chunk's length is negative")
+            self._is_in_trailer = not self._left
+
+
 class Exchange:
     """One request that is under way at the backend. Used by one thread, but for `abort`. `is_new` tells that its
     connection was made for it.
+
+    What of the request the backend does not take at once is sent while the reply is waited for: a backend that reads
+    nothing holds up neither the client's keep-alives, nor its disconnect, nor `abort`.
 
     Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline. After any of them, and after
     `close()` before the end of the reply, the connection is closed: that is what makes llama-server stop
@@ -104,7 +157,14 @@ class Exchange:
     """
 
     def __init__(
-        self, backend: Backend, sock: socket.socket, client: Client, deadline: float, method: str, is_new: bool
+        self,
+        backend: Backend,
+        sock: socket.socket,
+        client: Client,
+        deadline: float,
+        method: str,
+        message: bytes,
+        is_new: bool,
     ) -> None:
         self._backend = backend
         self.is_new = is_new
@@ -113,18 +173,44 @@ class Exchange:
         self._sock_lock = threading.Lock()
         self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
+        self._deadline = deadline
+        self._unsent = memoryview(message)
+        self._chunks = _Chunks()
         self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
+
+    def send_some(self) -> None:
+        """Sends what the connection takes now; `wait` sends the rest. Does not block."""
+        try:
+            sent = self._open_socket.send(self._unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close()
+            # Half a request is none: nobody acts on it.
+            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
+        self._unsent = self._unsent[sent:]
 
     def wait(self, timeout_s: float) -> bool:
         """Blocks until bytes of the reply can be read (True) or the time is over (False)."""
-        return self._client.wait_readable(self._open_socket.fileno(), timeout_s)
+        fd = self._open_socket.fileno()
+        if self._unsent:
+            until = time.monotonic() + timeout_s
+            while self._unsent:
+                is_readable, is_writable = self._client.wait_either(fd, remaining_s(until))
+                if not is_writable:
+                    return is_readable  # an answer to half a request is one, too: it may be too large
+                self.send_some()
+            timeout_s = remaining_s(until)
+        return self._client.wait_readable(fd, timeout_s)
 
     def begin(self) -> None:
         """Reads the status line and the headers."""
         try:
+            if self._unsent and not self.wait(remaining_s(self._deadline)):
+                raise BackendDeadline
             self._response.begin()
         except (http.client.HTTPException, OSError, ValueError) as error:
-            was_unread = self._was_reset(error)
+            was_unread = bool(self._unsent) or self._was_reset(error)
             self.close()
             raise BackendLost(error, was_unread=was_unread) from error
         except BaseException:
@@ -168,22 +254,39 @@ class Exchange:
         return Reply(self._response.status, self.content_type, body)
 
     def read_some(self, patience_s: float) -> bytes | None:
-        """Reads what has come of a streamed reply: b"" at its end, None when nothing came for `patience_s`."""
+        """Reads what has come of the reply's body: b"" at its end, None when nothing came for `patience_s`."""
         try:
-            if not self._has_buffered() and not self.wait(patience_s):
-                return None
-            data = self._response.read1(_RECV_BYTES)
+            data = self._receive(time.monotonic() + patience_s)
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
             raise BackendLost(error) from error
         except BaseException:
             self.close()
             raise
-        if not data:
-            if self._response.length:
-                self.close()
-                raise BackendLost("the reply ended early")
+        if data == b"":
             self._give_back()
+        return data
+
+    def _receive(self, until: float) -> bytes | None:
+        response = self._response
+        fp = response.fp
+        if response.chunked:
+            while not self._chunks.is_over:
+                if not self._can_receive(until):
+                    return None
+                received = fp.read1(_RECV_BYTES)
+                if not received:
+                    raise http.client.IncompleteRead(b"")
+                if data := self._chunks.feed(received):
+                    return data
+            return b""
+        if fp is None or response.length == 0:
+            return b""  # the connection stays open: nothing more would come
+        if not self._can_receive(until):
+            return None
+        data = response.read1(_RECV_BYTES)
+        if not data and response.length:
+            raise http.client.IncompleteRead(b"")
         return data
 
     def close(self) -> None:
@@ -202,20 +305,24 @@ class Exchange:
                     return  # it ended by itself meanwhile
 
     @property
+    def is_open(self) -> bool:
+        return self._sock is not None
+
+    @property
     def _open_socket(self) -> socket.socket:
         if self._sock is None:
             raise BackendLost("the connection is closed")
         return self._sock
 
-    def _has_buffered(self) -> bool:
-        fp = self._response.fp
-        if fp is None:
-            return True  # the end was reached: read1 answers at once
+    def _can_receive(self, until: float) -> bool:
+        """Blocks until bytes of the body, or the connection's end, can be read (True) or until then (False)."""
         self._raw.may_block = False
         try:
-            return bool(fp.peek(1))
+            if self._response.fp.peek(1):
+                return True
         finally:
             self._raw.may_block = True
+        return self.wait(remaining_s(until))
 
     def _take_socket(self) -> socket.socket | None:
         with self._sock_lock:
@@ -225,7 +332,7 @@ class Exchange:
     def _give_back(self) -> None:
         sock = self._take_socket()
         if sock is not None:
-            if self._response.will_close:
+            if self._response.will_close or self._unsent:
                 sock.close()
             else:
                 self._backend.give_back(sock)
@@ -266,6 +373,7 @@ class Backend:
 
         Raises:
             BackendLost: no connection.
+            BackendDeadline: none in time.
         """
         message = (
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
@@ -273,20 +381,14 @@ class Backend:
         ).encode("latin-1", "replace") + body
         sock = self._take_idle()
         if sock is not None:
-            try:
-                sock.sendall(message)
-            except OSError:
-                sock.close()
-            else:
-                yield Exchange(self, sock, client, deadline, method, is_new=False)
-        try:
-            sock = self._connect()
-            sock.sendall(message)
-        except OSError as error:
-            if sock is not None:
-                sock.close()
-            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
-        yield Exchange(self, sock, client, deadline, method, is_new=True)
+            exchange = Exchange(self, sock, client, deadline, method, message, is_new=False)
+            with contextlib.suppress(BackendLost):
+                exchange.send_some()
+            if exchange.is_open:
+                yield exchange
+        exchange = Exchange(self, self._connect(deadline), client, deadline, method, message, is_new=True)
+        exchange.send_some()
+        yield exchange
 
     def give_back(self, sock: socket.socket) -> None:
         """Keeps a connection whose reply was read to its end, and none that are too old by now."""
@@ -316,11 +418,21 @@ class Backend:
             return False
         return False
 
-    def _connect(self) -> socket.socket:
-        sock = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT_S)
+    def _connect(self, deadline: float) -> socket.socket:
+        """A blocking socket: with a time-out of Python's, MSG_DONTWAIT would wait."""
+        left_s = remaining_s(deadline)
+        timeout_s = min(_CONNECT_TIMEOUT_S, left_s)
+        if timeout_s == 0:
+            raise BackendDeadline
+        try:
+            sock = socket.create_connection(self._address, timeout=timeout_s)
+        except TimeoutError as error:
+            # It listens, and has accepted none for so long that no more may wait: as wedged as one that is silent.
+            told = "" if timeout_s == left_s else f"did not accept a connection within {timeout_s:g} s"
+            raise BackendDeadline(told) from error
+        except OSError as error:
+            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The kernel's time-out, and a blocking socket: with Python's own time-out MSG_DONTWAIT would wait.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
         sock.settimeout(None)
         return sock
 

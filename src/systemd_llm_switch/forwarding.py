@@ -132,8 +132,12 @@ class Pace:
     def speak(self, data: bytes = protocol.KEEP_ALIVE) -> bytes:
         """What is sent now; the next keep-alive is due that much later."""
         self.has_spoken = True
-        self._next = time.monotonic() + KEEP_ALIVE_S
+        self.pass_over()
         return data
+
+    def pass_over(self) -> None:
+        """Nothing can be sent now: the next keep-alive is due that much later all the same."""
+        self._next = time.monotonic() + KEEP_ALIVE_S
 
 
 @dataclass(slots=True)
@@ -184,7 +188,7 @@ class Forwarding:
                 with contextlib.closing(exchange):
                     if self._is_live and exchange.is_event_stream:
                         return (yield from self._relay(lease, exchange, deadline))
-                    reply = exchange.read()
+                    reply = yield from self._read_reply(exchange, deadline)
                 reply = yield from self._recover(lease, reply, deadline)
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
@@ -228,9 +232,8 @@ class Forwarding:
             raise BackendCrashed(f"model {name!r} ended while it answered: {reason}") from lost
         except BackendDeadline as late:
             self._switcher.distrust(lease)
-            raise BackendTimeout(
-                f"model {name!r} did not answer within {timeout_s:g} s (server.request_timeout)"
-            ) from late
+            told = str(late) or f"did not answer within {timeout_s:g} s (server.request_timeout)"
+            raise BackendTimeout(f"model {name!r} {told}") from late
         except BrokenStream as broken:
             raise BackendError(f"the reply of {name!r} is broken: {broken}") from broken
         finally:
@@ -286,7 +289,18 @@ class Forwarding:
     def _fetch(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Reply]:
         exchange = yield from self._begin(lease, path, message, deadline)
         with contextlib.closing(exchange):
+            return (yield from self._read_reply(exchange, deadline))
+
+    def _read_reply(self, exchange: Exchange, deadline: float) -> Generator[bytes, None, Reply]:
+        """The whole reply; a client that asked for a stream is kept alive meanwhile."""
+        if not self._request.is_streamed:
             return exchange.read()
+        pieces = []
+        for received in self._read_stream(exchange, deadline):
+            pieces.append(received)
+            if self._pace.is_due:
+                yield self._pace.speak()
+        return Reply(exchange.status, exchange.content_type, b"".join(pieces))
 
     # --- a reply as it is written ---------------------------------------------------------------------
 
@@ -315,9 +329,14 @@ class Forwarding:
         reader = EventReader()
         for received in self._read_stream(exchange, deadline):
             frames = b""
-            for data in reader.feed(received):
-                if data != b"[DONE]":
-                    frames += live.feed(data)
+            try:
+                for data in reader.feed(received):
+                    if data != b"[DONE]":
+                        frames += live.feed(data)
+            except (StreamError, BrokenStream):
+                if frames:  # what came before it in the same piece
+                    yield self._pace.speak(frames)
+                raise
             if frames:
                 yield self._pace.speak(frames)
             elif self._pace.is_due:
@@ -333,6 +352,8 @@ class Forwarding:
                 yield self._pace.speak(received)
             elif reader.is_between_events:
                 yield self._pace.speak()
+            else:
+                self._pace.pass_over()
 
     def _read_stream(self, exchange: Exchange, deadline: float) -> Iterator[bytes]:
         """What comes; nothing (b"") when the client must hear something meanwhile."""

@@ -38,17 +38,29 @@ class Client:
         Raises:
             ClientGone: the client hung up first.
         """
+        return bool(self._wait(fd, select.POLLIN, timeout_s))
+
+    def wait_either(self, fd: int, timeout_s: float) -> tuple[bool, bool]:
+        """Blocks until `fd` is readable, or broken (the first), or only writable (the second), or the time is over.
+
+        Raises:
+            ClientGone: the client hung up first.
+        """
+        events = self._wait(fd, select.POLLIN | select.POLLOUT, timeout_s)
+        return bool(events & ~select.POLLOUT), events == select.POLLOUT
+
+    def _wait(self, fd: int, events: int, timeout_s: float) -> int:
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
+        poll.register(fd, events)
         if self._fd is not None:
             poll.register(self._fd, _HANGUP)
-        ready = False
+        found = 0
         # Rounded up: poll(2) takes whole milliseconds, and 0 would spin until the deadline.
-        for ready_fd, _ in poll.poll(max(0, int(timeout_s * 1000) + 1)):
+        for ready_fd, ready in poll.poll(max(0, int(timeout_s * 1000) + 1)):
             if ready_fd == self._fd:
                 raise ClientGone("the client closed its connection")
-            ready = True
-        return ready
+            found = ready
+        return found
 
 
 class Signal:

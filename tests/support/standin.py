@@ -14,7 +14,11 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell (sent along with a chat request before)
+    early_s   send the reply's headers, and the body that much later
+    half_s    send the reply's headers and half of its body, and the rest that much later
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+    torn_s    for stream: send the last delta's chunk, frame and all, in two parts that long apart, the first of
+              `torn_at` bytes
     then      the orders that hold instead once the last message is a tool's result
 
 `GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
@@ -147,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
             data = [{"object": "embedding", "index": i, "embedding": [0.5, float(i)]} for i in range(count)]
             self.reply(200, {"object": "list", "model": self.server.options.name, "data": data})
         else:
-            self.reply(200, self.completion(body, orders))
+            self.reply(200, self.completion(body, orders), orders)
         return None
 
     def completion(self, body: dict[str, Any], orders: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         words = [{"content": f"{word} "} for word in ("a", "b", name)]
         deltas = orders.get("deltas") or [{"role": "assistant"}, *words]
         envelope = {"id": "standin-1", "created": 1, "model": name, "object": "chat.completion.chunk"}
-        for delta in deltas:
+        for number, delta in enumerate(deltas, 1):
             self.wait(orders.get("delta_s", 0))
-            self.event({**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            event = {**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            self.event(event, orders if number == len(deltas) else {})
         if orders.get("cut_stream"):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -189,12 +194,16 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
-    def event(self, value: Any) -> None:
-        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+    def event(self, value: Any, orders: dict[str, Any] | None = None) -> None:
+        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n", orders)
 
-    def chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
+    def chunk(self, data: bytes, orders: dict[str, Any] | None = None) -> None:
+        wire = f"{len(data):x}\r\n".encode() + data + b"\r\n"
+        if orders and "torn_s" in orders:
+            self.wfile.write(wire[: orders["torn_at"]])
+            self.wait(orders["torn_s"])
+            wire = wire[orders["torn_at"] :]
+        self.wfile.write(wire)
 
     def wait(self, seconds: float) -> None:
         """Waits as llama-server does: a client that went away ends it."""
@@ -205,10 +214,16 @@ class Handler(BaseHTTPRequestHandler):
             if poll.poll(min(left, 60) * 1000):
                 raise Dropped
 
-    def reply(self, status: int, value: Any) -> None:
+    def reply(self, status: int, value: Any, orders: dict[str, Any] | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         head = f"HTTP/1.1 {status} Standin\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        self.wfile.write(head.encode() + data)
+        wire = head.encode() + data
+        for order, count in (("early_s", len(head)), ("half_s", len(head) + len(data) // 2)):
+            if orders and order in orders:
+                self.wfile.write(wire[:count])
+                self.wait(orders[order])
+                wire = wire[count:]
+        self.wfile.write(wire)
 
 
 def is_taken(port: int) -> bool:

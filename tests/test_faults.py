@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from support.stack import Stack, in_background, run_all, wait_for
-from systemd_llm_switch.backend import Backend, BackendLost
+from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Model
+from systemd_llm_switch.exchange import BackendLost
 from systemd_llm_switch.loading import Resident
 from systemd_llm_switch.systemd import ProcessWatch
 from systemd_llm_switch.waiting import Client

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from systemd_llm_switch import protocol, recovery
-from systemd_llm_switch.backend import Backend, BackendDeadline, BackendLost, Exchange, Reply
+from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.errors import (
     BackendCrashed,
@@ -24,6 +24,7 @@ from systemd_llm_switch.errors import (
     ClientGone,
     ModelStartTimeout,
 )
+from systemd_llm_switch.exchange import BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.leases import Lease
 from systemd_llm_switch.live import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.protocol import EventReader, Json, Request
@@ -197,8 +198,10 @@ class Forwarding:
 
     def _await_lease(self, lease: Lease) -> Generator[bytes, None, None]:
         server = self._config.server
-        # Longer than any turn takes, in case the promises of the scheduler do not hold.
-        limit_s = 2 * (server.request_timeout + server.health_timeout)
+        # Longer than the scheduler lets anybody wait (docs/scheduling.md, "The bound"), in case it does not hold.
+        turn_s = 3 * server.health_timeout + (server.max_wait or 0) + (server.min_resident or 0)
+        turn_s += max(server.request_timeout, server.drain_timeout or 0)
+        limit_s = (len(self._config.models) + 1) * turn_s
         deadline = time.monotonic() + limit_s
         while not lease.wait(self._client, self._pace.left_s(deadline)):
             if self._pace.is_due:
@@ -375,7 +378,7 @@ class Forwarding:
             return (yield from self._pass_error(reply))
         if not self._request.is_repairable:
             if self._pace.has_spoken:
-                yield self._pace.speak(b"data: " + reply.body + b"\n\n")
+                yield self._pace.speak(protocol.raw_frame(reply.body))
             headers = (("Content-Type", reply.content_type), *self._record.headers())
             return Answer(reply.status, headers, reply.body)
         parsed, body = self._repair(reply)

@@ -11,9 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from systemd_llm_switch.backend import Backend, BackendLost, Exchange, Readiness
+from systemd_llm_switch.backend import Backend, Readiness
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
+from systemd_llm_switch.exchange import BackendLost, Exchange
 from systemd_llm_switch.failures import Failures, Fingerprint
 from systemd_llm_switch.listeners import holds_any, listening_sockets
 from systemd_llm_switch.read_ahead import model_files

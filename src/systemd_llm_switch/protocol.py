@@ -198,6 +198,11 @@ def frame(chunk: object) -> bytes:
     return b"data: " + dump(chunk) + b"\n\n"
 
 
+def raw_frame(body: bytes) -> bytes:
+    """One event that holds a body as it is, on as many lines as it has."""
+    return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
+
+
 def error_frame(error: ProxyError) -> bytes:
     """An error after the headers are sent."""
     may_get_better = not error.permanent and (error.status >= 500 or error.status in _WORTH_A_RETRY)

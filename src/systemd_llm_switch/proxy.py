@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 from systemd_llm_switch import protocol
-from systemd_llm_switch.backend import BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
@@ -22,6 +21,7 @@ from systemd_llm_switch.errors import (
     ModelNotFound,
     ProxyError,
 )
+from systemd_llm_switch.exchange import BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.forwarding import Answer, Forwarding, Pace, Record, Steps
 from systemd_llm_switch.loading import Resident
 from systemd_llm_switch.switcher import Switcher

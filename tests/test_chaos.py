@@ -50,7 +50,8 @@ FAIR = {
     "backend_timeout": 504,
 }
 ACCOUNTED = {"ok", "dropped", "no proxy", "the backend's own error", "model_not_found, as configured", *FAIR}
-BURST, THREADS_STEP = 80, 24
+# The pool keeps the threads of its busiest moment: two of its steps more than a fresh one after the same burst.
+BURST, THREADS_STEP = 80, 48
 GROWTH_MIB = 10
 
 

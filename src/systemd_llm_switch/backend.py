@@ -1,7 +1,7 @@
 """A backend: one llama-server's HTTP side. Readiness, connections, and what is sent on them.
 
 Knows nothing of units, scheduling or repair. Readiness uses `requests`; what is forwarded goes over sockets of our
-own (`exchange`), which is also several times quicker (docs/performance.md).
+own (`exchange`), which is also quicker (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loading and unloading on systemd: stop units and confirm it, bring one up and wait until it is ready.
 
-Blocks; runs in a switch's own thread, never under a lock. Knows nothing of requests and who waits.
+Blocks; runs in the switches' thread, never under a lock. Knows nothing of requests and who waits.
 """
 
 from __future__ import annotations

@@ -92,11 +92,6 @@ class UnitStatus:
         """The kernel, or systemd-oomd, killed it for memory."""
         return self.result == "oom-kill"
 
-    @property
-    def is_spawn_failure(self) -> bool:
-        """systemd could not even execute the program."""
-        return self.exec_code == os.CLD_EXITED and self.exec_status in _SPAWN_FAILURES
-
     def describe(self) -> str:
         """The state in words: `failed (Result: exit-code, exit status 1)`."""
         if self.is_missing:

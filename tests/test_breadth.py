@@ -1,4 +1,4 @@
-"""Further routes of llama-server: forwarded as they are, switched by model; and what a parser's refusal becomes."""
+"""Further routes of llama-server, forwarded as they are and switched by model; and further fields of a chat request."""
 
 from __future__ import annotations
 
@@ -130,51 +130,6 @@ def test_a_tool_that_is_forced_by_its_name_is_the_only_one(
     assert proxy.chat("a", tools=[OTHER_TOOL, *TOOLS], tool_choice=choice).status == 200
     body = stack.seen()["bodies"][-1]
     assert (body["tool_choice"], body["tools"]) == (told, tools)
-
-
-REFUSAL = json.dumps(
-    {
-        "error": {
-            "code": 500,
-            "message": "The model produced output that does not match the expected peg-native format",
-            "type": "server_error",
-        }
-    }
-)
-CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
-
-
-@pytest.mark.parametrize("fields", [{}, {"stream": True}])
-def test_a_parsers_refusal_becomes_the_models_call(proxy: Proxy, stack: Stack, fields: dict[str, Any]) -> None:
-    """llama-server's 500 is not handed to an agent: the raw text is asked for once more, and the call in it saved."""
-    orders = {"status": 500, "raw": REFUSAL, "template": "PROMPT", "completion": CALL}
-    answer = proxy.chat("a", tools=TOOLS, temperature=0.3, seed=5, standin=orders, **fields)
-    assert answer.status == 200
-    if fields:
-        deltas = [event["choices"][0]["delta"] for event in answer.events[:-1]]
-        calls = [call for delta in deltas for call in delta.get("tool_calls") or []]
-    else:
-        calls = answer.json["choices"][0]["message"]["tool_calls"]
-        assert answer.json["choices"][0]["finish_reason"] == "tool_calls"
-    assert calls[0]["function"]["name"] == "get_weather"
-    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Paris"}
-    asked = stack.seen()["bodies"][-1]
-    assert (asked["prompt"], asked["temperature"], asked["seed"], asked["n_predict"]) == ("PROMPT", 0.3, 5, 8)
-    assert proxy.status()["repairs"]["backend_refusal"] == 1
-    assert int(answer.headers["x-llm-switch-repaired"]) >= 2
-
-
-def test_a_refused_text_without_a_call_is_the_content(proxy: Proxy) -> None:
-    orders = {"status": 500, "raw": REFUSAL, "template": "P", "completion": "<think>Hm.</think>\n\nJust words."}
-    message = proxy.chat("a", tools=TOOLS, standin=orders).json["choices"][0]["message"]
-    assert message["content"] == "Just words."
-    assert message["reasoning_content"] == "Hm."
-
-
-def test_any_other_500_stays_one(proxy: Proxy) -> None:
-    answer = proxy.chat("a", tools=TOOLS, standin={"status": 500, "raw": '{"error": {"message": "boom"}}'})
-    assert answer.status == 500
-    assert answer.error["message"] == "boom"
 
 
 def test_a_broken_history_is_mended_before_it_is_sent(proxy: Proxy, stack: Stack) -> None:

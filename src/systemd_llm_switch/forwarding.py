@@ -28,6 +28,7 @@ from systemd_llm_switch.exchange import BackendDeadline, BackendLost, Exchange, 
 from systemd_llm_switch.leases import Lease
 from systemd_llm_switch.live import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.protocol import EventReader, Json, Request
+from systemd_llm_switch.recovery import Told
 from systemd_llm_switch.repair import (
     Repair,
     RequestFacts,
@@ -188,9 +189,11 @@ class Forwarding:
                 exchange = yield from self._begin(lease, self._request.path, message, deadline)
                 with contextlib.closing(exchange):
                     if self._is_live and exchange.is_event_stream:
-                        return (yield from self._relay(lease, exchange, deadline))
+                        return (yield from self._relay(lease, exchange, message, deadline))
                     reply = yield from self._read_reply(exchange, deadline)
-                reply = yield from self._recover(lease, reply, deadline)
+                if self._is_refusal(reply):
+                    recovered = yield from self._recover(lease, message, Told(), deadline)
+                    reply = reply if recovered is None else Reply(200, "application/json", protocol.dump(recovered))
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
             self._switcher.release(lease)
@@ -273,21 +276,22 @@ class Forwarding:
         finally:
             del lost  # an error that its own frame names keeps that frame, and what is in it, until a collection
 
-    def _recover(self, lease: Lease, reply: Reply, deadline: float) -> Generator[bytes, None, Reply]:
-        """The reply; where it is only the backend's own parser that gave up, one made of the model's raw text."""
-        if not (self._request.is_chat and recovery.is_refusal(reply.status, reply.body)):
-            return reply
-        body = self._request.body | dict(self._model.force)
-        template = yield from self._fetch(lease, recovery.TEMPLATE_PATH, protocol.dump(body), deadline)
-        message = recovery.completion_message(dict(self._model.params) | body, template.body)
+    def _is_refusal(self, reply: Reply) -> bool:
+        return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
+
+    def _recover(self, lease: Lease, sent: bytes, told: Told, deadline: float) -> Generator[bytes, None, Json | None]:
+        """Where only the backend's own parser gave up on what it answered to `sent`: the reply from `told` on, made
+        of the model's raw text. None if there is no such text."""
+        template = yield from self._fetch(lease, recovery.TEMPLATE_PATH, sent, deadline)
+        message = recovery.completion_message(sent, template.body, told)
         if template.status != 200 or message is None:
-            return reply
+            return None
         completion = yield from self._fetch(lease, recovery.COMPLETION_PATH, message, deadline)
-        recovered = recovery.chat_reply(completion.body, self._model.id)
+        recovered = recovery.chat_reply(completion.body, self._model.id, told)
         if completion.status != 200 or recovered is None:
-            return reply
+            return None
         self._record.repairs.append(Repair("backend_refusal"))
-        return Reply(200, "application/json", protocol.dump(recovered))
+        return recovered
 
     def _fetch(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Reply]:
         exchange = yield from self._begin(lease, path, message, deadline)
@@ -307,7 +311,7 @@ class Forwarding:
 
     # --- a reply as it is written ---------------------------------------------------------------------
 
-    def _relay(self, lease: Lease, exchange: Exchange, deadline: float) -> Steps:
+    def _relay(self, lease: Lease, exchange: Exchange, sent: bytes, deadline: float) -> Steps:
         """Passes a stream on."""
         request = self._request
         if not request.is_repairable:
@@ -319,9 +323,12 @@ class Forwarding:
             yield from self._relay_events(exchange, deadline, live)
         except StreamError as error:
             reply = Reply(error.status, "application/json", protocol.dump(error.body))
-            if not live.has_told:
-                reply = yield from self._recover(lease, reply, deadline)
-            return (yield from self._answer(reply))
+            told = live.told if self._is_refusal(reply) else None
+            rest = None if told is None else (yield from self._recover(lease, sent, told, deadline))
+            if rest is None:
+                return (yield from self._answer(reply))
+            for frame in live.resume(rest):
+                yield self._pace.speak(frame)
         for frame in live.finish():
             yield self._pace.speak(frame)
         self._record.repairs.extend(live.repairs)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from systemd_llm_switch import protocol
 from systemd_llm_switch.protocol import Json
+from systemd_llm_switch.recovery import Told
 from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
 
 
@@ -46,6 +47,11 @@ class _Choice:
     function: Json | None = None
     logprobs: list[object] = field(default_factory=list)
     finish_reason: str | None = None
+    tokens: int = 0  # of text and thoughts: llama-server sends an event for each
+
+    @property
+    def text(self) -> str:
+        return "".join(self.sent) + self.pending
 
     @property
     def has_calls(self) -> bool:
@@ -68,9 +74,12 @@ class LiveReply:
         self.usage: Json = {}
 
     @property
-    def has_told(self) -> bool:
-        """Whether any of the model's words were passed on."""
-        return any(it.sent or it.fields.get("reasoning_content") for it in self._choices.values())
+    def told(self) -> Told | None:
+        """How far the reply was read; None where the client asked for several."""
+        if len(self._choices) > 1:
+            return None
+        state = next(iter(self._choices.values()), _Choice())
+        return Told(state.fields.get("reasoning_content", ""), state.text, state.tokens)
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now for one event's data (not `[DONE]`).
@@ -95,6 +104,16 @@ class LiveReply:
         if len(choices) == 1 and not chunk.get("usage") and self._may_pass(choices[0]):
             return b"data: " + data + b"\n\n"
         return b"".join(frame for choice in choices for frame in self._take(choice))
+
+    def resume(self, rest: Json) -> Iterator[bytes]:
+        """What goes to the client now that the rest of the reply is known, after an error ended the stream."""
+        choice = rest["choices"][0]
+        state = self._choices.setdefault(0, _Choice())
+        state.calls.clear()  # a failed reading of what now comes as text
+        state.function = None
+        self.usage = rest["usage"]
+        self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
+        yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
 
     def finish(self) -> Iterator[bytes]:
         """What is left once the stream has ended: held text, tool calls, finish_reason, usage, `[DONE]`.
@@ -123,7 +142,7 @@ class LiveReply:
             return False
         if text and (self._may_rescue or self._facts.wants_json or state.pending or state.has_calls):
             return False
-        self._note_fields(state, delta)
+        self._note(state, delta)
         if text:
             state.sent.append(text)
         return True
@@ -132,7 +151,7 @@ class LiveReply:
         """Takes a choice in; yields what may go on of it."""
         index, state, delta = self._read(choice)
         is_first = not state.fields
-        self._note_fields(state, delta)
+        self._note(state, delta)
         if is_first and "role" in state.fields:
             yield self._frame(index, {"role": state.fields["role"]})
         if delta.get("reasoning_content"):
@@ -159,7 +178,8 @@ class LiveReply:
             raise BrokenStream(f"a choice is none: {json.dumps(choice)[:200]}")
         return index, self._choices.setdefault(index, _Choice()), delta
 
-    def _note_fields(self, state: _Choice, delta: Json) -> None:
+    def _note(self, state: _Choice, delta: Json) -> None:
+        state.tokens += bool(delta.get("content") or delta.get("reasoning_content"))
         for name, value in delta.items():
             if name == "reasoning_content":
                 state.fields[name] = state.fields.get(name, "") + (value or "")
@@ -181,7 +201,7 @@ class LiveReply:
     # --- the end --------------------------------------------------------------------------------------
 
     def _finished(self, index: int, state: _Choice) -> Json:
-        text = "".join(state.sent) + state.pending
+        text = state.text
         if not self._is_chat:
             return {"index": index, "text": text, "finish_reason": state.finish_reason}
         message: Json = {"role": "assistant"} | state.fields

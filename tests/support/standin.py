@@ -13,7 +13,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     hang      never answer                raw      the reply's body, as text, byte for byte
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
-    template, completion   what /apply-template and /completion tell (sent along with a chat request before)
+    template, completion   what /apply-template and /completion tell
     early_s   send the reply's headers, and the body that much later
     half_s    send the reply's headers and half of its body, and the rest that much later
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
@@ -50,7 +50,6 @@ class Seen:
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        self.orders: dict[str, Any] = {}
 
 
 class Dropped(Exception):
@@ -123,13 +122,10 @@ class Handler(BaseHTTPRequestHandler):
                 seen.counts["running"] -= 1
 
     def act(self, body: dict[str, Any], orders: dict[str, Any], raw: bytes) -> None:
-        if "template" in orders and self.path.endswith("/chat/completions"):
-            self.server.seen.orders = orders
-        earlier = self.server.seen.orders
-        if self.path == "/apply-template" and earlier:
-            return self.reply(200, {"prompt": earlier["template"]})
-        if self.path == "/completion":
-            told = {"content": earlier["completion"], "stop_type": "eos", "tokens_predicted": 4, "tokens_evaluated": 9}
+        if self.path == "/apply-template" and "template" in orders:
+            return self.reply(200, {"prompt": orders["template"]})
+        if self.path == "/completion" and "completion" in orders:
+            told = {"content": orders["completion"], "stop_type": "eos", "tokens_predicted": 4, "tokens_evaluated": 9}
             return self.reply(200, told)
         self.wait(1e9 if orders.get("hang") else orders.get("delay_s", 0))
         if "crash" in orders:
@@ -177,7 +173,8 @@ class Handler(BaseHTTPRequestHandler):
         envelope = {"id": "standin-1", "created": 1, "model": name, "object": "chat.completion.chunk"}
         for number, delta in enumerate(deltas, 1):
             self.wait(orders.get("delta_s", 0))
-            event = {**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            index = (number - 1) % (body.get("n") or 1)
+            event = {**envelope, "choices": [{"index": index, "delta": delta, "finish_reason": None}]}
             self.event(event, orders if number == len(deltas) else {})
         if orders.get("cut_stream"):
             self.close_connection = True

@@ -19,7 +19,7 @@ _QUOTE_WORK = 60
 _NEXT_KEY = re.compile(
     r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:"
 )
-_LONE_NAME = re.compile(r"[\"']([\w$.-]{1,80})[\"']\s*(?:[,}]|\Z)")
+_LONE_STRING = re.compile(r"([\"'])[^\"'\n]{1,80}\1\s*(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
 _ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
 _QUOTED_MEMBER = re.compile(r",\s*[\"']([\w$.-]{1,80})[\"']\s*:")
@@ -169,8 +169,8 @@ class StringReader:
             return _VALUE.match(self.text, at) is not None
         key = _NEXT_KEY.match(self.text, at)
         if key is None:
-            lone = _LONE_NAME.match(self.text, at) if inside == 0 and self.names else None
-            return lone is not None and self.is_expected(lone[1])
+            # A name without a value, or a value without a name: then the object is unreadable, not this string longer.
+            return inside == 0 and _LONE_STRING.match(self.text, at) is not None
         name = _name(key)
         if inside == 0 or (inside % 2 == 0 and not self.trusts_names and not key[3] and _NAME.fullmatch(name)):
             return True

@@ -77,12 +77,12 @@ class Backend:
         ).encode("latin-1", "replace") + body
         sock = self._take_idle()
         if sock is not None:
-            exchange = Exchange(self.give_back, sock, client, deadline, method, message, is_new=False)
+            exchange = Exchange(self.give_back, sock, client, deadline, message, is_new=False)
             with contextlib.suppress(BackendLost):
                 exchange.send_some()
             if exchange.is_open:
                 yield exchange
-        exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, method, message, is_new=True)
+        exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, message, is_new=True)
         exchange.send_some()
         yield exchange
 

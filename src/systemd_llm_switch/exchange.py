@@ -1,23 +1,22 @@
 """One request under way at a backend: sent, waited for, read, cancelled. Knows HTTP/1.1 and one connection.
 
-`http.client`'s parser over a socket of our own: a wait must watch the client's connection together with the
-backend's (`waiting.Client`), and nothing may block inside a reply that comes in pieces.
+httptools' parser over a socket of our own: a wait must watch the client's connection together with the backend's
+(`waiting.Client`), and nothing may block inside a reply that comes in pieces.
 """
 
 from __future__ import annotations
 
-import http.client
-import io
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from httptools import HttpParserError, HttpResponseParser
+
 from systemd_llm_switch.waiting import Client, remaining_s
 
-_RECV_BYTES = 65536
-_MAX_CHUNK_LINE = 65536
+_RECV_BYTES = 64 * 1024
 
 
 class BackendLost(Exception):
@@ -27,7 +26,7 @@ class BackendLost(Exception):
     """
 
     def __init__(self, reason: BaseException | str, *, was_unread: bool = False) -> None:
-        super().__init__(reason if isinstance(reason, str) else _describe(reason))
+        super().__init__(str(reason) or type(reason).__name__)
         self.was_unread = was_unread
 
 
@@ -44,81 +43,52 @@ class Reply:
     body: bytes
 
 
-class _CancellableSocket(io.RawIOBase):
-    """The reading side of a socket: each blocking read also ends with the client, or at the deadline."""
+class _Incoming:
+    """What the parser found of a reply so far."""
 
-    def __init__(self, sock: socket.socket, client: Client, deadline: float) -> None:
-        self._sock = sock
-        self._client = client
-        self._deadline = deadline
-        self.may_block = True
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
-        while True:
-            try:
-                return self._sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if not self.may_block:
-                    return None
-            if not self._client.wait_readable(self._sock.fileno(), remaining_s(self._deadline)):
-                raise BackendDeadline
-
-    def makefile(self, mode: str = "rb") -> io.BufferedReader:
-        """What `http.client.HTTPResponse` asks a socket for."""
-        return io.BufferedReader(self, _RECV_BYTES)
-
-
-class _Chunks:
-    """Takes the frame of chunks off a body (RFC 9112, 7.1), however the pieces come. `http.client` does that only
-    with a read that blocks within the frame, where no keep-alive could be sent."""
+    __slots__ = ("_has_length", "_is_closing", "body", "content_type", "has_head", "has_surplus", "is_complete")
 
     def __init__(self) -> None:
-        self._rest = bytearray()
-        self._left = 0  # of the current chunk's data
-        self._is_data_over = False  # the line end after it is due
-        self._is_in_trailer = False
-        self.is_over = False
+        self.content_type = "application/json"
+        self.body: list[bytes] = []
+        self.has_head = False
+        self.is_complete = False
+        self.has_surplus = False
+        self._has_length = False
+        self._is_closing = False
 
-    def feed(self, received: bytes) -> bytes:
-        """The data in it.
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the connection's end tells the body's (RFC 9112, 6.3)."""
+        return self.has_head and not self._has_length
 
-        Raises:
-            ValueError: these are no chunks.
-        """
-        self._rest += received
-        data = bytearray()
-        while self._rest and not self.is_over:
-            if self._left:
-                piece = self._rest[: self._left]
-                data += piece
-                self._left -= len(piece)
-                self._is_data_over = not self._left
-                del self._rest[: len(piece)]
-                continue
-            end = self._rest.find(b"\n") + 1
-            if not end:
-                if len(self._rest) > _MAX_CHUNK_LINE:
-                    raise ValueError("a chunk's line is too long")
-                break
-            self._take_line(bytes(self._rest[:end]).strip())
-            del self._rest[:end]
-        return bytes(data)
+    @property
+    def leaves_connection(self) -> bool:
+        """Whether another request may follow on the connection."""
+        return self.is_complete and not self.has_surplus and not self._is_closing
 
-    def _take_line(self, line: bytes) -> None:
-        if self._is_in_trailer:
-            self.is_over = not line
-        elif self._is_data_over:
-            if line:
-                raise ValueError("a chunk is longer than it said")
-            self._is_data_over = False
-        else:
-            self._left = int(line.partition(b";")[0], 16)
-            if self._left < 0:
-                raise ValueError("a chunk's length is negative")
-            self._is_in_trailer = not self._left
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self.has_surplus = self.is_complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-type":
+            self.content_type = value.decode("latin-1")
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._has_length = True
+        elif name == b"connection":
+            self._is_closing = value.lower() == b"close"
+
+    def on_headers_complete(self) -> None:
+        self.has_head = True
+
+    def on_body(self, data: bytes) -> None:
+        self.body.append(data)
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
 
 
 class Exchange:
@@ -139,7 +109,6 @@ class Exchange:
         sock: socket.socket,
         client: Client,
         deadline: float,
-        method: str,
         message: bytes,
         is_new: bool,
     ) -> None:
@@ -148,12 +117,12 @@ class Exchange:
         self._sock: socket.socket | None = sock
         # `abort` comes from another thread: it must not meet a socket that is another request's by then.
         self._sock_lock = threading.Lock()
-        self._raw = _CancellableSocket(sock, client, deadline)
         self._client = client
         self._deadline = deadline
         self._unsent = memoryview(message)
-        self._chunks = _Chunks()
-        self._response = http.client.HTTPResponse(self._raw, method=method)  # type: ignore[arg-type]
+        self._reply = _Incoming()
+        self._parser = HttpResponseParser(self._reply)
+        self._has_begun = False  # anything of the reply came
 
     def send_some(self) -> None:
         """Sends what the connection takes now; `wait` sends the rest. Does not block."""
@@ -185,86 +154,100 @@ class Exchange:
         try:
             if self._unsent and not self.wait(remaining_s(self._deadline)):
                 raise BackendDeadline
-            self._response.begin()
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            was_unread = bool(self._unsent) or self._was_reset(error)
-            self.close()
-            raise BackendLost(error, was_unread=was_unread) from error
+            while not self._reply.has_head:
+                self._take_in()
         except BaseException:
             self.close()
             raise
 
     @property
     def status(self) -> int:
-        return self._response.status
+        return self._parser.get_status_code()
 
     @property
     def content_type(self) -> str:
         """The only header of a reply that is handed on: the others are about this hop, or llama-server's own
         idea of CORS."""
-        return self._response.getheader("content-type") or "application/json"
+        return self._reply.content_type
 
     @property
     def is_event_stream(self) -> bool:
         """Whether the reply comes as events, while it is written."""
         return self.status == 200 and self.content_type.startswith("text/event-stream")
 
-    def _was_reset(self, error: Exception) -> bool:
-        """Whether the kernel behind the connection said that bytes were not read: it answers with a reset where a
-        process ends and leaves some, or where they come after its end, and with an orderly close where all were
-        read (RFC 1122, 4.2.2.13). A reset that follows such a close is pending behind it (tcp(7): EPIPE)."""
-        if isinstance(error, http.client.RemoteDisconnected):
-            return self._sock is not None and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-        return isinstance(error, ConnectionError)
-
     def read(self) -> Reply:
         """Reads the rest of the reply and gives the connection back."""
         try:
-            body = self._response.read()
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            self.close()
-            raise BackendLost(error) from error
+            while not self._reply.is_complete:
+                self._take_in()
         except BaseException:
             self.close()
             raise
         self._give_back()
-        return Reply(self._response.status, self.content_type, body)
+        return Reply(self.status, self.content_type, b"".join(self._reply.body))
 
     def read_some(self, patience_s: float) -> bytes | None:
         """Reads what has come of the reply's body: b"" at its end, None when nothing came for `patience_s`."""
+        reply, until = self._reply, time.monotonic() + patience_s
         try:
-            data = self._receive(time.monotonic() + patience_s)
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            self.close()
-            raise BackendLost(error) from error
+            while not reply.body and not reply.is_complete:
+                received = self._receive()
+                if received is not None:
+                    self._feed(received)
+                elif not self.wait(remaining_s(until)):
+                    return None
         except BaseException:
             self.close()
             raise
-        if data == b"":
+        data = b"".join(reply.body)
+        reply.body.clear()
+        if not data:
             self._give_back()
         return data
 
-    def _receive(self, until: float) -> bytes | None:
-        response = self._response
-        fp = response.fp
-        if response.chunked:
-            while not self._chunks.is_over:
-                if not self._can_receive(until):
-                    return None
-                received = fp.read1(_RECV_BYTES)
-                if not received:
-                    raise http.client.IncompleteRead(b"")
-                if data := self._chunks.feed(received):
-                    return data
-            return b""
-        if fp is None or response.length == 0:
-            return b""  # the connection stays open: nothing more would come
-        if not self._can_receive(until):
+    def _take_in(self) -> None:
+        """Reads what came; waits for it until the deadline."""
+        while (received := self._receive()) is None:
+            if not self._client.wait_readable(self._open_socket.fileno(), remaining_s(self._deadline)):
+                raise BackendDeadline
+        self._feed(received)
+
+    def _receive(self) -> bytes | None:
+        """What came: b"" at the connection's end, None while nothing has. Does not block."""
+        try:
+            return self._open_socket.recv(_RECV_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
             return None
-        data = response.read1(_RECV_BYTES)
-        if not data and response.length:
-            raise http.client.IncompleteRead(b"")
-        return data
+        except OSError as error:
+            was_unread = not self._has_begun and (bool(self._unsent) or isinstance(error, ConnectionError))
+            raise BackendLost(error, was_unread=was_unread) from error
+
+    def _feed(self, received: bytes) -> None:
+        if not received:
+            self._note_end()
+            return
+        self._has_begun = True
+        try:
+            self._parser.feed_data(received)
+        except HttpParserError as error:
+            # Whatever follows a whole reply is no part of it; the connection is not used again.
+            if not self._reply.is_complete:
+                raise BackendLost(f"its reply is no HTTP: {error}") from error
+
+    def _note_end(self) -> None:
+        """The connection ended: so did the reply, or it is lost."""
+        if self._reply.ends_with_connection:
+            self._reply.is_complete = self._reply.has_surplus = True
+        elif self._has_begun:
+            raise BackendLost("the reply ended early")
+        else:
+            raise BackendLost("it closed the connection without an answer", was_unread=self._was_unread())
+
+    def _was_unread(self) -> bool:
+        """Whether the kernel behind an ended connection said that bytes were not read: it answers with a reset where
+        a process ends and leaves some, or where they come after its end, and with an orderly close where all were
+        read (RFC 1122, 4.2.2.13). A reset that follows such a close is pending behind it (tcp(7): EPIPE)."""
+        return bool(self._unsent) or self._open_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def close(self) -> None:
         """Drops the connection unless the reply was read to its end. Idempotent."""
@@ -291,16 +274,6 @@ class Exchange:
             raise BackendLost("the connection is closed")
         return self._sock
 
-    def _can_receive(self, until: float) -> bool:
-        """Blocks until bytes of the body, or the connection's end, can be read (True) or until then (False)."""
-        self._raw.may_block = False
-        try:
-            if self._response.fp.peek(1):
-                return True
-        finally:
-            self._raw.may_block = True
-        return self.wait(remaining_s(until))
-
     def _take_socket(self) -> socket.socket | None:
         with self._sock_lock:
             sock, self._sock = self._sock, None
@@ -309,15 +282,7 @@ class Exchange:
     def _give_back(self) -> None:
         sock = self._take_socket()
         if sock is not None:
-            if self._response.will_close or self._unsent:
-                sock.close()
-            else:
+            if self._reply.leaves_connection and not self._unsent and self._parser.get_http_version() == "1.1":
                 self._keep(sock)
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "it closed the connection without an answer"
-    if isinstance(error, http.client.IncompleteRead):
-        return "the reply ended early"
-    return str(error) or type(error).__name__
+            else:
+                sock.close()

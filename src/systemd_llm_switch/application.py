@@ -1,23 +1,31 @@
 """The WSGI application: which route answers, who is let in, and what becomes of whatever goes wrong.
 
-web.py dispatches; its quirks end here: refusals in words of its own, and bodies that are never closed.
+web.py dispatches, and that is all: what a route returns goes past it to the server, since web.py would hand that a
+chain without `close()`, so that a body whose client went away would never be ended. Requests for a model, which are
+most of all, go past it altogether (docs/performance.md has what that brings).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import web
 
-from systemd_llm_switch.errors import InternalError, MethodNotAllowed, ProxyError, UnknownUrl
+from systemd_llm_switch.access import Access
+from systemd_llm_switch.errors import (
+    ClientGone,
+    InternalError,
+    MethodNotAllowed,
+    ProxyError,
+    UnknownUrl,
+)
 from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.handlers import (
-    BODY,
-    CORS,
+    Environ,
     Forwarded,
     Handler,
     Health,
@@ -30,8 +38,7 @@ from systemd_llm_switch.handlers import (
     Status,
     Unload,
     Upstream,
-    write_answer,
-    write_error,
+    forward,
 )
 from systemd_llm_switch.proxy import Story
 from systemd_llm_switch.routes import FORWARDED
@@ -39,7 +46,7 @@ from systemd_llm_switch.routes import FORWARDED
 log = logging.getLogger(__name__)
 
 StartResponse = Callable[..., Any]
-Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"({'|'.join(FORWARDED)})", Forwarded),
@@ -59,74 +66,96 @@ LISTED = (
 )
 
 
+_TOLD = "llm_switch.told"
+_FORWARDED = frozenset(FORWARDED)
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
+    ClientGone.status: f"{ClientGone.status} Client Closed Request"
+}
+
+
 def make_wsgi(services: Services) -> Wsgi:
     """The whole application as a WSGI callable."""
-    web.config.debug = False
-    mapping: list[object] = []
-    for pattern, handler in ROUTES:
-        mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
-    return _Closing(_Application(services, mapping).wsgifunc())
+    dispatch = _Dispatch(services)
+
+    def serve(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        access = services.access()
+        told = _tell(services, access, dispatch, environ)
+        answer = told.answer if isinstance(told, Story) else told
+        headers = [*answer.headers, *access.cors_headers(environ)]
+        if answer.body:
+            headers.append(("Content-Length", str(len(answer.body))))
+        start_response(_STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status", headers)
+        if isinstance(told, Story):
+            return told
+        return () if environ["REQUEST_METHOD"] == "HEAD" else (answer.body,)
+
+    return serve
 
 
-class _Application(web.application):  # type: ignore[misc]
-    """web.py's dispatch; whatever goes wrong in a route leaves in OpenAI's shape, with a line in the journal."""
-
-    def __init__(self, services: Services, mapping: list[object]) -> None:
-        super().__init__(mapping, {}, autoreload=False)
-        self._services = services
-
-    def handle(self) -> Any:
-        access = self._services.access()
-        environ = web.ctx.env
-        environ[CORS] = access.cors_headers(environ)
-        try:
-            access.check(web.ctx.path, environ)
-            if access.is_preflight(environ):
-                return write_answer(Answer(204, access.preflight_headers(environ), b""))
-            return super().handle()
-        except ProxyError as error:
-            return self._refuse(error)
-        except web.HTTPError:
-            return self._refuse(_translate_refusal())
-        except Exception:
-            log.exception("route_crashed path=%s", quote(web.ctx.path))
-            return write_error(InternalError("the proxy failed; its journal has the reason"))
-
-    @staticmethod
-    def _refuse(error: ProxyError) -> bytes:
+def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Environ) -> Answer | Story:
+    """What a route tells whoever may come in. Whatever goes wrong leaves in OpenAI's shape, with a line in the
+    journal."""
+    path = environ["PATH_INFO"]
+    try:
+        access.check(path, environ)
+        if access.is_preflight(environ):
+            return Answer(204, access.preflight_headers(environ), b"")
+        if path in _FORWARDED and environ["REQUEST_METHOD"] == "POST":
+            return forward(services, path, environ)
+        return dispatch.tell(environ)
+    except ProxyError as error:
         level = logging.WARNING if error.status < 500 else logging.ERROR
-        log.log(level, "refused path=%s status=%d reason=%r", quote(web.ctx.path), error.status, error.message)
-        return write_error(error)
+        log.log(level, "refused path=%s status=%d reason=%r", _quoted(path), error.status, error.message)
+        return Answer.of_error(error)
+    except Exception:
+        log.exception("route_crashed path=%s", _quoted(path))
+        return Answer.of_error(InternalError("the proxy failed; its journal has the reason"))
 
 
-class _Closing:
-    """Keeps hold of a story that goes on as the body: web.py hands the server a chain without `close()`, so a
-    body whose client went away would never be ended."""
-
-    def __init__(self, wsgi: Wsgi) -> None:
-        self._wsgi = wsgi
-
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        chunks = self._wsgi(environ, start_response)
-        story = environ.pop(BODY, None)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            return ()
-        return chunks if story is None else _StoryBody(chunks, story)
+def _quoted(path: str) -> str:
+    """WSGI's reading of the path's bytes (PEP 3333), as they are written in a URL."""
+    return quote(path.encode("latin-1"))
 
 
-class _StoryBody:
-    """A body that ends its story, started or not, when the server is done with it."""
+class _Dispatch(web.application):  # type: ignore[misc]
+    """web.py's choice of a route."""
 
-    def __init__(self, chunks: Iterable[bytes], story: Story) -> None:
-        self._chunks = chunks
-        self._story = story
+    def __init__(self, services: Services) -> None:
+        web.config.debug = False
+        mapping: list[object] = []
+        for pattern, handler in ROUTES:
+            mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
+        super().__init__(mapping, {}, autoreload=False)
+        self._wsgi = self.wsgifunc()
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
+    def tell(self, environ: Environ) -> Answer | Story:
+        """What the route tells.
 
-    def close(self) -> None:
-        """Idempotent: closing a generator that has ended does nothing."""
-        self._story.close()
+        Raises:
+            ProxyError, and whatever goes wrong in the route.
+        """
+        for _ in self._wsgi(environ, lambda *_: None):
+            continue  # web.py cleans up at the end of it
+        told = environ.pop(_TOLD, None)
+        try:
+            if told is None:
+                raise MethodNotAllowed(environ["REQUEST_METHOD"], environ["PATH_INFO"], ("GET", "POST"))
+            if isinstance(told, Exception):
+                raise told
+            return cast(Answer | Story, told)
+        finally:
+            del told  # it may name this frame: a circle, until a collection
+
+    def handle(self) -> bytes:
+        """Called by web.py, which would answer an exception in words of its own."""
+        try:
+            told = super().handle()
+        except web.HTTPError:
+            told = _translate_refusal()
+        except Exception as error:
+            told = error
+        web.ctx.env[_TOLD] = told
+        return b""
 
 
 def _translate_refusal() -> ProxyError:

@@ -29,6 +29,7 @@ from systemd_llm_switch.reading import (
     read_body,
     read_chunked,
 )
+from systemd_llm_switch.writing import ReplyWriter
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,12 @@ class _Request(cheroot_server.HTTPRequest):
         self.ensure_headers_sent()
         if self.chunked_write:
             self.conn.wfile.write(b"0\r\n\r\n")
+        self.conn.wfile.flush()
+
+    def send_headers(self) -> None:
+        """They leave together with what follows them."""
+        self.conn.wfile.hold()
+        super().send_headers()
 
     def _has_whole_body(self) -> bool:
         length = int(self.inheaders.get(b"Content-Length", 0))
@@ -164,8 +171,9 @@ class Connection(cheroot_server.HTTPConnection):
     is_fresh = True  # not yet looked at since it was accepted
 
     def __init__(self, server: Any, sock: socket.socket, makefile: object = None) -> None:
-        super().__init__(server, sock)
+        super().__init__(server, sock, lambda *_: None)
         self.rfile = RequestReader(sock)
+        self.wfile = ReplyWriter(sock)
 
     def close(self) -> None:
         """Never raises, for the same reason as `Server.put_conn`."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from systemd_llm_switch import protocol, recovery
@@ -23,6 +23,7 @@ from systemd_llm_switch.errors import (
     BackendTimeout,
     ClientGone,
     ModelStartTimeout,
+    ProxyError,
 )
 from systemd_llm_switch.exchange import BackendDeadline, BackendLost, Exchange, Reply
 from systemd_llm_switch.leases import Lease
@@ -57,6 +58,11 @@ class Answer:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+    @classmethod
+    def of_error(cls, error: ProxyError, facts: Iterable[tuple[str, str]] = ()) -> Answer:
+        """An error in OpenAI's shape; `facts` are further headers."""
+        return cls(error.status, (protocol.JSON_TYPE, *error.headers(), *facts), protocol.dump(error.body()))
 
 
 Steps = Generator[bytes, None, Answer]

@@ -1,18 +1,16 @@
 """The routes: web.py classes that read a request, call, and write the answer.
 
-Knows HTTP and nothing of how a request is served. An answer is bytes, or a body that goes on as a story.
+Knows HTTP and nothing of how a request is served. Each method returns what is to be told: a whole answer, or a story.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -23,7 +21,6 @@ from systemd_llm_switch.access import Access
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.config_file import LiveConfig
 from systemd_llm_switch.errors import (
-    ClientGone,
     InvalidRequest,
     MissingModel,
     ProxyError,
@@ -31,18 +28,16 @@ from systemd_llm_switch.errors import (
 )
 from systemd_llm_switch.forwarding import Answer
 from systemd_llm_switch.operations import Operations
-from systemd_llm_switch.proxy import Proxy, find_model
+from systemd_llm_switch.proxy import Proxy, Story, find_model
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.status import ModelStatus
 from systemd_llm_switch.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
-log = logging.getLogger(__name__)
+Environ = dict[str, Any]
 
 # The gateway (server.py) leaves the client's socket here; a test of the bare application has none.
 CLIENT_FD = "llm_switch.client_fd"
-BODY = "llm_switch.body"
-CORS = "llm_switch.cors"
 # Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
 ASIDE_LIMIT = 16
 _MAX_HOLD_MINUTES = 366 * 24 * 60
@@ -106,63 +101,70 @@ class Handler:
 
     @property
     def client(self) -> Client:
-        return Client(web.ctx.env.get(CLIENT_FD))
+        return _client(web.ctx.env)
 
     @property
     def content_type(self) -> str:
-        return str(web.ctx.env.get("CONTENT_TYPE") or protocol.JSON_TYPE[1])
+        return _content_type(web.ctx.env)
 
     def read_body(self) -> bytes:
         """The whole body; the server has read and bounded it."""
-        body: bytes = web.ctx.env["wsgi.input"].read()
-        return body
+        return _body(web.ctx.env)
 
     def read_object(self) -> protocol.Json:
         """The body as an object; an empty one is an empty object."""
         raw = self.read_body()
         return protocol.parse_object(raw) if raw.strip() else {}
 
-    def write(self, value: object) -> bytes:
+    def write(self, value: object) -> Answer:
         """Answers with JSON."""
-        return write_answer(Answer(200, (protocol.JSON_TYPE,), protocol.dump(value)))
+        return Answer(200, (protocol.JSON_TYPE,), protocol.dump(value))
 
 
 class Forwarded(Handler):
     """Every route that is forwarded to the model its body names."""
 
-    def POST(self, path: str) -> bytes | Iterator[bytes]:
-        story = self.services.proxy.serve(path, self.read_body(), self.content_type, self.client)
-        try:
-            answer = story.begin()
-        except ProxyError as error:
-            return write_error(error, story.facts())  # the story has told the journal
-        if answer is not None:
-            return write_answer(answer)
-        write_answer(Answer(200, story.headers(), b""))
-        web.ctx.env[BODY] = story
-        return iter(story)
+    def POST(self, path: str) -> Story:
+        return forward(self.services, path, web.ctx.env)
+
+
+def forward(services: Services, path: str, environ: Environ) -> Story:
+    """Serves a request for a model; without web.py, which most of all requests need not pay for."""
+    return services.proxy.serve(path, _body(environ), _content_type(environ), _client(environ))
+
+
+def _client(environ: Environ) -> Client:
+    return Client(environ.get(CLIENT_FD))
+
+
+def _content_type(environ: Environ) -> str:
+    return str(environ.get("CONTENT_TYPE") or protocol.JSON_TYPE[1])
+
+
+def _body(environ: Environ) -> bytes:
+    body: bytes = environ["wsgi.input"].read()
+    return body
 
 
 class Upstream(Handler):
     """What a loaded model's backend tells of itself."""
 
-    def GET(self, name_and_path: str) -> bytes:
+    def GET(self, name_and_path: str) -> Answer:
         return self.pass_through("GET", name_and_path, b"")
 
-    def POST(self, name_and_path: str) -> bytes:
+    def POST(self, name_and_path: str) -> Answer:
         return self.pass_through("POST", name_and_path, self.read_body())
 
-    def pass_through(self, method: str, name_and_path: str, body: bytes) -> bytes:
+    def pass_through(self, method: str, name_and_path: str, body: bytes) -> Answer:
         proxy, path = self.services.proxy, unquote(name_and_path)
         with self.services.aside():
-            answer = proxy.pass_through(method, path, web.ctx.query, body, self.content_type, self.client)
-        return write_answer(answer)
+            return proxy.pass_through(method, path, web.ctx.query, body, self.content_type, self.client)
 
 
 class Models(Handler):
     """The configured models; never touches a unit."""
 
-    def GET(self) -> bytes:
+    def GET(self) -> Answer:
         states = self.services.switcher.status()
         config = self.services.live.current()
         data = [self.describe(model, states.get(model.id)) for model in config.models.values()]
@@ -183,7 +185,7 @@ class Models(Handler):
 class OneModel(Models):
     """One configured model, by id or alias."""
 
-    def GET(self, name: str) -> bytes:  # type: ignore[override]
+    def GET(self, name: str) -> Answer:  # type: ignore[override]
         model = find_model(self.services.live.current(), unquote(name))  # the server leaves %2F as it is
         return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
 
@@ -191,14 +193,14 @@ class OneModel(Models):
 class Health(Handler):
     """The proxy's own health."""
 
-    def GET(self) -> bytes:
+    def GET(self) -> Answer:
         return self.write({"status": "ok"})
 
 
 class Status(Handler):
     """What is loaded, who waits, what went wrong."""
 
-    def GET(self) -> bytes:
+    def GET(self) -> Answer:
         services = self.services
         services.live.current()  # an edit shows here, not only after the next request
         switcher = services.switcher
@@ -217,7 +219,7 @@ class Status(Handler):
 class Load(Handler):
     """Loads a model by hand; answers when it is ready."""
 
-    def POST(self) -> bytes:
+    def POST(self) -> Answer:
         model = self.named_model(self.read_object())
         with self.services.aside():
             self.services.operations.load(model, self.client)
@@ -237,7 +239,7 @@ class Load(Handler):
 class Unload(Load):
     """Frees the VRAM of one model, or of all; answers when it is free."""
 
-    def POST(self) -> bytes:
+    def POST(self) -> Answer:
         body = self.read_object()
         force = _read_force(body)
         config: Config = self.services.live.current()
@@ -250,7 +252,7 @@ class Unload(Load):
 class Hold(Handler):
     """Keeps the VRAM free for something else; answers when it is free."""
 
-    def POST(self) -> bytes:
+    def POST(self) -> Answer:
         body = self.read_object()
         minutes, force = self.read_minutes(body), _read_force(body)
         left_s = math.inf if minutes is None else minutes * 60
@@ -276,7 +278,7 @@ class Hold(Handler):
 class Release(Handler):
     """Ends a hold."""
 
-    def POST(self) -> bytes:
+    def POST(self) -> Answer:
         self.read_object()
         warning = self.services.operations.release()
         return self.write(_told(warning, on_hold=False))
@@ -292,27 +294,3 @@ def _read_force(body: protocol.Json) -> bool:
     if not isinstance(force, bool):
         raise InvalidRequest("`force` must be true or false", param="force")
     return force
-
-
-def write_error(error: ProxyError, facts: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """Answers with an error."""
-    web.ctx.headers = []
-    headers = (protocol.JSON_TYPE, *error.headers(), *facts)
-    return write_answer(Answer(error.status, headers, protocol.dump(error.body())))
-
-
-def write_answer(answer: Answer) -> bytes:
-    """Answers, with what lets a listed page read it."""
-    web.ctx.status = _STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status"
-    for name, value in answer.headers:
-        web.header(name, value)
-    for name, value in web.ctx.env.get(CORS, ()):
-        web.header(name, value)
-    if answer.body:
-        web.header("Content-Length", str(len(answer.body)))
-    return answer.body
-
-
-_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
-    ClientGone.status: f"{ClientGone.status} Client Closed Request"
-}

@@ -31,35 +31,33 @@ log = logging.getLogger(__name__)
 
 
 class Story:
-    """A request being served. Either `begin` gives the whole answer, or the story is a body to iterate over."""
+    """A request being served, from `begin` to `close`. `answer` is the whole answer, or the head of a stream; to
+    iterate gives the body."""
 
     def __init__(self, steps: Steps, record: Record) -> None:
         self._steps = steps
         self._record = record
         self._first = b""
+        self._is_stream = False
+        self._is_closed = False
+        self.answer: Answer
 
-    def begin(self) -> Answer | None:
-        """Blocks until there is an answer, or (None) until a streaming client must hear something.
-
-        Raises:
-            ProxyError: instead of an answer; the journal has been told.
-        """
+    def begin(self) -> None:
+        """Blocks until there is an answer, be it an error, or until a streaming client must hear something."""
         try:
             self._first = next(self._steps)
         except StopIteration as end:
-            answer: Answer = end.value
-            return answer
-        return None
-
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """Of the stream, with the times so far."""
-        return (*protocol.SSE_HEADERS, *self.facts())
-
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        """Where the time went, and what was repaired, as headers; of an error, too."""
-        return tuple(self._record.headers())
+            self.answer = end.value
+        except ProxyError as error:
+            self.answer = Answer.of_error(error, self._record.headers())
+        else:
+            self._is_stream = True
+            self.answer = Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"")
 
     def __iter__(self) -> Iterator[bytes]:
+        if not self._is_stream:
+            yield self.answer.body
+            return
         yield self._first
         try:
             yield from self._steps
@@ -67,8 +65,11 @@ class Story:
             return
 
     def close(self) -> None:
-        """Ends it, wherever it is. Idempotent."""
+        """Ends it, wherever it is, and tells the journal: the client does not wait for that. Idempotent."""
         self._steps.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._record.log()
 
 
 class Proxy:
@@ -81,9 +82,11 @@ class Proxy:
         self._repairs_lock = threading.Lock()
 
     def serve(self, path: str, raw: bytes, content_type: str, client: Client) -> Story:
-        """The story of a POST whose body names a model."""
+        """The story of a POST whose body names a model, begun. It must be closed."""
         record = Record(path)
-        return Story(self._tell(record, raw, content_type, client), record)
+        story = Story(self._tell(record, raw, content_type, client), record)
+        story.begin()
+        return story
 
     def pass_through(
         self, method: str, name_and_path: str, query: str, raw: bytes, content_type: str, client: Client
@@ -117,7 +120,7 @@ class Proxy:
 
     def _tell(self, record: Record, raw: bytes, content_type: str, client: Client) -> Steps:
         """Everything from the bytes to the answer. An error is raised as long as nothing was sent, and told in the
-        stream afterwards; the one line in the journal is written however it ends."""
+        stream afterwards."""
         pace = Pace()
         try:
             config = self._live.current()
@@ -144,7 +147,6 @@ class Proxy:
                 del told  # it names this frame, too: a circle, until a collection
         finally:
             self._note_repairs(record)
-            record.log()
 
     def _note_repairs(self, record: Record) -> None:
         """Counts and logs what was repaired, not the text of it."""

@@ -138,6 +138,12 @@ class LiveConfig:
             self._reload()
         return self._config
 
+    @property
+    def latest(self) -> Config:
+        """What `current()` gave last, without another look at the files: for the later steps of a request whose
+        first one has looked."""
+        return self._config
+
     def _read_stamp(self) -> _Stamp:
         return tuple(map(_stamp, self._files))
 

@@ -172,8 +172,9 @@ class Connection(cheroot_server.HTTPConnection):
 
     def __init__(self, server: Any, sock: socket.socket, makefile: object = None) -> None:
         super().__init__(server, sock, lambda *_: None)
-        self.rfile = RequestReader(sock)
-        self.wfile = ReplyWriter(sock)
+        sock.settimeout(None)
+        self.rfile = RequestReader(sock, server.timeout)
+        self.wfile = ReplyWriter(sock, server.timeout)
 
     def close(self) -> None:
         """Never raises, for the same reason as `Server.put_conn`."""

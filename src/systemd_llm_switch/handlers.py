@@ -60,11 +60,11 @@ class Services:
         self.started = time.time()
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host
-        self._access = (live.current(), Access(live.current().server, host))
+        self._access = (live.latest, Access(live.latest.server, host))
 
     def access(self) -> Access:
         """The rules of the config in force."""
-        config = self.live.current()
+        config = self.live.latest
         known, access = self._access
         if known is not config:
             access = Access(config.server, self._host)

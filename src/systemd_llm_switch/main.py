@@ -120,6 +120,8 @@ def _threads(config: Config) -> int:
 
 
 def _max_body_bytes(live: LiveConfig) -> int:
+    """Asked when a request's headers are read, and so its first look at the config: whatever it asks later is content
+    with `live.latest`."""
     return int(live.current().server.max_body_mb * 1_000_000)
 
 
@@ -193,6 +195,8 @@ class _JournalFormatter(logging.Formatter):
 
 def _set_up_logging() -> None:
     """To stderr: for the journal with priorities, for a person with the time."""
+    # What no line shows need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))

@@ -123,7 +123,7 @@ class Proxy:
         stream afterwards."""
         pace = Pace()
         try:
-            config = self._live.current()
+            config = self._live.latest
             request = protocol.parse_request(record.path, raw, config.models, content_type)
             model = find_model(config, request.model)
             record.model, record.is_streamed = model.id, request.is_streamed

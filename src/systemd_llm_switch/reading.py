@@ -47,47 +47,49 @@ class Truncated(Exception):
 
 
 class _Source(io.RawIOBase):
-    """A socket's reading side, whose reads can be made not to wait, or to end together at a deadline."""
+    """A blocking socket's reading side, whose reads can be made not to wait, or to end together at a deadline. (With a
+    time-out of its own, a socket would be polled before each read, which most of them need not.)"""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._idle_timeout_s = sock.gettimeout()
+        self._timeout_s = timeout_s
         self._deadline: float | None = None
         self.may_wait = True
 
     def allow(self, seconds: float | None) -> None:
-        """Sets the deadline, in seconds from now; None: each read waits as long as the socket does."""
+        """Sets the deadline, in seconds from now; None: each read may wait for the time-out."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        if seconds is None:
-            self._sock.settimeout(self._idle_timeout_s)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if not self.may_wait and not self._poll.poll(0):
-            return None
-        if self._deadline is not None:
-            left_s = self._deadline - time.monotonic()
-            if left_s <= 0:
-                raise TooSlow("timed out")
-            self._sock.settimeout(left_s)
-        try:
-            received = self._sock.recv_into(buffer)
-        except TimeoutError as error:
-            raise TooSlow("timed out") from error
+        while True:
+            try:
+                received = self._sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self.may_wait:
+                    return None
+            else:
+                break
+            self._wait()
         if self._deadline is not None:
             self._deadline += received / SLOWEST_BYTES_A_S
         return received
+
+    def _wait(self) -> None:
+        left_s = self._timeout_s if self._deadline is None else self._deadline - time.monotonic()
+        if left_s <= 0 or not self._poll.poll(int(left_s * 1000) + 1):
+            raise TooSlow("timed out")
 
 
 class RequestReader(io.BufferedReader):
     """What cheroot reads a connection's requests from; CPython's own buffer instead of cheroot's, in C."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.source = _Source(sock)
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        self.source = _Source(sock, timeout_s)
         super().__init__(self.source, _BUFFER_BYTES)
         self._sock = sock
 

@@ -21,6 +21,14 @@ _SPARE = 8
 _STEP = 16
 
 
+class _Own(threading.local):
+    """What one of the pool's threads keeps for itself: the connection that it has served, and whose next request is
+    here already. To hand it over would wake another thread only to contend with it."""
+
+    is_here = False  # in a thread of the pool
+    next: Any = None
+
+
 class GrowingPool(threadpool.ThreadPool):
     """cheroot's pool with a queue that is written in C, and with threads that come as they are needed; never fewer
     than before, never more than `limit`. Thread-safe."""
@@ -33,6 +41,7 @@ class GrowingPool(threadpool.ThreadPool):
         super().__init__(server, min=min(_AT_FIRST, limit), max=limit)
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.get = self._take
+        self._own = _Own()
         self._waiting = 0  # threads that wait for a connection
         self._count_lock = threading.Lock()
         self._growth_lock = threading.Lock()
@@ -41,7 +50,10 @@ class GrowingPool(threadpool.ThreadPool):
         self._is_stopped = False
 
     def put(self, obj: Any) -> None:
-        """Hands a connection to a thread. Does not block."""
+        """Hands a connection to a thread; its own goes on with it if nobody else waits. Does not block."""
+        if self._own.is_here and self._queue.empty():
+            self._own.next = obj
+            return
         self._queue.put(obj)
         if self._missing > 0 and not self._is_growing:
             self._is_growing = True
@@ -59,6 +71,11 @@ class GrowingPool(threadpool.ThreadPool):
 
     def _take(self) -> Any:
         """The next connection to serve; blocks."""
+        own = self._own
+        own.is_here = True
+        if own.next is not None:
+            connection, own.next = own.next, None
+            return connection
         with self._count_lock:
             self._waiting += 1
         try:

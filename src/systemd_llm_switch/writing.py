@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import select
 import socket
+from collections.abc import Sequence
 
 
 class ReplyWriter:
     """A connection's writing side, as cheroot asks for it. Used by one thread.
 
-    Each `write` sends at once and blocks until all is sent; a part of it may take as long as the socket's time-out.
+    Each `write` sends at once and blocks until all is sent, and at most `timeout_s` while the client takes nothing.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        """`sock` is a blocking one."""
         self._sock = sock
+        self._timeout_s = timeout_s
         self._held = b""
         self._is_holding = False
 
@@ -38,8 +42,21 @@ class ReplyWriter:
             self.write(b"")
 
     def _send(self, head: bytes, data: bytes) -> None:
-        sent = self._sock.sendmsg((head, data)) if head else self._sock.send(data)
+        sent = self._send_some((head, data) if head else (data,))
         if sent < len(head) + len(data):
             rest = memoryview(head + data)[sent:]
             while rest:
-                rest = rest[self._sock.send(rest) :]
+                self._wait()
+                rest = rest[self._send_some((rest,)) :]
+
+    def _send_some(self, pieces: Sequence[bytes | memoryview]) -> int:
+        try:
+            return self._sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        if not poll.poll(self._timeout_s * 1000):
+            raise TimeoutError("timed out")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ TOOLS = [
         },
     }
 ]
+LARGE_ARGUMENTS = json.dumps({"path": "a.py", "lines": 1, "text": "x" * 8_000_000})
 
 
 @pytest.fixture
@@ -266,10 +269,26 @@ def test_a_pause_within_an_event_is_waited_out(proxy: Proxy) -> None:
 def test_a_body_that_comes_long_after_its_headers_is_kept_alive(proxy: Proxy) -> None:
     """A buffered stream: the client hears something while the backend has sent its headers only, or half the body."""
     for answer in run_all(
-        *[lambda order=order: proxy.chat("whole", stream=True, standin={order: 12}) for order in ("early_s", "half_s")]
+        *[lambda order=order: proxy.chat("whole", stream=True, standin={order: 13}) for order in ("early_s", "half_s")]
     ):
         assert answer.body.count(b": keep-alive\n\n") == 2  # after the grace, and ten seconds later
         assert put_together(answer.events)["text"] == "hello from m"
+
+
+def test_a_slow_reader_of_a_whole_call_does_not_hold_off_a_switch(stack: Stack) -> None:
+    """The backend has told all; that the client does not take it is no reason to keep the model."""
+    proxy = stack.run({"m": {"unit": stack.standin("m"), "streaming": "live"}, "other": stack.standin("other")})
+    call = {"index": 0, "id": "1", "type": "function", "function": {"name": "write_file", "arguments": LARGE_ARGUMENTS}}
+    assert proxy.chat("m").status == 200
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with contextlib.closing(sock):
+        sock.connect(("127.0.0.1", proxy.port))
+        body = json.dumps(chat("m", stream=True, tools=TOOLS, standin={"deltas": [{"tool_calls": [call]}]})).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        wait_for(lambda: stack.seen()["requests"] == 2 and stack.seen()["running"] == 0, what="it was all told")
+        assert proxy.post("/v1/chat/completions", chat("other"), timeout_s=10).status == 200
 
 
 def pauses_of(pid: int) -> int:

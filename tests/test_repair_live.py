@@ -41,7 +41,8 @@ CASES = [case for case in load_cases() if _is_streamable(case)]
 def _streamed(reply: dict[str, Any], facts: RequestFacts, pieces: list[int]) -> dict[int, Any]:
     live = LiveReply(facts, is_chat=True, wants_usage=False)
     frames = [live.feed(event) for event in events_of(reply, cycle(pieces))]
-    return told_by([*frames, *live.finish()])
+    live.end()
+    return told_by([*frames, *live.rest()])
 
 
 def _finished(reply: dict[str, Any], facts: RequestFacts) -> dict[int, Any]:

@@ -194,16 +194,12 @@ class Forwarding:
                 deadline = time.monotonic() + self._config.server.request_timeout
                 exchange = yield from self._begin(lease, self._request.path, message, deadline)
                 with contextlib.closing(exchange):
-                    if self._is_live and exchange.is_event_stream:
-                        return (yield from self._relay(lease, exchange, message, deadline))
-                    reply = yield from self._read_reply(exchange, deadline)
-                if self._is_refusal(reply):
-                    recovered = yield from self._recover(lease, message, Told(), deadline)
-                    reply = reply if recovered is None else Reply(200, "application/json", protocol.dump(recovered))
+                    take = self._relay if self._is_live and exchange.is_event_stream else self._take_whole
+                    ending = yield from take(lease, exchange, message, deadline)
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
             self._switcher.release(lease)
-        return (yield from self._answer(reply))
+        return (yield from ending)
 
     def _await_lease(self, lease: Lease) -> Generator[bytes, None, None]:
         server = self._config.server
@@ -304,6 +300,16 @@ class Forwarding:
         with contextlib.closing(exchange):
             return (yield from self._read_reply(exchange, deadline))
 
+    def _take_whole(
+        self, lease: Lease, exchange: Exchange, sent: bytes, deadline: float
+    ) -> Generator[bytes, None, Steps]:
+        """Reads a finished reply; the answer that it makes."""
+        reply = yield from self._read_reply(exchange, deadline)
+        if self._is_refusal(reply):
+            recovered = yield from self._recover(lease, sent, Told(), deadline)
+            reply = reply if recovered is None else Reply(200, "application/json", protocol.dump(recovered))
+        return self._answer(reply)
+
     def _read_reply(self, exchange: Exchange, deadline: float) -> Generator[bytes, None, Reply]:
         """The whole reply; a client that asked for a stream is kept alive meanwhile."""
         if not self._request.is_streamed:
@@ -317,12 +323,14 @@ class Forwarding:
 
     # --- a reply as it is written ---------------------------------------------------------------------
 
-    def _relay(self, lease: Lease, exchange: Exchange, sent: bytes, deadline: float) -> Steps:
-        """Passes a stream on."""
+    def _relay(
+        self, lease: Lease, exchange: Exchange, sent: bytes, deadline: float
+    ) -> Generator[bytes, None, Steps]:
+        """Passes a stream on; what is left to tell once the backend has told all."""
         request = self._request
         if not request.is_repairable:
             yield from self._relay_bytes(exchange, deadline)
-            return Answer(200, (), b"")
+            return self._tell(())
         facts = RequestFacts.of(request.body, rescue=self._config.repair.rescue)
         live = LiveReply(facts, request.is_chat, request.wants_usage)
         try:
@@ -330,15 +338,19 @@ class Forwarding:
         except StreamError as error:
             reply = Reply(error.status, "application/json", protocol.dump(error.body))
             told = live.told if self._is_refusal(reply) else None
-            rest = None if told is None else (yield from self._recover(lease, sent, told, deadline))
-            if rest is None:
-                return (yield from self._answer(reply))
-            for frame in live.resume(rest):
+            recovered = None if told is None else (yield from self._recover(lease, sent, told, deadline))
+            if recovered is None:
+                return self._answer(reply)
+            for frame in live.resume(recovered):
                 yield self._pace.speak(frame)
-        for frame in live.finish():
-            yield self._pace.speak(frame)
+        live.end()
         self._record.repairs.extend(live.repairs)
         self._record.usage = live.usage
+        return self._tell(live.rest())
+
+    def _tell(self, frames: Iterable[bytes]) -> Steps:
+        for frame in frames:
+            yield self._pace.speak(frame)
         return Answer(200, (), b"")
 
     def _relay_events(self, exchange: Exchange, deadline: float, live: LiveReply) -> Generator[bytes, None, None]:
@@ -404,9 +416,7 @@ class Forwarding:
         frames = protocol.sse_frames(parsed, self._request.wants_usage)
         if not self._pace.has_spoken:
             return Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"".join(frames))
-        for frame in frames:
-            yield self._pace.speak(frame)
-        return Answer(200, (), b"")
+        return (yield from self._tell(frames))
 
     def _repair(self, reply: Reply) -> tuple[Json, bytes]:
         """The reply as an object and as bytes: the backend's own bytes where it was sound."""

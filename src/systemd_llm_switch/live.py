@@ -70,6 +70,7 @@ class LiveReply:
         self._choices: dict[int, _Choice] = {}
         self._envelope: Json = {}
         self._usage_chunk: Json | None = None
+        self._whole: Json = {}
         self.repairs: tuple[Repair, ...] = ()
         self.usage: Json = {}
 
@@ -115,8 +116,8 @@ class LiveReply:
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
         yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
 
-    def finish(self) -> Iterator[bytes]:
-        """What is left once the stream has ended: held text, tool calls, finish_reason, usage, `[DONE]`.
+    def end(self) -> None:
+        """The stream has ended: what was held can be mended.
 
         Raises:
             BrokenStream: it ended without a finish_reason.
@@ -124,8 +125,11 @@ class LiveReply:
         if not self._choices or any(choice.finish_reason is None for choice in self._choices.values()):
             raise BrokenStream("the stream ended early")
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
-        whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts)
-        for choice in protocol.choices_of(whole):
+        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts)
+
+    def rest(self) -> Iterator[bytes]:
+        """What is left after `end()`: held text, tool calls, finish_reason, usage, `[DONE]`."""
+        for choice in protocol.choices_of(self._whole):
             yield from self._rest(choice, self._choices[choice["index"]])
         if self._wants_usage:
             usage = {"choices": [], "usage": self.usage} if self._usage_chunk is None else self._usage_chunk

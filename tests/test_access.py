@@ -425,6 +425,7 @@ def test_a_listed_page_may_read_errors(keyed: Proxy) -> None:
         (keyed.post(CHAT, b"{", headers=headers), 400),
         (keyed.post(CHAT, chat("nope"), headers=headers), 404),
         (keyed.post(CHAT, chat("a", standin={"status": 500}), headers=headers), 500),
+        (keyed.post(CHAT, b" " * 65_000_000, headers=headers), 413),  # refused before it was read
     ):
         assert answer.status == status
         assert answer.headers["access-control-allow-origin"] == PAGE

@@ -128,10 +128,13 @@ class _Request(cheroot_server.HTTPRequest):
         self.close_connection = True
         self.sent_headers = True
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+        origin = self.inheaders.get(b"Origin")
+        for name, value in self.server.cors_headers(None if origin is None else origin.decode("latin-1")):
+            head += f"{name}: {value}\r\n"
         log.warning("request_refused status=%d reason=%r", code, error.message)
         try:
-            self.conn.wfile.write(head.encode("latin-1") + body)
+            self.conn.wfile.write(f"{head}\r\n".encode("latin-1") + body)
         except OSError:
             return  # the client did not wait for it
         self._let_it_arrive()

@@ -85,6 +85,11 @@ class Services:
         finally:
             self._aside.release()
 
+    def max_body_bytes(self) -> int:
+        """Asked when a request's headers are read, and so its first look at the config: whatever is asked later is
+        content with `live.latest`."""
+        return int(self.live.current().server.max_body_mb * 1_000_000)
+
     def admits(self, environ: dict[str, Any]) -> bool:
         """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
         try:

@@ -98,7 +98,7 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     proxy = Proxy(live, switcher)
     operations = Operations(switcher, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
-    server = Server(host, port, make_wsgi(services), _threads(config), lambda: _max_body_bytes(live), services.admits)
+    server = Server(host, port, make_wsgi(services), _threads(config), services)
     live.on_change = _Reloading(switcher, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
@@ -117,12 +117,6 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 def _threads(config: Config) -> int:
     return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
-
-
-def _max_body_bytes(live: LiveConfig) -> int:
-    """Asked when a request's headers are read, and so its first look at the config: whatever it asks later is content
-    with `live.latest`."""
-    return int(live.current().server.max_body_mb * 1_000_000)
 
 
 class _Reloading:

@@ -12,14 +12,14 @@ import logging
 import resource
 import socket
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from cheroot import wsgi
 
+from systemd_llm_switch.access import Headers
 from systemd_llm_switch.application import Wsgi
 from systemd_llm_switch.connections import Connection, IdleConnections
-from systemd_llm_switch.handlers import CLIENT_FD
+from systemd_llm_switch.handlers import CLIENT_FD, Services
 from systemd_llm_switch.notify import notify, watchdog_interval_s
 from systemd_llm_switch.reading import SlowReads
 from systemd_llm_switch.threads import GrowingPool
@@ -55,8 +55,8 @@ class _Gateway(wsgi.Gateway_10):
 class Server(wsgi.Server):
     """cheroot with our sizes, our errors and our log.
 
-    `max_body_bytes` is asked for each request: the config may change. `admits` tells from a request's WSGI environ
-    whether the application would let it in, before its body is read.
+    `services` tell for each request, before its body is read, how large that may be and whether the application would
+    let it in: the config may change.
     """
 
     ConnectionClass = Connection
@@ -69,8 +69,7 @@ class Server(wsgi.Server):
         port: int,
         application: Wsgi,
         threads: int,
-        max_body_bytes: Callable[[], int],
-        admits: Callable[[dict[str, Any]], bool],
+        services: Services,
     ) -> None:
         """`threads` is their limit."""
         super().__init__(
@@ -83,8 +82,7 @@ class Server(wsgi.Server):
         )
         self.requests = GrowingPool(self, threads)
         self.gateway = _Gateway
-        self._max_body_bytes = max_body_bytes
-        self._admits = admits
+        self._services = services
         self._is_stopping = False
         self._has_stopped = threading.Event()
         self.slow_reads = SlowReads(_SLOW_READS)
@@ -93,11 +91,15 @@ class Server(wsgi.Server):
     @property
     def max_request_body_size(self) -> int:  # type: ignore[override]
         """Bytes; cheroot refuses a larger body before it reads it."""
-        return self._max_body_bytes()
+        return self._services.max_body_bytes()
 
     def admits(self, request: Any) -> bool:
         """Whether the application would let a request in."""
-        return self._admits(self.gateway(request).env)
+        return self._services.admits(self.gateway(request).env)
+
+    def cors_headers(self, origin: str | None) -> Headers:
+        """What lets a listed page read an answer that never got to the application."""
+        return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
 
     def prepare(self) -> None:
         """Listens, with room for as many connections as there may be.

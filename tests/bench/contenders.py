@@ -7,6 +7,7 @@ import contextlib
 import enum
 import http.client
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from support.stack import ROOT, Stack, free_port
 ALONE = "backend alone"
 OURS = "this proxy"
 ROUTER = "llama-server's router"
+# A model that every proxy of ours is told of, and that cannot start.
+BROKEN = "broken"
+BROKEN_REASON = "this one is broken on purpose"
 _START_TIMEOUT_S = 30.0
 
 
@@ -55,6 +59,7 @@ class Contender:
     backend: Callable[[], str | None] = lambda: None
     stop: Callable[[], None] = lambda: None
     uses_systemd: bool = False
+    has_broken: bool = False
 
     @property
     def model(self) -> str:
@@ -71,6 +76,18 @@ class Contender:
             ContenderError: the reply is no 200.
         """
         return ask(self.address, "/v1/chat/completions", body)
+
+    def load(self) -> None:
+        """Has its model loaded. The router tells its first client now and then that it is still loading."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                self.ask(self.chat())
+                return
+            except ContenderError as error:
+                if "503" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
 
 Maker = Callable[[Kind], Contender | None]
@@ -139,7 +156,8 @@ def write_units(bed: Bed, stack: Stack, kind: Kind) -> dict[str, str]:
 def make_proxy(bed: Bed, kind: Kind, name: str = OURS, source: Path = ROOT / "src") -> Contender:
     """The proxy, with `streaming: live`, which plain requests do not notice."""
     stack = bed.stack(name)
-    stack.write_config(write_units(bed, stack, kind), streaming="live")
+    broken = stack.unit(BROKEN, shlex.join(["/bin/sh", "-c", f"echo {BROKEN_REASON} >&2; exit 3"]))
+    stack.write_config({**write_units(bed, stack, kind), BROKEN: broken}, streaming="live")
     began = time.perf_counter()
     proxy = stack.start_proxy(wait=False, env={"PYTHONPATH": str(source)})
     while time.perf_counter() - began < _START_TIMEOUT_S:
@@ -151,6 +169,7 @@ def make_proxy(bed: Bed, kind: Kind, name: str = OURS, source: Path = ROOT / "sr
     return Contender(
         name, kind, f"127.0.0.1:{proxy.port}", proxy.process.pid, start_s,
         backend=lambda: f"127.0.0.1:{stack.port}", stop=stack.close, uses_systemd=True,
+        has_broken=True,
     )  # fmt: skip
 
 
@@ -165,7 +184,8 @@ def make_router(bed: Bed, kind: Kind) -> Contender:
         (stack.folder / server.name).unlink()
         server = Path(shutil.copy2(server, stack.folder))
     preset = stack.folder / "preset.ini"
-    preset.write_text("version = 1\n" + "".join(_preset(bed, kind, index) for index in (0, 1)))
+    broken = f"\n[{BROKEN}]\nmodel = /nonexistent/{BROKEN_REASON.replace(' ', '-')}.gguf\n"
+    preset.write_text("version = 1\n" + "".join(_preset(bed, kind, index) for index in (0, 1)) + broken)
     port = free_port()
     options = ["--models-preset", str(preset), "--models-max", "1", "--host", "127.0.0.1", "--port", str(port)]
     process, start_s = spawn([str(server), *options], port, bed.env, stack.folder / "router.log")
@@ -175,6 +195,7 @@ def make_router(bed: Bed, kind: Kind) -> Contender:
     return Contender(
         ROUTER, kind, f"127.0.0.1:{port}", process.pid, start_s,
         backend=lambda: _child_address(process.pid), stop=lambda: end(process),
+        has_broken=kind is Kind.REAL,  # the stand-in loads anything
     )  # fmt: skip
 
 
@@ -224,7 +245,7 @@ class Lineup:
         """The backend of our proxy by itself, and the proxies; every one has its first model loaded."""
         proxies = self.of(kind)
         for contender in proxies:
-            contender.ask(contender.chat())
+            contender.load()
         address = backend_of(proxies[0], proxies)
         return [Contender(ALONE, kind, address, port_pid(address)), *proxies]
 

@@ -38,7 +38,7 @@ def _one_life(generator: Generator, contender: Contender, effort: Effort, into: 
     assert contender.start_s is not None
     name, pid, count = contender.name, contender.pid, effort.footprint_requests
     into.add(name, "start until it listens (ms)", contender.start_s * MS)
-    contender.ask(contender.chat())
+    contender.load()
     into.add(name, "memory idle, model loaded (MiB)", rss_mib(pid))
     before_s = cpu_s(pid)
     time.sleep(effort.idle_s)

@@ -41,7 +41,7 @@ class ByUnits:
         began = time.perf_counter()
         self._stack.systemctl("stop", self._units[other])
         self._stack.systemctl("start", self._units[model])
-        _finish(f"127.0.0.1:{self._stack.port}", model)
+        finish(f"127.0.0.1:{self._stack.port}", model)
         return time.perf_counter() - began
 
 
@@ -62,7 +62,7 @@ class ByProcesses:
         self._running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        _finish(f"127.0.0.1:{self._port}", self._kind.models[index])
+        finish(f"127.0.0.1:{self._port}", self._kind.models[index])
         return time.perf_counter() - began
 
     def _end(self) -> None:
@@ -70,7 +70,8 @@ class ByProcesses:
             end(self._running)
 
 
-def _finish(address: str, model: str) -> None:
+def finish(address: str, model: str) -> None:
+    """Waits until a backend is ready, and has it answer a request."""
     while not _is_ready(address):
         time.sleep(_POLL_S)
     ask(address, "/v1/chat/completions", chat(model))

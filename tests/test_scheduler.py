@@ -992,6 +992,33 @@ class TestLostAndFound:
         assert scheduler.next_deadline() == 32.0
         assert scheduler.tick(32.0) == [alone(None, "a")]
 
+    def test_an_unload_meanwhile_outlives_a_refused_switch(self) -> None:
+        """It was going anyway; once it is not, it goes because somebody asked."""
+        scheduler = ready("a")
+        scheduler.submit(1, "b", 1.0)
+        assert scheduler.unload(["a"], False, 2.0) == []
+        assert scheduler.switch_refused(3.0, "missing") == [
+            Reject(1, Reason.START_FAILED, cause="missing"),
+            alone(None, "a"),
+        ]
+
+    def test_an_unload_of_a_stranger_outlives_a_refused_switch(self) -> None:
+        scheduler = Scheduler(Policy(), ABC)
+        scheduler.found("a", 0.0)
+        scheduler.submit(1, "b", 1.0)
+        assert scheduler.unload(["a"], False, 1.5) == []
+        assert alone(None, "a") in scheduler.switch_refused(2.0, "missing")
+
+    def test_an_unload_meanwhile_is_over_once_the_switch_is(self) -> None:
+        scheduler = ready("a")
+        scheduler.submit(1, "b", 1.0)
+        scheduler.unload(["a"], True, 2.0)
+        assert scheduler.switch_done(4.0, COST_S) == [Grant(1)]
+        scheduler.finish(1, 5.0)
+        assert scheduler.submit(2, "a", 50.0) == [alone("a", "b")]
+        assert scheduler.switch_done(54.0, COST_S) == [Grant(2)]
+        assert scheduler.finish(2, 55.0) == []
+
     def test_an_unknown_unit_is_not_adopted(self) -> None:
         scheduler = ready("a")
         scheduler.configure(Policy(), ABC[:1], 1.0)

@@ -147,7 +147,7 @@ class Scheduler:
         for unit in switch.evict:
             if unit in switch.were_up:
                 unit.state = State.READY
-            else:
+            elif not unit.is_leaving:  # else an operator wants it stopped, which was not even tried
                 self._leave_unconfirmed(unit, now)
         target.become_stopped(State.FAILED)
         return self._reject_waiting(target, Reason.START_FAILED, cause) + self._settle(now)
@@ -209,7 +209,8 @@ class Scheduler:
         A request that waits for one of them afterwards loads it again.
         """
         names = frozenset(units)
-        leaving = [unit for unit in self._present() if unit.name in names]
+        # Also one that is being evicted already: the switch may be refused, and then it would stay.
+        leaving = [unit for unit in self._units.values() if unit.loaded is not None and unit.name in names]
         for unit in leaving:
             unit.is_leaving = True
         return (_interrupt(leaving) if force else []) + self._settle(now)

@@ -245,6 +245,66 @@ def test_uninstall_undoes_it_and_keeps_what_is_the_users(settled: Newcomer) -> N
     edited.unlink()
 
 
+def test_what_the_uninstall_kept_is_linked_again_and_unlinked_again(settled: Newcomer) -> None:
+    """A unit that stayed for its edit is the person's, its link ours: also with the next set-up and uninstall."""
+    edited, link = settled.rendered / "qwen3-thinking.service", settled.linked / "qwen3-thinking.service"
+    edited.write_text(edited.read_text() + "# mine\n")
+    settled.setup("--uninstall")
+    settled.setup("--yes")
+    assert link.readlink() == edited
+    ran = settled.setup("--uninstall")
+    assert not link.is_symlink()
+    assert edited.read_text().endswith("# mine\n")
+    assert f"kept ~/{edited.relative_to(settled.home)}" in ran.stdout
+    edited.unlink()
+
+
+@pytest.fixture
+def own_config(settled: Newcomer) -> Iterator[str]:
+    """The text of the person's config, which comes back in the end; so does the packaged one."""
+    text, packaged = settled.config.read_text(), settled.repository / "src/systemd_llm_switch/config.yaml"
+    as_packaged = packaged.read_text()
+    packaged.write_text(text)  # for its ports
+    yield text
+    for path in settled.config.parent.iterdir():
+        path.unlink()
+    settled.config.write_text(text)
+    packaged.write_text(as_packaged)
+
+
+def _edit_demo_config(person: Newcomer, own_config: str, edit: str) -> str:
+    """As if the demo had written its config, on the ports of one's own, and somebody added a line; the whole text."""
+    ledger = Ledger.load(Places.of(person.env).ledger)
+    demos = (person.repository / "deploy/demo/config.yaml").read_text().partition("models:")[2]
+    text = f"{own_config.partition('models:')[0]}models:{demos}"
+    person.config.unlink(missing_ok=True)
+    ledger.put_config(person.config, text)
+    ledger.save()
+    person.config.write_text(text + edit)
+    return text + edit
+
+
+def test_an_edited_config_of_the_demo_is_put_aside_by_the_real_set_up(settled: Newcomer, own_config: str) -> None:
+    """Its models are gone, so the proxy would have nothing to serve. A second edit does not push the first one out."""
+    for name in ("demo-edited.yaml", "demo-edited-2.yaml"):
+        text = _edit_demo_config(settled, own_config, f"# for {name}\n")
+        ran = settled.setup("--yes")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert not settled.config.exists()
+        assert settled.config.with_name(name).read_text() == text
+        assert f"kept ~/.config/systemd-llm-switch/{name} (your edit of the demo's config)" in ran.stdout
+
+
+def test_one_with_a_model_of_ones_own_stays_and_the_check_says_what_to_take_out(
+    settled: Newcomer, own_config: str
+) -> None:
+    text = _edit_demo_config(settled, own_config, '  mine: "qwen3-coder-flash.service"\n')
+    ran = settled.setup("--yes")
+    assert settled.config.read_text() == text
+    assert "! demo-chat: the unit demo-chat.service does not exist" in ran.stdout
+    assert "take it out of ~/.config/systemd-llm-switch/config.yaml, or bring the demo back" in ran.stdout
+
+
 def test_uninstall_twice_is_no_error(newcomer: Newcomer) -> None:
     assert newcomer.setup("--uninstall").returncode == 0
     ran = newcomer.setup("--uninstall")

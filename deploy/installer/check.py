@@ -28,18 +28,20 @@ def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Find
     """Everything that would keep a configured model from running."""
     found = [Finding(f"config: {problem}", f"edit {places.short(config.path)}") for problem in config.problems]
     for model, unit in config.models.items():
-        found.extend(_of_unit(model, unit, systemd, places))
+        found.extend(_of_unit(model, unit, config, systemd, places))
     found.extend(_of_gpu())
     return list(dict.fromkeys(found))
 
 
-def _of_unit(model: str, unit: str, systemd: Systemd, places: Places) -> Iterator[Finding]:
+def _of_unit(
+    model: str, unit: str, config: ProxyConfig, systemd: Systemd, places: Places
+) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
-        yield Finding(
-            f"{model}: the unit {unit} does not exist",
-            f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload",
-        )
+        is_demos = (places.demo_sources / unit).exists()
+        put_there = f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload"
+        take_out = f"take it out of {places.short(config.path)}, or bring the demo back: ./setup.sh --demo"
+        yield Finding(f"{model}: the unit {unit} does not exist", take_out if is_demos else put_there)
         return
     text = fragment.read_text()
     words = exec_start(text)

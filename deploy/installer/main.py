@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from installer import check, console, demo, install, llama_server, proxy, python_env, uninstall
+from installer import check, console, demo, demo_config, install, llama_server, proxy, python_env, uninstall
 from installer.ledger import Ledger
 from installer.places import Places, SetupError
 from installer.systemd import Systemd
@@ -127,8 +127,9 @@ def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledge
     systemd.forget(demo_units)
     obsolete = install.remove_obsolete(sources, places, ledger)
     systemd.stop([name for name in obsolete if name not in demo_units])
-    if demo_units:
-        ledger.remove_config()
+    edited = demo_config.remove(places, ledger)
+    if edited:
+        console.note(f"kept {places.short(edited)} (your edit of the demo's config)")
     install.install_units(sources, machine, environ, places, ledger)
     ledger.save()
     systemd.reload()

@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from installer.ledger import Ledger
 from installer.places import Places
 from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
-from support.stack import chat, free_port
+from support.stack import chat, free_port, wait_for
 from user_manager import UserManager
 
 MODELS = ("bge-m3", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
@@ -201,6 +203,79 @@ def test_a_broken_config_is_named(settled: Newcomer) -> None:
     settled.config.write_text(text)
     assert ran.returncode == 1
     assert "! config: server.prot: unknown key; did you mean 'port'?" in ran.stdout
+
+
+@pytest.fixture
+def failing(settled: Newcomer) -> Iterator[str]:
+    """A unit of one's own that ends at once, and is the only model of the config."""
+    unit, text = settled.linked / "failing.service", settled.config.read_text()
+    unit.write_text("[Service]\nType=exec\nExecStart=/bin/sh -c 'echo no room on the card; exit 3'\n")
+    settled.systemctl("daemon-reload")
+    settled.config.write_text(f"{text.partition('models:')[0]}models:\n  mine: {unit.name}\n")
+    yield unit.name
+    settled.config.write_text(text)
+    settled.systemctl("reset-failed", unit.name)
+    unit.unlink()
+
+
+def test_the_check_names_a_unit_whose_last_run_failed(settled: Newcomer, failing: str) -> None:
+    assert settled.setup("--check").returncode == 0
+    settled.systemctl("start", failing)
+    wait_for(lambda: settled.systemctl("is-active", failing) == "failed")
+    ran = settled.setup("--check")
+    assert ran.returncode == 1
+    assert "! mine: the last run of failing.service failed (Result: exit-code)\n" in ran.stdout
+    assert f"journalctl --user -u {failing} -n 30\n" in ran.stdout
+
+
+def test_the_check_tells_what_the_running_proxy_knows(settled: Newcomer, failing: str) -> None:
+    """Why a model could not be loaded; also of a proxy that wants a key, which nobody sees."""
+    text = settled.config.read_text()
+    settled.config.write_text(text.replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))
+    request = urllib.request.Request(
+        f"{_url(settled)}/api/load", b'{"model": "mine"}', {"Authorization": "Bearer hush-hush"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(request)
+    ran = settled.setup("--check")
+    assert "! mine: the last load failed: model 'mine' failed to start: unit failing.service: " in ran.stdout
+    assert f"journalctl --user -u {failing} -n 30\n" in ran.stdout
+    assert "the last run" not in ran.stdout
+    assert "hush" not in ran.stdout + ran.stderr
+
+
+def test_the_check_tells_a_broken_edit_that_the_proxy_does_not_use(settled: Newcomer, tmp_path: Path) -> None:
+    """Here in another file than this shell's."""
+    text, other = settled.config.read_text(), tmp_path / "config.yaml"
+    other.write_text(text)
+    settled.config.write_text(text.replace("  port:", "  prot:"))
+    ran = settled.setup("--check", LLM_SWITCH_CONFIG=other)
+    settled.config.write_text(text)
+    assert "! the running proxy goes on with its last good config: server.prot: unknown key" in ran.stdout
+    assert f"this check {other}\n" in ran.stdout
+    assert f"LLM_SWITCH_CONFIG={settled.config} ./setup.sh --check\n" in ran.stdout
+
+
+def test_the_check_tells_a_proxy_that_does_not_run_or_answer(settled: Newcomer) -> None:
+    text = settled.config.read_text()
+    settled.config.write_text(re.sub(r"^  port: \d+", f"  port: {free_port()}", text, flags=re.MULTILINE))
+    deaf = settled.setup("--check")
+    settled.config.write_text(text)
+    settled.systemctl("stop", "llm-switch.service")
+    stopped = settled.setup("--check")
+    assert "! llm-switch.service runs, but nothing answers at http://127.0.0.1:" in deaf.stdout
+    assert "systemctl --user restart llm-switch.service\n" in deaf.stdout
+    assert "! llm-switch.service does not run\n" in stopped.stdout
+    assert "systemctl --user start llm-switch.service\n" in stopped.stdout
+
+
+def test_without_any_model_file_the_next_step_is_a_download(settled: Newcomer, tmp_path: Path) -> None:
+    with_one = settled.setup("--yes")
+    assert "Download a model" not in with_one.stdout
+    bare = Newcomer(settled.home, settled.repository, settled.manager, settled.answers | {"MODELS_DIR": str(tmp_path)})
+    told = bare.setup("--yes").stdout.partition("\nNext\n")[2].splitlines()
+    assert told[0] == "  Download a model (Ctrl-C once it listens), and run ./setup.sh again:"
+    assert told[1].endswith("llama-server' -hf unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q8_K_XL")
 
 
 def test_a_proxy_that_cannot_start_shows_why(settled: Newcomer) -> None:

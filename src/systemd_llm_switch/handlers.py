@@ -200,7 +200,8 @@ class Status(Handler):
 
     def GET(self) -> bytes:
         services = self.services
-        services.live.current()  # an edit shows here, not only after the next request
+        services.live.current()  # an edit shows here, not only after the next request; so does a start by hand
+        services.operations.look()
         switcher = services.switcher
         return self.write(
             {

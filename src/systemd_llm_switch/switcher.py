@@ -121,10 +121,11 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
 
-    def adopt(self) -> None:
+    def adopt(self, *, is_look: bool = False) -> None:
         """Takes over what runs already and is ready, so that a restarted proxy reloads nothing.
 
         Units that run on the same port are left to the next switch: nobody can tell which of them answers.
+        A mere look leaves alone what could not stay: what does not fit beside the others, and all under a hold.
         Blocks for a systemctl call.
 
         Raises:
@@ -138,16 +139,17 @@ class Switcher:
         urls = Counter(model.llama_url for model in running)
         for model in running:
             if model.unit not in known and urls[model.llama_url] == 1:
-                self._adopt_one(model, statuses[model.unit])
+                self._adopt_one(model, statuses[model.unit], is_look)
 
-    def _adopt_one(self, model: Model, status: UnitStatus) -> None:
+    def _adopt_one(self, model: Model, status: UnitStatus, is_look: bool) -> None:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
         try:
             rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
             start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
             resident = start.bring_up(status, health_timeout_s=1.0)
         except (ProxyError, LoadAborted) as reason:
-            log.info("not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
+            level = logging.DEBUG if is_look else logging.INFO  # there may be many looks while one model loads
+            log.log(level, "not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
             return
         finally:
             os.close(abort_fd)
@@ -155,6 +157,8 @@ class Switcher:
             is_free = self._scheduler.state(model.unit) in (State.STOPPED, State.FAILED)
             if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
                 return  # a switch that began meanwhile stops it, or did
+            if is_look and (self._scheduler.on_hold or not self._scheduler.fits(model.unit)):
+                return
             self._residents[model.unit] = resident
             self._history.forget_error(model.unit)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
@@ -331,6 +335,11 @@ class Switcher:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._scheduler.waiting_total
+
+    @property
+    def is_switching(self) -> bool:
+        """Whether a switch is under way."""
+        return self._run is not None
 
     @property
     def on_hold(self) -> bool:

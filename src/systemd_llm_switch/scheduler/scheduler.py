@@ -167,9 +167,8 @@ class Scheduler:
         found = self._units.get(unit)
         if found is None or not found.is_known or self._is_changing(found) or found.is_up:
             return []
-        others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
+        found.is_leaving = not self.fits(unit)
         found.loaded = found.spec
-        found.is_leaving = not fit_together([found.spec, *others], self._policy.vram_gib)
         found.become_ready(now)
         return self._settle(now)
 
@@ -266,6 +265,12 @@ class Scheduler:
     def on_hold(self) -> bool:
         """Whether every request is turned away."""
         return self._hold_until is not None
+
+    def fits(self, unit: str) -> bool:
+        """Whether it could be loaded beside all that will be, without one of them going; no unknown unit fits."""
+        found = self._units.get(unit)
+        others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
+        return found is not None and fit_together([found.spec, *others], self._policy.vram_gib)
 
     @property
     def residents(self) -> frozenset[str]:

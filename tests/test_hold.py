@@ -104,6 +104,21 @@ def test_it_ends_by_itself_after_its_minutes(stack: Stack, proxy: Proxy, pair: d
     assert proxy.chat("a").text == "hello from a"
 
 
+def test_the_status_tells_when_it_ends_and_the_journal_that_it_did(proxy: Proxy) -> None:
+    """One that was released did not end by itself; one that must be released has no time."""
+    assert proxy.status()["hold_until"] is None
+    hold(proxy, minutes=10)
+    assert abs(proxy.status()["hold_until"] - (time.time() + 600)) < 5
+    hold(proxy)
+    assert (proxy.status()["on_hold"], proxy.status()["hold_until"]) == (True, None)
+    proxy.post("/api/release", {})
+    hold(proxy, minutes=0.02)
+    wait_for(lambda: not proxy.status()["on_hold"], 5)
+    assert proxy.status()["hold_until"] is None
+    wait_for(lambda: "hold_ended" in proxy.log)
+    assert proxy.log.count("hold_ended") == 1
+
+
 def test_retry_after_stays_under_a_minute_however_long_the_hold(proxy: Proxy) -> None:
     hold(proxy, minutes=600)
     assert_on_hold(proxy.chat("a"))

@@ -208,6 +208,7 @@ class Status(Handler):
                 "models": {name: dataclasses.asdict(state) for name, state in switcher.status().items()},
                 "waiting": switcher.waiting,
                 "on_hold": switcher.on_hold,
+                "hold_until": switcher.hold_until,
                 "switches": [record.as_json() for record in switcher.switches()],
                 "repairs": services.proxy.repairs(),
                 "config": {"path": str(services.live.path), "error": services.live.error},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import queue
 import threading
@@ -33,6 +34,7 @@ from systemd_llm_switch.scheduler import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reject,
@@ -346,6 +348,14 @@ class Switcher:
         """Whether an operator keeps the VRAM free."""
         return self._scheduler.on_hold
 
+    @property
+    def hold_until(self) -> float | None:
+        """When the hold ends, in seconds since the epoch; None without one, and for one that must be released."""
+        until = self._scheduler.hold_until
+        if until is None or until == math.inf:
+            return None
+        return round(time.time() + until - time.monotonic(), 1)
+
     def switches(self) -> Sequence[SwitchRecord]:
         """The last switches, oldest first."""
         return self._history.switches
@@ -397,6 +407,8 @@ class Switcher:
                 lease = self._leases.get(action.ticket)
                 if lease is not None:
                     self._resolve(lease, action)
+            elif isinstance(action, HoldEnded):
+                log.info("hold_ended")
 
     def _resolve(self, lease: Lease, action: Grant | Reject | Interrupt) -> None:
         if isinstance(action, Reject):

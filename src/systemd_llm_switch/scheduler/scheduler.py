@@ -14,6 +14,7 @@ from .decisions import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reason,
@@ -266,6 +267,11 @@ class Scheduler:
         """Whether every request is turned away."""
         return self._hold_until is not None
 
+    @property
+    def hold_until(self) -> float | None:
+        """When that ends, inf: when it is released; None without a hold."""
+        return self._hold_until
+
     def fits(self, unit: str) -> bool:
         """Whether it could be loaded beside all that will be, without one of them going; no unknown unit fits."""
         found = self._units.get(unit)
@@ -281,9 +287,12 @@ class Scheduler:
 
     def _settle(self, now: float) -> list[Action]:
         """Draw every consequence of what has happened; all decisions but the fast path's are made here."""
+        ended: list[Action] = []
         if self._hold_until is not None and self._hold_until <= now:
             self._hold_until = None
+            ended.append(HoldEnded())
         actions, placements = self._grant_and_plan(now)
+        actions = ended + actions
         if self._switch is not None:
             actions += self._abandon(now)
         elif switch := self._next_switch(placements, now):

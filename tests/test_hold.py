@@ -149,6 +149,8 @@ def test_a_release_without_a_hold_is_no_error(proxy: Proxy) -> None:
 WRONG: tuple[tuple[object, str | None], ...] = (
     *(({"minutes": minutes}, "minutes") for minutes in (0, -5, "5", True, [], 10**9, 10**400)),
     ({"force": "yes"}, "force"),
+    ({"minuts": 30}, "minuts"),
+    ({"force": True, "x" * 99: 1}, "x" * 40),
     ({"minutes": 5, "force": 1}, "force"),
     ([], None),
 )
@@ -161,6 +163,11 @@ def test_a_wrong_hold_is_a_400_and_no_hold(proxy: Proxy, state_home: Path) -> No
         assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "invalid_request", param), body
         assert proxy.status()["on_hold"] is False
         assert HoldFile(state_home).read() is None
+
+
+def test_a_key_that_it_does_not_know_is_told_with_those_that_it_does(proxy: Proxy) -> None:
+    message = hold(proxy, minuts=30).error["message"]
+    assert message == "'minuts' is no key of /api/hold; known: `minutes` and `force`"
 
 
 def test_too_many_minutes_are_told_with_the_most_that_may_be(proxy: Proxy) -> None:

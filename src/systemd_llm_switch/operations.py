@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed
@@ -48,8 +48,9 @@ class Operations:
         finally:
             self._switcher.release(lease)
 
-    def unload(self, models: Iterable[Model], force: bool, client: Client) -> None:
-        """Stops models, whoever started them, after their running requests or, with `force`, at once.
+    def unload(self, models: Collection[Model], force: bool, client: Client) -> list[Model]:
+        """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
+        that there was something to stop of.
 
         Raises:
             ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
@@ -57,9 +58,11 @@ class Operations:
         """
         units = [model.unit for model in models]
         self._switcher.find(units)
+        present = self._switcher.present
         before = self._switcher.stops()
         self._switcher.unload(units, force)
         self._wait_until_stopped(units, before, client)
+        return [model for model in models if model.unit in present]
 
     def hold(self, left_s: float, force: bool, client: Client) -> str | None:
         """Frees all VRAM and turns requests away for `left_s` seconds (inf: until released). Returns a warning for

@@ -334,6 +334,12 @@ class Switcher:
         return [model.unit for model in self._config.models.values()]
 
     @property
+    def present(self) -> frozenset[str]:
+        """The units whose process may exist, as far as is known."""
+        with self._lock:
+            return self._scheduler.residents
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._scheduler.waiting_total

@@ -148,6 +148,13 @@ def test_an_unknown_path_is_a_404_that_lists_the_routes(proxy: Proxy, path: str)
         assert route in answer.error["message"]
 
 
+def test_an_unknown_path_suggests_what_was_meant(proxy: Proxy) -> None:
+    """Most often the base URL lacks /v1, or has it twice; what is like nothing is compared to nothing."""
+    for path, meant in (("/chat/completions", CHAT), ("/v1/v1/models", "/v1/models"), ("/api/holt", "/api/hold")):
+        assert f"; did you mean {meant}? " in proxy.post(path, {}).error["message"]
+    assert "did you mean" not in proxy.post("/api/chat", {}).error["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

@@ -258,12 +258,13 @@ class Start:
         return self._systemd.show([self._model.unit])[self._model.unit]
 
     def _failure(self, status: UnitStatus, said: str = "") -> ModelStartFailed:
-        """The error with all that is known: systemd's result and the last lines of this start."""
+        """The error with all that is known: systemd's result, what to do, and the last lines of this start. Those
+        come last: they are long, and a client may show the beginning only."""
         lines = self._systemd.journal(status.invocation_id)
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, said)}."]
+        parts.append(_next_step(status, lines))
         if lines:
             parts.append(quote_journal(lines))
-        parts.append(_next_step(status, lines))
         memory = status.was_out_of_memory or _tells_of_memory(lines)
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 

@@ -199,7 +199,7 @@ class Switcher:
         except SystemdError as error:
             return str(error)
         lines = self._systemd.journal(resident.invocation_id)
-        words = [f"unit {unit}: {status.describe()}.", quote_journal(lines), f"See `journalctl --user -u {unit}`."]
+        words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
         return " ".join(word for word in words if word)
 
     def _explain_end(self, unit: str) -> str | None:

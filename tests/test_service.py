@@ -227,6 +227,12 @@ def call_of(function: dict[str, str]) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
 
 
+def test_its_lines_are_found_by_its_name(service: Service, pair: dict[str, str]) -> None:
+    """`journalctl -t llm-switch`; python's name would be no help."""
+    service.start(pair)
+    assert any(entry["MESSAGE"].startswith("listening") for entry in service.entries("-t", "llm-switch"))
+
+
 def test_one_line_tells_a_switch_a_request_a_repair(service: Service, pair: dict[str, str]) -> None:
     proxy = service.start(pair)
     proxy.chat("a")

@@ -324,7 +324,9 @@ def test_the_status_knows_what_was_started_by_hand_before_a_request_asks(stack: 
     wait_for(lambda: proxy.state("slow") == "ready")
     stack.systemctl("stop", slow)
     stack.systemctl("start", other)
-    wait_for(lambda: (proxy.state("slow"), proxy.state("other")) == ("stopped", "ready"))
+    wait_for(lambda: _answers(stack))
+    time.sleep(0.3)  # beyond the pause between two looks
+    assert {name: it["state"] for name, it in proxy.status()["models"].items()} == {"slow": "stopped", "other": "ready"}
     assert [it["status"]["value"] for it in proxy.get("/v1/models").json["data"]] == ["unloaded", "loaded"]
     answer = proxy.chat("other")
     assert (answer.text, answer.timing("switch")) == ("hello from other", 0)

@@ -133,6 +133,7 @@ class Switcher:
         Raises:
             SystemdError: systemd cannot be asked.
         """
+        self._notice_losses()  # what is gone is in nobody's way
         with self._lock:
             models = {model.unit: model for model in self._config.models.values()}
             known = self._scheduler.residents
@@ -167,6 +168,11 @@ class Switcher:
             self._begin(actions)
         log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
         self._perform(actions)
+
+    def _notice_losses(self) -> None:
+        for resident in list(self._residents.values()):
+            if resident.watch.has_exited():
+                self._lose(resident)
 
     def _lose(self, resident: Resident) -> None:
         """The resident's process is gone; whoever comes next has it started again."""
@@ -310,9 +316,7 @@ class Switcher:
 
     def status(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
-        for resident in list(self._residents.values()):
-            if resident.watch.has_exited():
-                self._lose(resident)
+        self._notice_losses()
         with self._lock:
             return {model.id: self._model_status(model) for model in self._config.models.values()}
 

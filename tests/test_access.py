@@ -518,12 +518,12 @@ def test_names_are_compared_without_what_does_not_matter() -> None:
         ("cors_origins", ["https://chat.example.org/path"], "must look like"),
         ("cors_origins", ["https://*.example.org"], "must look like"),
         ("cors_origins", ["https://"], "must look like"),
-        ("allowed_hosts", ["http://my-box.lan"], "must be names like my-box.lan"),
-        ("allowed_hosts", ["*"], "must be names like my-box.lan"),
+        ("allowed_hosts", ["http://my-box.lan"], "must be a name like my-box.lan"),
+        ("allowed_hosts", ["*"], "must be a name like my-box.lan"),
     ],
 )
 def test_what_would_never_match_is_told(key: str, values: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=rf"server\.{key}: {words}"):
+    with pytest.raises(ConfigError, match=rf"server\.{key}\.0: {words}"):
         parse({"server": {key: values}, "models": {"a": "a.service"}})
 
 

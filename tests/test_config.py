@@ -32,7 +32,7 @@ def problem_of(section: str, **values: Any) -> str:
     model = {"unit": "a.service"}
     raw = {"server": values} if section == "server" else {"models": {"a": model | values}}
     ((path, message),) = problems({"models": MODELS, **raw}).items()
-    assert path == f"{section}.{next(iter(values))}"
+    assert path.removesuffix(".0") == f"{section}.{next(iter(values))}"
     return message
 
 
@@ -290,8 +290,17 @@ def test_loopback_needs_no_key(host: str) -> None:
     assert parse({"server": {"host": host}, "models": MODELS}).server.is_loopback
 
 
+def test_a_wrong_entry_of_a_list_is_told_by_its_index() -> None:
+    """Which of ten keys it is cannot be told by its text; a number most often lacks its quotes."""
+    server = {"api_keys": ["sk-one", "sk-two", 31415], "allowed_hosts": ["my-box.lan", "http://my-box.lan"]}
+    found = problems({"server": server, "models": {"a": {"unit": "a.service", "aliases": ["b", None]}}})
+    assert found["server.api_keys.2"] == "must be a text (put it in quotes)"
+    assert found["server.allowed_hosts.1"].startswith("must be a name like my-box.lan")
+    assert found["models.a.aliases.1"] == "must be a text"
+
+
 def test_no_message_holds_a_key() -> None:
-    for wrong in ("sk-secret", ["sk-secret", 5], {"sk-secret": 1}):
+    for wrong in ("sk-secret", [5, "sk-secret"], {"sk-secret": 1}):
         assert "sk-secret" not in problem_of("server", api_keys=wrong)
     assert "sk-secret" not in repr(parse({"server": {"api_keys": ["sk-secret"]}, "models": MODELS}))
 

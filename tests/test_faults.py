@@ -37,6 +37,18 @@ def test_a_unit_that_exits_is_reported_at_once_with_its_own_words(stack: Stack) 
     assert proxy.status()["models"]["broken"]["last_error"] == answer.error["message"]
 
 
+def test_the_reason_and_the_next_step_come_before_the_journals_lines(stack: Stack) -> None:
+    """A client may show the beginning only. Also under a request whose model crashes, and while no start is tried."""
+    unit = stack.standin("m", "--exit", "3", "--say", "many long words")
+    proxy = stack.run({"m": unit, "sound": stack.standin("sound")})
+    for message in (proxy.chat("m").error["message"], proxy.chat("sound", standin={"crash": 7}).error["message"]):
+        places = [message.index(words) for words in ("exit status", "See `journalctl", "Last journal lines: ")]
+        assert places == sorted(places)
+    for _ in range(3):
+        message = proxy.chat("m").error["message"]
+    assert message.index("3 times in a row") < message.index("exit status") < message.index("Last journal lines: ")
+
+
 def test_only_this_starts_lines_are_told(stack: Stack) -> None:
     """A journal full of older starts does not leak into the reason."""
     unit = stack.standin("m", "--exit", "3", "--say", "the first reason")

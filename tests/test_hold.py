@@ -104,6 +104,21 @@ def test_it_ends_by_itself_after_its_minutes(stack: Stack, proxy: Proxy, pair: d
     assert proxy.chat("a").text == "hello from a"
 
 
+def test_the_status_tells_when_it_ends_and_the_journal_that_it_did(proxy: Proxy) -> None:
+    """One that was released did not end by itself; one that must be released has no time."""
+    assert proxy.status()["hold_until"] is None
+    hold(proxy, minutes=10)
+    assert abs(proxy.status()["hold_until"] - (time.time() + 600)) < 5
+    hold(proxy)
+    assert (proxy.status()["on_hold"], proxy.status()["hold_until"]) == (True, None)
+    proxy.post("/api/release", {})
+    hold(proxy, minutes=0.02)
+    wait_for(lambda: not proxy.status()["on_hold"], 5)
+    assert proxy.status()["hold_until"] is None
+    wait_for(lambda: "hold_ended" in proxy.log)
+    assert proxy.log.count("hold_ended") == 1
+
+
 def test_retry_after_stays_under_a_minute_however_long_the_hold(proxy: Proxy) -> None:
     hold(proxy, minutes=600)
     assert_on_hold(proxy.chat("a"))
@@ -134,6 +149,8 @@ def test_a_release_without_a_hold_is_no_error(proxy: Proxy) -> None:
 WRONG: tuple[tuple[object, str | None], ...] = (
     *(({"minutes": minutes}, "minutes") for minutes in (0, -5, "5", True, [], 10**9, 10**400)),
     ({"force": "yes"}, "force"),
+    ({"minuts": 30}, "minuts"),
+    ({"force": True, "x" * 99: 1}, "x" * 40),
     ({"minutes": 5, "force": 1}, "force"),
     ([], None),
 )
@@ -146,6 +163,11 @@ def test_a_wrong_hold_is_a_400_and_no_hold(proxy: Proxy, state_home: Path) -> No
         assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "invalid_request", param), body
         assert proxy.status()["on_hold"] is False
         assert HoldFile(state_home).read() is None
+
+
+def test_a_key_that_it_does_not_know_is_told_with_those_that_it_does(proxy: Proxy) -> None:
+    message = hold(proxy, minuts=30).error["message"]
+    assert message == "'minuts' is no key of /api/hold; known: `minutes` and `force`"
 
 
 def test_too_many_minutes_are_told_with_the_most_that_may_be(proxy: Proxy) -> None:

@@ -148,6 +148,13 @@ def test_an_unknown_path_is_a_404_that_lists_the_routes(proxy: Proxy, path: str)
         assert route in answer.error["message"]
 
 
+def test_an_unknown_path_suggests_what_was_meant(proxy: Proxy) -> None:
+    """Most often the base URL lacks /v1, or has it twice; what is like nothing is compared to nothing."""
+    for path, meant in (("/chat/completions", CHAT), ("/v1/v1/models", "/v1/models"), ("/api/holt", "/api/hold")):
+        assert f"; did you mean {meant}? " in proxy.post(path, {}).error["message"]
+    assert "did you mean" not in proxy.post("/api/chat", {}).error["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
@@ -248,6 +255,9 @@ def test_errors_of_load_and_unload(proxy: Proxy) -> None:
         ("/api/unload", b'{"model": ""}', 400, "missing_model"),
         ("/api/unload", b'{"model": 5}', 400, "invalid_request"),
         ("/api/unload", b'{"force": "yes"}', 400, "invalid_request"),
+        ("/api/unload", b'{"modle": "a"}', 400, "invalid_request"),
+        ("/api/load", b'{"model": "a", "force": true}', 400, "invalid_request"),
+        ("/api/release", b'{"model": "a"}', 400, "invalid_request"),
     ]
     for path, body, status, code in cases:
         answer = proxy.post(path, body)
@@ -665,7 +675,7 @@ def test_the_status_tells_what_is_loaded_and_what_happened(proxy: Proxy, stack: 
     proxy.chat("broken")
     proxy.chat("a")
     status = proxy.status()
-    assert set(status) == {"models", "waiting", "on_hold", "switches", "repairs", "config"}
+    assert set(status) == {"models", "waiting", "on_hold", "hold_until", "switches", "repairs", "config"}
     assert (status["waiting"], status["on_hold"]) == (0, False)
     assert status["config"] == {"path": str(stack.config_path), "error": None}
     loaded, broken = status["models"]["a"], status["models"]["broken"]
@@ -695,6 +705,19 @@ def test_a_model_is_loaded_and_unloaded_by_hand(proxy: Proxy, load: str, unload:
     unloaded = proxy.post(unload, {"model": "a"})
     assert (unloaded.status, unloaded.json["success"]) == (200, True)
     assert proxy.get("/v1/models/a").json["status"]["value"] == "unloaded"
+
+
+def test_unload_tells_what_it_unloaded(proxy: Proxy) -> None:
+    """Not all that there is; of models that share a unit, each."""
+    proxy.post("/api/load", {"model": "a"})
+    assert proxy.post("/api/unload", {}).json == {"success": True, "models": ["a", "org/name"]}
+    assert proxy.post("/api/unload", {}).json == {"success": True, "models": []}
+
+
+def test_llama_servers_own_routes_take_more_than_we_know(proxy: Proxy) -> None:
+    """A client that manages its router may send what we do not understand."""
+    for path in ("/models/load", "/models/unload"):
+        assert proxy.post(path, {"model": "a", "extra_args": ["--jinja"]}).status == 200
 
 
 # --- last, since it takes the longest ---------------------------------------------------------------

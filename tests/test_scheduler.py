@@ -14,6 +14,7 @@ from systemd_llm_switch.scheduler import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reason,
@@ -861,7 +862,8 @@ class TestHold:
         scheduler = Scheduler(Policy(), ABC)
         scheduler.hold(100.0, False, 0.0)
         assert scheduler.next_deadline() == 100.0
-        scheduler.tick(100.0)
+        assert scheduler.tick(100.0) == [HoldEnded()]
+        assert scheduler.hold_until is None
         assert scheduler.submit(1, "a", 100.0) == [alone("a")]
 
     def test_a_load_is_aborted_at_once(self) -> None:

@@ -18,6 +18,7 @@ from systemd_llm_switch.scheduler import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reason,
@@ -132,6 +133,8 @@ class World(RuleBasedStateMachine):
                     self.interrupted.add(ticket)
                     is_overdue = self.now >= self.drains.get(unit, self.now) + self.policy.drain_timeout_s
                     assert is_overdue or ticket in self.forced, "interrupted without need"
+                case HoldEnded():
+                    assert not self.scheduler.on_hold
         self.most_running = len(self.running)
         self.check_that_all_is_decided()
 

@@ -173,6 +173,29 @@ def test_it_can_do_its_work_inside_its_sandbox(service: Service, pair: dict[str,
     assert proxy.chat("a").text == "hello from a"
 
 
+def test_from_its_sandbox_it_sees_whose_unit_answers(service: Service) -> None:
+    """A unit that somebody starts while ours is about to listen does not pass for it; see also test_switching.py."""
+    stack = service.stack
+    late, other = stack.standin("late", "--bind-s", "1.5"), stack.standin("other")
+    proxy = service.start({"late": late, "other": other})
+    with in_background(lambda: proxy.chat("late")) as answers:
+        wait_for(lambda: stack.active_state(late) == "active")
+        stack.systemctl("start", other)
+    assert answers[0].error["code"] == "model_start_failed"
+    assert "Address already in use" in answers[0].error["message"]
+
+
+def test_from_its_sandbox_it_names_the_unit_that_has_the_port(stack: Stack, service: Service) -> None:
+    """A model whose line was taken out of the config while it ran: no switch stops it any more."""
+    removed = stack.standin("removed")
+    stack.systemctl("start", removed)
+    wait_for(lambda: _running(stack) == 0)
+    proxy = service.start({"a": stack.standin("a")})
+    message = proxy.chat("a").error["message"]
+    assert f"is taken by unit {removed}" in message
+    assert f"`systemctl --user stop {removed}`" in message
+
+
 # --- the journal ------------------------------------------------------------------------------------
 
 
@@ -202,6 +225,12 @@ TOOL = {"type": "function", "function": {"name": "read", "parameters": {"type": 
 def call_of(function: dict[str, str]) -> dict[str, Any]:
     """A message with one tool call."""
     return {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
+def test_its_lines_are_found_by_its_name(service: Service, pair: dict[str, str]) -> None:
+    """`journalctl -t llm-switch`; python's name would be no help."""
+    service.start(pair)
+    assert any(entry["MESSAGE"].startswith("listening") for entry in service.entries("-t", "llm-switch"))
 
 
 def test_one_line_tells_a_switch_a_request_a_repair(service: Service, pair: dict[str, str]) -> None:

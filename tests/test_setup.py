@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from installer.ledger import Ledger
 from installer.places import Places
 from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
-from support.stack import chat, free_port
+from support.stack import chat, free_port, wait_for
 from user_manager import UserManager
 
 MODELS = ("bge-m3", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
@@ -203,6 +205,79 @@ def test_a_broken_config_is_named(settled: Newcomer) -> None:
     assert "! config: server.prot: unknown key; did you mean 'port'?" in ran.stdout
 
 
+@pytest.fixture
+def failing(settled: Newcomer) -> Iterator[str]:
+    """A unit of one's own that ends at once, and is the only model of the config."""
+    unit, text = settled.linked / "failing.service", settled.config.read_text()
+    unit.write_text("[Service]\nType=exec\nExecStart=/bin/sh -c 'echo no room on the card; exit 3'\n")
+    settled.systemctl("daemon-reload")
+    settled.config.write_text(f"{text.partition('models:')[0]}models:\n  mine: {unit.name}\n")
+    yield unit.name
+    settled.config.write_text(text)
+    settled.systemctl("reset-failed", unit.name)
+    unit.unlink()
+
+
+def test_the_check_names_a_unit_whose_last_run_failed(settled: Newcomer, failing: str) -> None:
+    assert settled.setup("--check").returncode == 0
+    settled.systemctl("start", failing)
+    wait_for(lambda: settled.systemctl("is-active", failing) == "failed")
+    ran = settled.setup("--check")
+    assert ran.returncode == 1
+    assert "! mine: the last run of failing.service failed (Result: exit-code)\n" in ran.stdout
+    assert f"journalctl --user -u {failing} -n 30\n" in ran.stdout
+
+
+def test_the_check_tells_what_the_running_proxy_knows(settled: Newcomer, failing: str) -> None:
+    """Why a model could not be loaded; also of a proxy that wants a key, which nobody sees."""
+    text = settled.config.read_text()
+    settled.config.write_text(text.replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))
+    request = urllib.request.Request(
+        f"{_url(settled)}/api/load", b'{"model": "mine"}', {"Authorization": "Bearer hush-hush"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(request)
+    ran = settled.setup("--check")
+    assert "! mine: the last load failed: model 'mine' failed to start: unit failing.service: " in ran.stdout
+    assert f"journalctl --user -u {failing} -n 30\n" in ran.stdout
+    assert "the last run" not in ran.stdout
+    assert "hush" not in ran.stdout + ran.stderr
+
+
+def test_the_check_tells_a_broken_edit_that_the_proxy_does_not_use(settled: Newcomer, tmp_path: Path) -> None:
+    """Here in another file than this shell's."""
+    text, other = settled.config.read_text(), tmp_path / "config.yaml"
+    other.write_text(text)
+    settled.config.write_text(text.replace("  port:", "  prot:"))
+    ran = settled.setup("--check", LLM_SWITCH_CONFIG=other)
+    settled.config.write_text(text)
+    assert "! the running proxy goes on with its last good config: server.prot: unknown key" in ran.stdout
+    assert f"this check {other}\n" in ran.stdout
+    assert f"LLM_SWITCH_CONFIG={settled.config} ./setup.sh --check\n" in ran.stdout
+
+
+def test_the_check_tells_a_proxy_that_does_not_run_or_answer(settled: Newcomer) -> None:
+    text = settled.config.read_text()
+    settled.config.write_text(re.sub(r"^  port: \d+", f"  port: {free_port()}", text, flags=re.MULTILINE))
+    deaf = settled.setup("--check")
+    settled.config.write_text(text)
+    settled.systemctl("stop", "llm-switch.service")
+    stopped = settled.setup("--check")
+    assert "! llm-switch.service runs, but nothing answers at http://127.0.0.1:" in deaf.stdout
+    assert "systemctl --user restart llm-switch.service\n" in deaf.stdout
+    assert "! llm-switch.service does not run\n" in stopped.stdout
+    assert "systemctl --user start llm-switch.service\n" in stopped.stdout
+
+
+def test_without_any_model_file_the_next_step_is_a_download(settled: Newcomer, tmp_path: Path) -> None:
+    with_one = settled.setup("--yes")
+    assert "Download a model" not in with_one.stdout
+    bare = Newcomer(settled.home, settled.repository, settled.manager, settled.answers | {"MODELS_DIR": str(tmp_path)})
+    told = bare.setup("--yes").stdout.partition("\nNext\n")[2].splitlines()
+    assert told[0] == "  Download a model (Ctrl-C once it listens), and run ./setup.sh again:"
+    assert told[1].endswith("llama-server' -hf unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q8_K_XL")
+
+
 def test_a_proxy_that_cannot_start_shows_why(settled: Newcomer) -> None:
     text = settled.config.read_text()
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -243,6 +318,66 @@ def test_uninstall_undoes_it_and_keeps_what_is_the_users(settled: Newcomer) -> N
     assert settled.config.exists()
     assert tree_sums(Path(settled.answers["MODELS_DIR"])) == models
     edited.unlink()
+
+
+def test_what_the_uninstall_kept_is_linked_again_and_unlinked_again(settled: Newcomer) -> None:
+    """A unit that stayed for its edit is the person's, its link ours: also with the next set-up and uninstall."""
+    edited, link = settled.rendered / "qwen3-thinking.service", settled.linked / "qwen3-thinking.service"
+    edited.write_text(edited.read_text() + "# mine\n")
+    settled.setup("--uninstall")
+    settled.setup("--yes")
+    assert link.readlink() == edited
+    ran = settled.setup("--uninstall")
+    assert not link.is_symlink()
+    assert edited.read_text().endswith("# mine\n")
+    assert f"kept ~/{edited.relative_to(settled.home)}" in ran.stdout
+    edited.unlink()
+
+
+@pytest.fixture
+def own_config(settled: Newcomer) -> Iterator[str]:
+    """The text of the person's config, which comes back in the end; so does the packaged one."""
+    text, packaged = settled.config.read_text(), settled.repository / "src/systemd_llm_switch/config.yaml"
+    as_packaged = packaged.read_text()
+    packaged.write_text(text)  # for its ports
+    yield text
+    for path in settled.config.parent.iterdir():
+        path.unlink()
+    settled.config.write_text(text)
+    packaged.write_text(as_packaged)
+
+
+def _edit_demo_config(person: Newcomer, own_config: str, edit: str) -> str:
+    """As if the demo had written its config, on the ports of one's own, and somebody added a line; the whole text."""
+    ledger = Ledger.load(Places.of(person.env).ledger)
+    demos = (person.repository / "deploy/demo/config.yaml").read_text().partition("models:")[2]
+    text = f"{own_config.partition('models:')[0]}models:{demos}"
+    person.config.unlink(missing_ok=True)
+    ledger.put_config(person.config, text)
+    ledger.save()
+    person.config.write_text(text + edit)
+    return text + edit
+
+
+def test_an_edited_config_of_the_demo_is_put_aside_by_the_real_set_up(settled: Newcomer, own_config: str) -> None:
+    """Its models are gone, so the proxy would have nothing to serve. A second edit does not push the first one out."""
+    for name in ("demo-edited.yaml", "demo-edited-2.yaml"):
+        text = _edit_demo_config(settled, own_config, f"# for {name}\n")
+        ran = settled.setup("--yes")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert not settled.config.exists()
+        assert settled.config.with_name(name).read_text() == text
+        assert f"kept ~/.config/systemd-llm-switch/{name} (your edit of the demo's config)" in ran.stdout
+
+
+def test_one_with_a_model_of_ones_own_stays_and_the_check_says_what_to_take_out(
+    settled: Newcomer, own_config: str
+) -> None:
+    text = _edit_demo_config(settled, own_config, '  mine: "qwen3-coder-flash.service"\n')
+    ran = settled.setup("--yes")
+    assert settled.config.read_text() == text
+    assert "! demo-chat: the unit demo-chat.service does not exist" in ran.stdout
+    assert "take it out of ~/.config/systemd-llm-switch/config.yaml, or bring the demo back" in ran.stdout
 
 
 def test_uninstall_twice_is_no_error(newcomer: Newcomer) -> None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A real request to the running proxy, for each configured model or for the named ones.
 
-    python3 tests/test_smoke.py [model …] [--url URL]
+    python3 tests/test_smoke.py [model …] [--url URL] [--key KEY]
 
 Needs Python alone. Says what it asked, what came back, and how long the switch and the whole took; the exit code
-is 0 when every model answered, else 1. The URL may stand in $LLM_SWITCH_URL, too. What pytest finds in this file
-tests it as a person runs it.
+is 0 when every model answered, else 1. The URL may stand in $LLM_SWITCH_URL, too, and the key (one of
+server.api_keys) is better in $LLM_SWITCH_API_KEY: everybody on the machine sees the arguments of what runs. What
+pytest finds in this file tests it as a person runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +76,26 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Server:
+    """Where to ask, and with which key; an empty one is not sent."""
+
+    url: str
+    key: str = field(repr=False)
+
+    def get(self, path: str, timeout_s: float) -> Reply:
+        """Raises Failure when there is no reply."""
+        return fetch(urllib.request.Request(self.url + path, headers=self._headers()), timeout_s)
+
+    def post(self, path: str, body: Any) -> Reply:
+        """Raises Failure when there is no reply."""
+        headers = {"Content-Type": "application/json"} | self._headers()
+        return fetch(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers), TIMEOUT_S)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+@dataclass(frozen=True)
 class Probe:
     """One way of asking a model: the route, the question, and how to read the answer."""
 
@@ -83,9 +104,9 @@ class Probe:
     fields: dict[str, Any]
     read: Callable[[Any], str]
 
-    def ask(self, url: str, model: str) -> Reply:
+    def ask(self, server: Server, model: str) -> Reply:
         """Raises Failure, Refusal."""
-        reply = post(url + self.path, {"model": model, **self.fields})
+        reply = server.post(self.path, {"model": model, **self.fields})
         if reply.is_refusal:
             raise Refusal(reply.error)
         if reply.status != 200:
@@ -121,39 +142,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="model", help="default: every configured one")
     default = os.environ.get("LLM_SWITCH_URL") or DEFAULT_URL
     parser.add_argument("--url", default=default, help=f"default: $LLM_SWITCH_URL, else {DEFAULT_URL}")
+    default_key = os.environ.get("LLM_SWITCH_API_KEY", "")
+    parser.add_argument("--key", default=default_key, help="one of server.api_keys; default: $LLM_SWITCH_API_KEY")
     asked = parser.parse_args(arguments)
-    url = asked.url.rstrip("/").removesuffix("/v1")
+    server = Server(asked.url.rstrip("/").removesuffix("/v1"), asked.key.strip())
     try:
-        configured = configured_models(url)
+        configured = configured_models(server)
     except Failure as failure:
         print(f"✗ {failure}", file=sys.stderr)
         return 1
     models = asked.models or configured
-    print(f"{url}: {', '.join(models)}", flush=True)
-    failed = [model for model in models if not try_model(url, model)]
+    print(f"{server.url}: {', '.join(models)}", flush=True)
+    failed = [model for model in models if not try_model(server, model)]
     print(f"✗ failed: {', '.join(failed)}" if failed else f"✓ {len(models)} of {len(models)} answered")
     return 1 if failed else 0
 
 
-def configured_models(url: str) -> list[str]:
+def configured_models(server: Server) -> list[str]:
     """The ids of /v1/models. Raises Failure when no proxy answers."""
     try:
-        reply = fetch(urllib.request.Request(f"{url}/v1/models"), timeout_s=10)
+        reply = server.get("/v1/models", timeout_s=10)
     except Failure as failure:
-        raise Failure(f"no proxy answers at {url}: {failure}\n{HOW_TO_START}") from failure
+        raise Failure(f"no proxy answers at {server.url}: {failure}\n{HOW_TO_START}") from failure
+    if reply.status == 401:
+        raise Failure(f"{server.url} wants a key; put one of server.api_keys into $LLM_SWITCH_API_KEY (or --key)")
     if reply.status != 200:
-        raise Failure(f"{url}/v1/models answers {reply.error}")
+        raise Failure(f"{server.url}/v1/models answers {reply.error}")
     try:
         return [str(model["id"]) for model in reply.body["data"]]
     except (KeyError, TypeError) as error:
-        raise Failure(f"what answers at {url} is no OpenAI server: {str(reply.body)[:200]}") from error
+        raise Failure(f"what answers at {server.url} is no OpenAI server: {str(reply.body)[:200]}") from error
 
 
-def try_model(url: str, model: str) -> bool:
+def try_model(server: Server, model: str) -> bool:
     """Asks one model and tells how it went."""
     print(f"\n{model}", flush=True)
     try:
-        probe, reply = ask_in_some_way(url, model)
+        probe, reply = ask_in_some_way(server, model)
         answer = read(probe, reply)
     except Failure as failure:
         print(f"  ✗ {failure}", flush=True)
@@ -164,14 +189,14 @@ def try_model(url: str, model: str) -> bool:
     return True
 
 
-def ask_in_some_way(url: str, model: str) -> tuple[Probe, Reply]:
+def ask_in_some_way(server: Server, model: str) -> tuple[Probe, Reply]:
     """By chat or by an embedding, as the name suggests; the other way when the backend refuses. Raises Failure."""
     first, second = (EMBEDDING, CHAT) if EMBEDDING_NAMES.search(model) else (CHAT, EMBEDDING)
     try:
-        return first, first.ask(url, model)
+        return first, first.ask(server, model)
     except Refusal as refusal:
         try:
-            return second, second.ask(url, model)
+            return second, second.ask(server, model)
         except Refusal as other:
             raise Failure(f"{first.path}: {refusal}\n    {second.path}: {other}") from other
 
@@ -182,11 +207,6 @@ def read(probe: Probe, reply: Reply) -> str:
         return probe.read(reply.body)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise Failure(f"no answer in the reply ({error}): {json.dumps(reply.body)[:300]}") from error
-
-
-def post(url: str, body: Any) -> Reply:
-    headers = {"Content-Type": "application/json"}
-    return fetch(urllib.request.Request(url, json.dumps(body).encode(), headers), TIMEOUT_S)
 
 
 def fetch(request: urllib.request.Request, timeout_s: float) -> Reply:
@@ -223,7 +243,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     import subprocess
 
     command = [sys.executable, "-I", __file__, *arguments]  # -I: none of the tests' packages is within reach
-    env = {name: value for name, value in os.environ.items() if name != "LLM_SWITCH_URL"} | environ
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LLM_SWITCH_")} | environ
     return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
@@ -264,6 +284,18 @@ def test_a_broken_model_fails_and_the_others_are_asked_all_the_same(stack: Stack
     assert "error: no such model file" in ran.stdout
     assert "“hello from sound”" in ran.stdout
     assert ran.stdout.endswith("✗ failed: broken\n")
+
+
+def test_a_key_is_sent_where_one_is_asked_for(stack: Stack) -> None:
+    """From the environment or an argument; without one, it is told how to give it. It is never shown."""
+    proxy = stack.run({"a": stack.standin("a")}, api_keys=["hush-hush"])
+    by_env = run("--url", proxy.url, LLM_SWITCH_API_KEY="hush-hush\n")
+    by_argument = run("--url", proxy.url, "--key", "hush-hush", LLM_SWITCH_API_KEY="another")
+    without = run("--url", proxy.url)
+    assert [ran.returncode for ran in (by_env, by_argument, without)] == [0, 0, 1]
+    assert "put one of server.api_keys into $LLM_SWITCH_API_KEY" in without.stderr
+    shown = by_env.stdout + by_argument.stdout + run("--help", LLM_SWITCH_API_KEY="hush-hush").stdout
+    assert "hush" not in shown
 
 
 def test_an_unknown_model_is_told_once(stack: Stack) -> None:

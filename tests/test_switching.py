@@ -315,6 +315,39 @@ def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_liste
     assert proxy.chat("late").text == "hello from late"
 
 
+def test_the_status_knows_what_was_started_by_hand_before_a_request_asks(stack: Stack) -> None:
+    """Also what was still loading when the proxy started; and what was stopped by hand."""
+    slow, other = stack.standin("slow", "--load-s", "1"), stack.standin("other")
+    stack.systemctl("start", slow)
+    proxy = stack.run({"slow": slow, "other": other})
+    assert proxy.state("slow") == "stopped"  # it is not ready
+    wait_for(lambda: proxy.state("slow") == "ready")
+    stack.systemctl("stop", slow)
+    stack.systemctl("start", other)
+    wait_for(lambda: _answers(stack))
+    time.sleep(0.3)  # beyond the pause between two looks
+    assert {name: it["state"] for name, it in proxy.status()["models"].items()} == {"slow": "stopped", "other": "ready"}
+    assert [it["status"]["value"] for it in proxy.get("/v1/models").json["data"]] == ["unloaded", "loaded"]
+    answer = proxy.chat("other")
+    assert (answer.text, answer.timing("switch")) == ("hello from other", 0)
+
+
+def test_to_ask_for_the_status_never_stops_a_model(stack: Stack) -> None:
+    """Two that do not fit together: the one that was started by hand is left to the next switch."""
+    port = free_port()
+    byhand = stack.standin("byhand", port=port)
+    long_form = {"unit": byhand, "llama_url": f"http://127.0.0.1:{port}"}
+    proxy = stack.run({"a": stack.standin("a"), "byhand": long_form})
+    proxy.chat("a")
+    stack.systemctl("start", byhand)
+    wait_for(lambda: _answers(stack, port))
+    for _ in range(3):
+        assert (proxy.state("a"), proxy.state("byhand")) == ("ready", "stopped")
+        time.sleep(0.3)  # beyond the pause between two looks
+    assert stack.active_state(byhand) == "active"
+    assert [switch["to"] for switch in proxy.status()["switches"]] == ["a"]
+
+
 def test_a_model_that_ends_while_a_start_is_refused_is_served_again(stack: Stack, tmp_path: Path) -> None:
     """Its loss is seen while a switch away from it is considered; the switch comes to nothing."""
     slow = tmp_path / "slow"
@@ -527,9 +560,9 @@ def _with_systemctl(folder: Path, case: str) -> dict[str, str]:
     return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
-def _answers(stack: Stack) -> bool:
+def _answers(stack: Stack, port: int | None = None) -> bool:
     try:
-        return bool(stack.seen())
+        return bool(stack.seen(port))
     except OSError:
         return False
 

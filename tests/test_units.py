@@ -207,6 +207,23 @@ def test_exposure_is_low(manager: UserManager, name: str, limit: float) -> None:
     assert float(figure[1]) <= limit
 
 
+def test_the_readmes_unit_for_a_model_of_ones_own_serves(stack: Stack, llama_server: Path, model_file: Path) -> None:
+    """As it stands there, with this machine's paths, through the proxy."""
+    text = (ROOT / "README.md").read_text().partition("```ini\n")[2].partition("```")[0]
+    for there, here in (
+        ("%h/llama.cpp/build/bin/llama-server", llama_server), ("%h/models/my-model.gguf", model_file),
+        ("--port 3004", f"--port {stack.port} --threads 1"),
+    ):  # fmt: skip
+        assert there in text
+        text = text.replace(there, str(here))
+    unit = stack.unit("own", "/bin/false")
+    (Path(stack.env["HOME"]) / ".config/systemd/user" / unit).write_text(text)
+    stack.systemctl("daemon-reload")
+    proxy = stack.run({"my-model": unit})
+    assert proxy.chat("my-model").text.strip()
+    assert stack.systemctl("show", "-p", "Slice", "--value", unit).strip() == "llm.slice"
+
+
 def test_settings_left_out_stay_readable() -> None:
     text = without(SOURCES["llm-switch.service"].text, ("PrivateTmp=yes", "ProtectHome=read-only"))
     assert "\n# not on this machine: PrivateTmp=yes\n" in text

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
 from installer.llama_server import is_executable
 from installer.models import missing_parts
-from installer.places import Places
-from installer.proxy import ProxyConfig
+from installer.places import Places, SetupError
+from installer.proxy import UNIT, ProxyConfig, ProxyStatus
 from installer.systemd import Systemd
 from installer.units import exec_start, model_in, wanted_model
+
+_LONGEST_ERROR = 400  # letters; the journal has the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +29,55 @@ class Finding:
 def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Finding]:
     """Everything that would keep a configured model from running."""
     found = [Finding(f"config: {problem}", f"edit {places.short(config.path)}") for problem in config.problems]
+    last_errors: Mapping[str, str] = {}
+    if config.models:
+        of_proxy, last_errors = _ask_proxy(config, systemd, places)
+        found.extend(of_proxy)
     for model, unit in config.models.items():
-        found.extend(_of_unit(model, unit, systemd, places))
+        missing = list(_of_unit(model, unit, config, systemd, places))
+        # What is missing is reason enough for a start that failed.
+        found.extend(missing or _of_last_start(model, unit, last_errors.get(model, ""), systemd))
     found.extend(_of_gpu())
     return list(dict.fromkeys(found))
 
 
-def _of_unit(model: str, unit: str, systemd: Systemd, places: Places) -> Iterator[Finding]:
+def _ask_proxy(config: ProxyConfig, systemd: Systemd, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
+    """What is wrong with the proxy, and what it knows of its models: why each could not be loaded, if it could not."""
+    if not systemd.is_active(UNIT):
+        return [Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")], {}
+    try:
+        told = ProxyStatus.ask(config)
+    except SetupError as error:
+        return [Finding(f"{UNIT} runs, but {error}", f"systemctl --user restart {UNIT}")], {}
+    found = []
+    if told.config != str(config.path):
+        what = f"the running proxy reads {places.short(told.config)}, this check {places.short(config.path)}"
+        found.append(Finding(what, f"LLM_SWITCH_CONFIG={quote(told.config)} ./setup.sh --check"))
+    if told.config_error:
+        what = f"the running proxy goes on with its last good config: {told.config_error}"
+        found.append(Finding(what, f"edit {places.short(told.config)}"))
+    return found, told.last_errors
+
+
+def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemd) -> Iterator[Finding]:
+    """The proxy's own words where it tried, else systemd's."""
+    result = systemd.show(unit, "Result")
+    see = f"journalctl --user -u {unit} -n 30"
+    if last_error:
+        yield Finding(f"{model}: the last load failed: {_shortened(last_error)}", see)
+    elif result not in ("", "success"):
+        yield Finding(f"{model}: the last run of {unit} failed (Result: {result})", see)
+
+
+def _of_unit(
+    model: str, unit: str, config: ProxyConfig, systemd: Systemd, places: Places
+) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
-        yield Finding(
-            f"{model}: the unit {unit} does not exist",
-            f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload",
-        )
+        is_demos = (places.demo_sources / unit).exists()
+        put_there = f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload"
+        take_out = f"take it out of {places.short(config.path)}, or bring the demo back: ./setup.sh --demo"
+        yield Finding(f"{model}: the unit {unit} does not exist", take_out if is_demos else put_there)
         return
     text = fragment.read_text()
     words = exec_start(text)
@@ -68,6 +106,10 @@ def _of_gpu() -> Iterator[Finding]:
     """The driver makes this device with a setuid helper, which a hardened unit cannot run."""
     if Path("/dev/nvidiactl").exists() and not Path("/dev/nvidia-uvm").exists():
         yield Finding("the NVIDIA driver is loaded without /dev/nvidia-uvm", "sudo nvidia-modprobe -u -c=0")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]} …"
 
 
 def _path(word: str, places: Places) -> Path:

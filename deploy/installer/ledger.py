@@ -63,7 +63,9 @@ class Ledger:
         if not _leads_to(link, rendered) and (link.exists() or link.is_symlink()):
             return Outcome.KEPT
         outcome = self._put(rendered, text, self.units.get(name, ""))
-        if outcome is not Outcome.KEPT:
+        if outcome is Outcome.KEPT:
+            self.units.setdefault(name, "")  # the link is ours, and goes with the next uninstall
+        else:
             self.units[name] = checksum(text)
         if not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from installer import check, console, demo, install, llama_server, proxy, python_env, uninstall
+from installer import check, console, demo, demo_config, install, llama_server, proxy, python_env, uninstall
 from installer.ledger import Ledger
 from installer.places import Places, SetupError
 from installer.systemd import Systemd
 from installer.units import Machine, UnitSource
-from user_manager import is_reachable
+from user_manager import UserManager, is_reachable
 
 _DESCRIPTION = "Sets systemd-llm-switch up for you: one proxy, and one systemd user unit per model."
 _EPILOG = """\
@@ -57,8 +57,10 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
         uninstall.run(places, os.environ, ledger)
         return 0
     if asked.check:
-        systemd = Systemd.of(os.environ)
-        return 1 if _check(proxy.ProxyConfig.read(places, os.environ), places, systemd) else 0
+        config = proxy.ProxyConfig.read(places, os.environ)
+        private = UserManager.of_home(places.home)  # the demo's, say
+        systemd = Systemd(private.env) if private else _reach_manager(os.environ)
+        return 1 if _check(config, places, systemd) else 0
     console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
     python_env.see_to_packages(may_install=asked.yes or asked.demo)
     if asked.demo:
@@ -70,17 +72,7 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
 
 
 def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
-    systemd = Systemd.of(environ)
-    if not is_reachable(dict(systemd.env)):
-        hint = (
-            "run it as yourself, without sudo"
-            if "SUDO_USER" in environ
-            else "log in as a normal user (by ssh, or `machinectl shell USER@`) and try again"
-        )
-        raise SetupError(
-            f"no systemd user manager answers, so units cannot run here: {hint}."
-            " In a container, ./setup.sh --demo works: it brings a manager of its own."
-        )
+    systemd = _reach_manager(environ)
     python_env.provide_venv(places)
     _put_questions(places, environ, ledger, may_ask=may_ask)
     binary = llama_server.resolve(ledger.llama_server, places, may_install=not may_ask)
@@ -96,8 +88,24 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     )
     _install(machine, places, environ, ledger, systemd)
     config = _start(places, environ, ledger, systemd)
-    _check(config, places, systemd)
-    _tell_next(config, places)
+    found = _check(config, places, systemd)
+    _tell_next(config, places, [finding.mend for finding in found if finding.is_download])
+
+
+def _reach_manager(environ: Mapping[str, str]) -> Systemd:
+    """Raises SetupError when no user manager answers."""
+    systemd = Systemd.of(environ)
+    if not is_reachable(dict(systemd.env)):
+        hint = (
+            "run it as yourself, without sudo"
+            if "SUDO_USER" in environ
+            else "log in as a normal user (by ssh, or `machinectl shell USER@`) and try again"
+        )
+        raise SetupError(
+            f"no systemd user manager answers, so units cannot run here: {hint}."
+            " In a container, ./setup.sh --demo works: it brings a manager of its own."
+        )
+    return systemd
 
 
 def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
@@ -127,8 +135,9 @@ def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledge
     systemd.forget(demo_units)
     obsolete = install.remove_obsolete(sources, places, ledger)
     systemd.stop([name for name in obsolete if name not in demo_units])
-    if demo_units:
-        ledger.remove_config()
+    edited = demo_config.remove(places, ledger)
+    if edited:
+        console.note(f"kept {places.short(edited)} (your edit of the demo's config)")
     install.install_units(sources, machine, environ, places, ledger)
     ledger.save()
     systemd.reload()
@@ -159,8 +168,8 @@ def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
         console.note(f"it ends when you log out; to keep it: sudo loginctl enable-linger {user}")
 
 
-def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> bool:
-    """Shows the findings; True when there are any."""
+def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> list[check.Finding]:
+    """Shows what it finds."""
     console.heading("Check")
     found = check.findings(config, systemd, places)
     for finding in found:
@@ -168,12 +177,15 @@ def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> bool:
     if any(finding.is_download for finding in found):
         console.note("after a download (Ctrl-C once it listens) run ./setup.sh again")
     if not found:
-        console.done(f"llama-server, units and model files of all {len(config.models)} models are there")
-    return bool(found)
+        console.done(f"the proxy runs; llama-server, units and files of all {len(config.models)} models are there")
+    return found
 
 
-def _tell_next(config: proxy.ProxyConfig, places: Places) -> None:
+def _tell_next(config: proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
     console.heading("Next")
+    if downloads and len(downloads) == len(config.models):
+        console.plain("  Download a model (Ctrl-C once it listens), and run ./setup.sh again:")
+        console.plain(f"    {downloads[0]}")
     console.plain(f"  Point your client (Roo Code, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
     console.plain(f"    {', '.join(config.models)}")
     console.plain("  Try one:       .venv/bin/python tests/test_smoke.py")

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from installer.places import Places, SetupError
@@ -26,7 +26,8 @@ except config_file.ConfigError as error:
     told = {"problems": [str(problem) for problem in error.problems]}
 else:
     models = {model.id: model.unit for model in read.models.values()}
-    told = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models}
+    key = next(iter(read.server.api_keys), "")
+    told = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models, "key": key}
 json.dump({"path": str(path), **told}, sys.stdout)
 """
 
@@ -39,6 +40,7 @@ class ProxyConfig:
     problems: tuple[str, ...]
     url: str  # where this machine reaches the proxy
     models: Mapping[str, str]  # id -> unit
+    key: str = field(default="", repr=False)  # one that the proxy takes, if it asks for any
 
     @classmethod
     def read(cls, places: Places, environ: Mapping[str, str]) -> ProxyConfig:
@@ -50,7 +52,32 @@ class ProxyConfig:
             raise SetupError(f"the package in .venv does not run:\n{ran.stderr.strip()}")
         told = json.loads(ran.stdout)
         url = f"http://{_reachable(told.get('host', '127.0.0.1'))}:{told.get('port', 3002)}"
-        return cls(Path(told["path"]), tuple(told["problems"]), url, told.get("models", {}))
+        return cls(Path(told["path"]), tuple(told["problems"]), url, told.get("models", {}), told.get("key", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """What a running proxy tells of itself."""
+
+    config: str  # the file that it reads
+    config_error: str  # why an edit of it is not in force; empty when it is
+    last_errors: Mapping[str, str]  # model -> why it could not be loaded when it was last wanted
+
+    @classmethod
+    def ask(cls, config: ProxyConfig) -> ProxyStatus:
+        """Raises SetupError when nothing answers, or something else than this proxy."""
+        request = urllib.request.Request(f"{config.url}/api/status", headers=_key_header(config.key))
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                told = json.load(reply)
+            errors = {name: model["last_error"] for name, model in told["models"].items() if model["last_error"]}
+            return cls(told["config"]["path"], told["config"]["error"] or "", errors)
+        except urllib.error.HTTPError as error:
+            raise SetupError(f"{config.url} answers {error.code}: {_message(error.read())}") from error
+        except OSError as error:
+            raise SetupError(f"nothing answers at {config.url}: {getattr(error, 'reason', error)}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SetupError(f"what answers at {config.url} is not this proxy") from error
 
 
 def wait_until_healthy(url: str, within_s: float = 30) -> None:
@@ -77,6 +104,10 @@ def post(url: str, body: Mapping[str, object], timeout_s: float = 180) -> tuple[
         raise SetupError(f"the proxy answered {error.code}: {_message(error.read())}") from error
     except OSError as error:
         raise SetupError(f"no answer from {url}: {error}") from error
+
+
+def _key_header(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _message(body: bytes) -> str:

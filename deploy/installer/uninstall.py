@@ -6,7 +6,7 @@ import getpass
 import shutil
 from collections.abc import Mapping
 
-from installer import console
+from installer import console, demo_config
 from installer.ledger import Ledger, Outcome, remove_empty
 from installer.places import NAME, Places
 from installer.proxy import UNIT
@@ -45,10 +45,8 @@ def _remove_files(places: Places, ledger: Ledger) -> list[str]:
         for name in list(ledger.units)
         if ledger.remove_unit(name, places) is Outcome.KEPT
     ]
-    config = ledger.config
-    if config and ledger.remove_config() is Outcome.KEPT:
-        kept.append(places.short(config))
-    return kept
+    edited = demo_config.remove(places, ledger)
+    return [*kept, places.short(edited)] if edited else kept
 
 
 def _remove_own_data(places: Places) -> None:

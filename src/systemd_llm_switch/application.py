@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote
@@ -60,10 +61,10 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),
 )
-LISTED = (
-    f"POST {', '.join(FORWARDED)}, /api/load, /api/unload, /api/hold, /api/release; "
-    "GET /v1/models, /health, /api/status; GET and POST /upstream/MODEL/PATH"
-)
+POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
+GOT = ("/v1/models", "/health", "/api/status")
+LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
+_LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
 
 _TOLD = "llm_switch.told"
@@ -165,5 +166,7 @@ def _translate_refusal() -> ProxyError:
         allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")
         return MethodNotAllowed(web.ctx.method, web.ctx.path, [name.strip() for name in allowed.split(",")])
     if status == HTTPStatus.NOT_FOUND:
-        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path}; there are {LISTED}")
+        near = get_close_matches(web.ctx.path, (*POSTED, *GOT), n=1, cutoff=_LIKENESS)
+        meant = f" did you mean {near[0]}?" if near else ""
+        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path};{meant} there are {LISTED}")
     return InternalError(f"web.py refused the request with status {status}")

@@ -120,7 +120,17 @@ def is_loopback(host: str) -> bool:
 # --- casts: value in, value out, ValueError with a readable reason --------------------------------
 
 
+class _WrongEntry(ValueError):
+    """One entry of a list is wrong, and the message is only of it."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 def _text(value: object) -> str:
+    if isinstance(value, int | float):
+        raise ValueError("must be a text (put it in quotes)")
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text")
     return value.strip()
@@ -169,10 +179,20 @@ def _port(value: object) -> int:
     return port
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _each(cast: Callable[[object], str], value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError("must be a list of texts")
-    return tuple(_text(item) for item in value)
+    entries = []
+    for index, entry in enumerate(value):
+        try:
+            entries.append(cast(entry))
+        except ValueError as error:
+            raise _WrongEntry(index, str(error)) from error
+    return tuple(entries)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return _each(_text, value)
 
 
 def _host(value: object) -> str:
@@ -180,19 +200,23 @@ def _host(value: object) -> str:
 
 
 def _hosts(value: object) -> tuple[str, ...]:
-    names = _texts(value)
-    for name in names:
-        if "/" in name or "*" in name:
-            raise ValueError(f"must be names like my-box.lan, without scheme, path or *, not {name!r}")
-    return names
+    return _each(_host_name, value)
+
+
+def _host_name(value: object) -> str:
+    name = _text(value)
+    if "/" in name or "*" in name:
+        raise ValueError(f"must be a name like my-box.lan, without scheme, path or *, not {name!r}")
+    return name
 
 
 def _origins(value: object) -> tuple[str, ...]:
-    return tuple(map(_origin, _texts(value)))
+    return _each(_origin, value)
 
 
-def _origin(text: str) -> str:
+def _origin(value: object) -> str:
     """As browsers send it (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): anything else would never match."""
+    text = _text(value)
     origin = text.lower().removesuffix("/")
     if origin in ("*", "null"):
         return origin
@@ -302,6 +326,8 @@ class _Reader:
             else:
                 try:
                     values[key] = table[key](value)
+                except _WrongEntry as error:
+                    self.problem(f"{path}.{key}.{error.index}", str(error))
                 except ValueError as error:
                     self.problem(f"{path}.{key}", str(error))
         return values

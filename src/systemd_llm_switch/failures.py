@@ -58,8 +58,8 @@ class Failures:
         if series.count < FAILURES_OF_A_LOOP or left_s <= 0:
             return None
         refusal = ModelStartFailed(
-            f"{series.error.message} It failed {series.count} times in a row and is not tried again for "
-            f"{left_s:.0f} s, unless its unit file changes or `systemctl --user reset-failed {unit}` is run.",
+            f"unit {unit} failed {series.count} times in a row and is not tried again for {left_s:.0f} s, unless its "
+            f"unit file changes or `systemctl --user reset-failed {unit}` is run: {series.error.message}",
             permanent=series.error.permanent,
         )
         refusal.retry_after_s = left_s

@@ -41,6 +41,7 @@ CLIENT_FD = "llm_switch.client_fd"
 # Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
 ASIDE_LIMIT = 16
 _MAX_HOLD_MINUTES = 366 * 24 * 60
+_LONGEST_KEY = 40  # letters of a key that is told in an error
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
     State.READY.value: "loaded",
@@ -120,6 +121,21 @@ class Handler:
         """The body as an object; an empty one is an empty object."""
         raw = self.read_body()
         return protocol.parse_object(raw) if raw.strip() else {}
+
+    def read_order(self, *known: str) -> protocol.Json:
+        """What an operator asks for, by these keys. Under llama-server's own routes (/models/load) its clients may
+        send more.
+
+        Raises:
+            InvalidRequest: a key that is none of them: a mistake that would otherwise pass for another order.
+        """
+        body = self.read_object()
+        unknown = next((key for key in body if key not in known), None)
+        if unknown is not None and web.ctx.path.startswith("/api/"):
+            keys = " and ".join(f"`{key}`" for key in known) or "none"
+            told = f"{unknown[:_LONGEST_KEY]!r} is no key of {web.ctx.path}; known: {keys}"
+            raise InvalidRequest(told, param=unknown[:_LONGEST_KEY])
+        return body
 
     def write(self, value: object) -> Answer:
         """Answers with JSON."""
@@ -207,13 +223,15 @@ class Status(Handler):
 
     def GET(self) -> Answer:
         services = self.services
-        services.live.current()  # an edit shows here, not only after the next request
+        services.live.current()  # an edit shows here, not only after the next request; so does a start by hand
+        services.operations.look()
         switcher = services.switcher
         return self.write(
             {
                 "models": {name: dataclasses.asdict(state) for name, state in switcher.status().items()},
                 "waiting": switcher.waiting,
                 "on_hold": switcher.on_hold,
+                "hold_until": switcher.hold_until,
                 "switches": [record.as_json() for record in switcher.switches()],
                 "repairs": services.proxy.repairs(),
                 "config": {"path": str(services.live.path), "error": services.live.error},
@@ -225,7 +243,7 @@ class Load(Handler):
     """Loads a model by hand; answers when it is ready."""
 
     def POST(self) -> Answer:
-        model = self.named_model(self.read_object())
+        model = self.named_model(self.read_order("model"))
         with self.services.aside():
             self.services.operations.load(model, self.client)
         status = self.services.switcher.status()[model.id]
@@ -245,20 +263,20 @@ class Unload(Load):
     """Frees the VRAM of one model, or of all; answers when it is free."""
 
     def POST(self) -> Answer:
-        body = self.read_object()
+        body = self.read_order("model", "force")
         force = _read_force(body)
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
         with self.services.aside():
-            self.services.operations.unload(models, force, self.client)
-        return self.write({"success": True, "models": [model.id for model in models]})
+            unloaded = self.services.operations.unload(models, force, self.client)
+        return self.write({"success": True, "models": [model.id for model in unloaded]})
 
 
 class Hold(Handler):
     """Keeps the VRAM free for something else; answers when it is free."""
 
     def POST(self) -> Answer:
-        body = self.read_object()
+        body = self.read_order("minutes", "force")
         minutes, force = self.read_minutes(body), _read_force(body)
         left_s = math.inf if minutes is None else minutes * 60
         with self.services.aside():
@@ -284,7 +302,7 @@ class Release(Handler):
     """Ends a hold."""
 
     def POST(self) -> Answer:
-        self.read_object()
+        self.read_order()
         warning = self.services.operations.release()
         return self.write(_told(warning, on_hold=False))
 

@@ -1,43 +1,108 @@
-"""Who listens on a TCP port of this machine, as the kernel tells it: proc_net(5), proc_pid_fd(5).
+"""Who listens on a TCP port of this machine, as the kernel tells it: sock_diag(7), cgroups(7).
 
-Knows nothing of units or models. Where the kernel does not tell (another user's process, another machine's port),
-nobody is known to listen.
+Knows nothing of units or models. A socket belongs to the control group that made it; that is told to everybody, while
+the open files of other processes (/proc/PID/fd) are hidden from one in a user namespace, as a hardened unit is. Where
+the kernel does not tell (another machine's port, a kernel before 5.7), nobody is known to listen.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-_LISTEN = "0A"
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY, _NLMSG_ERROR, _NLMSG_DONE = 20, 2, 3
+_REQUEST_ALL = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_LISTENING = 1 << 10  # TCP_LISTEN
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port id
+_QUERY = struct.Struct("=4BI")  # inet_diag_req_v2 up to its id: family, protocol, extensions, pad, states
+_SOCKET_ID = struct.Struct("!2H32x12x")  # inet_diag_sockid: source and destination port, addresses, interface, cookie
+_MESSAGE_LENGTH = 72  # inet_diag_msg; attributes follow
+_ATTRIBUTE = struct.Struct("=2H")  # rtattr: length, type
+_CGROUP_ID = 21  # INET_DIAG_CGROUP_ID: a number of 64 bits, which is also the inode of the group's folder
 
 
-def listening_sockets(port: int) -> frozenset[str]:
-    """The sockets that listen on a port, as /proc/PID/fd names them."""
-    found = []
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                found.append(f"socket:[{fields[9]}]")
-    return frozenset(found)
+def listening_sockets(port: int) -> frozenset[int]:
+    """The sockets that listen on a port, each as the number of the control group that made it."""
+    with suppress(OSError, struct.error), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
+        sock.settimeout(1)
+        return frozenset(group for family in (socket.AF_INET, socket.AF_INET6) for group in _ask(sock, family, port))
+    return frozenset()
 
 
-def holds_any(pid: int, sockets: frozenset[str]) -> bool:
-    """Whether a process holds one of these sockets open; False where that may not be seen."""
-    folder = f"/proc/{pid}/fd"
+def holds_any(pid: int, sockets: frozenset[int]) -> bool:
+    """Whether a process is of a control group that made one of these sockets; False where that may not be seen."""
     try:
-        names = os.listdir(folder)  # noqa: PTH208  (a path a file would be made and thrown away)
-    except OSError:
+        groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+        own = next(line.removeprefix("0::") for line in groups.splitlines() if line.startswith("0::"))
+        return _inode(f"{_cgroup_root()}{own}") in sockets
+    except (OSError, StopIteration):
         return False
-    for name in names:
-        try:
-            if os.readlink(f"{folder}/{name}") in sockets:  # noqa: PTH115
-                return True
-        except OSError:
-            continue  # closed meanwhile
-    return False
+
+
+def control_groups(sockets: frozenset[int]) -> Iterator[str]:
+    """The paths of the control groups that made these sockets, as systemd writes them. Looks through the whole tree."""
+    if not sockets:
+        return
+    with suppress(OSError):
+        root = _cgroup_root()
+        for folder, names, _ in os.walk(root):
+            for name in names:
+                if _inode(f"{folder}/{name}") in sockets:
+                    yield f"{folder}/{name}".removeprefix(root)
+
+
+def _inode(path: str) -> int:
+    """0 for what is gone."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116  (many are looked at)
+    except OSError:
+        return 0
+
+
+def _ask(sock: socket.socket, family: int, port: int) -> Iterator[int]:
+    """The control groups of the sockets of one address family.
+
+    Raises:
+        OSError, struct.error: the kernel does not tell.
+    """
+    query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING) + _SOCKET_ID.pack(port, 0)
+    sock.send(_HEADER.pack(_HEADER.size + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_ALL, 0, 0) + query)
+    while True:
+        received = sock.recv(1 << 16)
+        while received:
+            length, kind, *_ = _HEADER.unpack_from(received)
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                return
+            yield from _groups_in(received[_HEADER.size + _MESSAGE_LENGTH : length])
+            received = received[_aligned(length) :]
+
+
+def _groups_in(attributes: bytes) -> Iterator[int]:
+    while len(attributes) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(attributes)
+        if kind == _CGROUP_ID:
+            yield int.from_bytes(attributes[_ATTRIBUTE.size : length], sys.byteorder)
+        attributes = attributes[max(_ATTRIBUTE.size, _aligned(length)) :]
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _cgroup_root() -> str:
+    """Where cgroup2 is mounted (on hybrid hosts below /sys/fs/cgroup/unified).
+
+    Raises:
+        OSError: nowhere.
+    """
+    for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        _, folder, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return folder
+    raise FileNotFoundError("no cgroup2 is mounted")

@@ -16,7 +16,7 @@ from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout, ProxyError
 from systemd_llm_switch.exchange import BackendLost, Exchange
 from systemd_llm_switch.failures import Failures, Fingerprint
-from systemd_llm_switch.listeners import holds_any, listening_sockets
+from systemd_llm_switch.listeners import control_groups, holds_any, listening_sockets
 from systemd_llm_switch.read_ahead import model_files
 from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
 from systemd_llm_switch.waiting import is_readable
@@ -198,11 +198,20 @@ class Start:
         while not self._backend.is_silent():
             if time.monotonic() > deadline:
                 raise PortTaken(
-                    f"model {self._model.id!r} was not started: {self._backend.url} is taken by something that is "
-                    f"none of the configured units; find it with `ss -ltnp` and stop it"
+                    f"model {self._model.id!r} was not started: {self._backend.url} is taken by {self._taker()}"
                 )
             time.sleep(step_s)
             step_s = min(_LARGEST_STEP_S, step_s * 2)
+
+    def _taker(self) -> str:
+        """Who listens where the model would, and how to stop it: most often the unit of a model whose line was taken
+        out of the config while it ran."""
+        for group in control_groups(listening_sockets(self._backend.port)):
+            unit = group.rpartition("/")[2]
+            # A unit of that name may be another user's, or the system's.
+            if unit.endswith(".service") and self._systemd.show([unit])[unit].control_group == group:
+                return f"unit {unit}: `systemctl --user stop {unit}` stops it; in the config, it would be switched"
+        return "something that is none of the configured units; find it with `ss -ltnp` and stop it"
 
     def _watch(self, status: UnitStatus) -> ProcessWatch:
         """Holds the unit's main process; between `show` and now it may have died and its pid been reused."""
@@ -249,12 +258,13 @@ class Start:
         return self._systemd.show([self._model.unit])[self._model.unit]
 
     def _failure(self, status: UnitStatus, said: str = "") -> ModelStartFailed:
-        """The error with all that is known: systemd's result and the last lines of this start."""
+        """The error with all that is known: systemd's result, what to do, and the last lines of this start. Those
+        come last: they are long, and a client may show the beginning only."""
         lines = self._systemd.journal(status.invocation_id)
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, said)}."]
+        parts.append(_next_step(status, lines))
         if lines:
             parts.append(quote_journal(lines))
-        parts.append(_next_step(status, lines))
         memory = status.was_out_of_memory or _tells_of_memory(lines)
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 

@@ -8,17 +8,20 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.errors import ModelStartFailed
 from systemd_llm_switch.hold import Held, HoldFile
 from systemd_llm_switch.switcher import Switcher
+from systemd_llm_switch.systemd import SystemdError
 from systemd_llm_switch.waiting import Client, Signal
 
 log = logging.getLogger(__name__)
 
 _STEP_S = 0.02
+_LOOK_TIMEOUT_S = 0.5  # systemd answers within some milliseconds, or else not at all
+_LOOK_PAUSE_S = 0.25
 
 
 class Operations:
@@ -28,6 +31,8 @@ class Operations:
         self._switcher = switcher
         self._file = file
         self._lock = threading.Lock()  # a hold and the file that remembers it change together
+        self._looking = threading.Lock()
+        self._looked_at = -math.inf
 
     def load(self, model: Model, client: Client) -> None:
         """Loads a model as a request would.
@@ -43,8 +48,9 @@ class Operations:
         finally:
             self._switcher.release(lease)
 
-    def unload(self, models: Iterable[Model], force: bool, client: Client) -> None:
-        """Stops models, whoever started them, after their running requests or, with `force`, at once.
+    def unload(self, models: Collection[Model], force: bool, client: Client) -> list[Model]:
+        """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
+        that there was something to stop of.
 
         Raises:
             ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
@@ -52,9 +58,11 @@ class Operations:
         """
         units = [model.unit for model in models]
         self._switcher.find(units)
+        present = self._switcher.present
         before = self._switcher.stops()
         self._switcher.unload(units, force)
         self._wait_until_stopped(units, before, client)
+        return [model for model in models if model.unit in present]
 
     def hold(self, left_s: float, force: bool, client: Client) -> str | None:
         """Frees all VRAM and turns requests away for `left_s` seconds (inf: until released). Returns a warning for
@@ -108,6 +116,31 @@ class Operations:
             self._file.note_freed()
         except OSError as error:
             log.warning("hold_not_saved path=%s reason=%r", self._file.path, str(error))
+
+    def look(self) -> None:
+        """Notices models that were started by hand, or still loaded when the proxy started, so that what is told of
+        them is true before a request finds out. Blocks for half a second at most; never raises."""
+        is_idle = not (self._switcher.is_switching or self._switcher.on_hold)
+        if not is_idle or time.monotonic() - self._looked_at < _LOOK_PAUSE_S:
+            return
+        if self._looking.acquire(blocking=False):
+            thread = threading.Thread(target=self._look, name="look", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no room for a thread
+                self._looking.release()
+                log.warning("look_failed %s", error)
+            else:
+                thread.join(_LOOK_TIMEOUT_S)
+
+    def _look(self) -> None:
+        try:
+            self._switcher.adopt(is_look=True)
+        except SystemdError as error:
+            log.warning("look_failed %s", error)
+        finally:
+            self._looked_at = time.monotonic()
+            self._looking.release()
 
     def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
         never = Signal()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import queue
 import threading
@@ -33,6 +34,7 @@ from systemd_llm_switch.scheduler import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reject,
@@ -121,15 +123,17 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
 
-    def adopt(self) -> None:
+    def adopt(self, *, is_look: bool = False) -> None:
         """Takes over what runs already and is ready, so that a restarted proxy reloads nothing.
 
         Units that run on the same port are left to the next switch: nobody can tell which of them answers.
+        A mere look leaves alone what could not stay: what does not fit beside the others, and all under a hold.
         Blocks for a systemctl call.
 
         Raises:
             SystemdError: systemd cannot be asked.
         """
+        self._notice_losses()  # what is gone is in nobody's way
         with self._lock:
             models = {model.unit: model for model in self._config.models.values()}
             known = self._scheduler.residents
@@ -138,16 +142,17 @@ class Switcher:
         urls = Counter(model.llama_url for model in running)
         for model in running:
             if model.unit not in known and urls[model.llama_url] == 1:
-                self._adopt_one(model, statuses[model.unit])
+                self._adopt_one(model, statuses[model.unit], is_look)
 
-    def _adopt_one(self, model: Model, status: UnitStatus) -> None:
+    def _adopt_one(self, model: Model, status: UnitStatus, is_look: bool) -> None:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
         try:
             rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
             start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
             resident = start.bring_up(status, health_timeout_s=1.0)
         except (ProxyError, LoadAborted) as reason:
-            log.info("not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
+            level = logging.DEBUG if is_look else logging.INFO  # there may be many looks while one model loads
+            log.log(level, "not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
             return
         finally:
             os.close(abort_fd)
@@ -155,12 +160,19 @@ class Switcher:
             is_free = self._scheduler.state(model.unit) in (State.STOPPED, State.FAILED)
             if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
                 return  # a switch that began meanwhile stops it, or did
+            if is_look and (self._scheduler.on_hold or not self._scheduler.fits(model.unit)):
+                return
             self._residents[model.unit] = resident
             self._history.forget_error(model.unit)
             actions = self._scheduler.adopt(model.unit, time.monotonic())
             self._begin(actions)
         log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
         self._perform(actions)
+
+    def _notice_losses(self) -> None:
+        for resident in list(self._residents.values()):
+            if resident.watch.has_exited():
+                self._lose(resident)
 
     def _lose(self, resident: Resident) -> None:
         """The resident's process is gone; whoever comes next has it started again."""
@@ -193,7 +205,7 @@ class Switcher:
         except SystemdError as error:
             return str(error)
         lines = self._systemd.journal(resident.invocation_id)
-        words = [f"unit {unit}: {status.describe()}.", quote_journal(lines), f"See `journalctl --user -u {unit}`."]
+        words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
         return " ".join(word for word in words if word)
 
     def _explain_end(self, unit: str) -> str | None:
@@ -304,9 +316,7 @@ class Switcher:
 
     def status(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
-        for resident in list(self._residents.values()):
-            if resident.watch.has_exited():
-                self._lose(resident)
+        self._notice_losses()
         with self._lock:
             return {model.id: self._model_status(model) for model in self._config.models.values()}
 
@@ -328,14 +338,33 @@ class Switcher:
         return [model.unit for model in self._config.models.values()]
 
     @property
+    def present(self) -> frozenset[str]:
+        """The units whose process may exist, as far as is known."""
+        with self._lock:
+            return self._scheduler.residents
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._scheduler.waiting_total
 
     @property
+    def is_switching(self) -> bool:
+        """Whether a switch is under way."""
+        return self._run is not None
+
+    @property
     def on_hold(self) -> bool:
         """Whether an operator keeps the VRAM free."""
         return self._scheduler.on_hold
+
+    @property
+    def hold_until(self) -> float | None:
+        """When the hold ends, in seconds since the epoch; None without one, and for one that must be released."""
+        until = self._scheduler.hold_until
+        if until is None or until == math.inf:
+            return None
+        return round(time.time() + until - time.monotonic(), 1)
 
     def switches(self) -> Sequence[SwitchRecord]:
         """The last switches, oldest first."""
@@ -388,6 +417,8 @@ class Switcher:
                 lease = self._leases.get(action.ticket)
                 if lease is not None:
                     self._resolve(lease, action)
+            elif isinstance(action, HoldEnded):
+                log.info("hold_ended")
 
     def _resolve(self, lease: Lease, action: Grant | Reject | Interrupt) -> None:
         if isinstance(action, Reject):

@@ -1,6 +1,18 @@
 """Who runs, who waits, who drains, who is evicted. Pure: events in, actions out as values, the clock passed in."""
 
-from .decisions import IN_FLIGHT_LIMIT, Abort, Action, Grant, Interrupt, Policy, Reason, Reject, State, Switch
+from .decisions import (
+    IN_FLIGHT_LIMIT,
+    Abort,
+    Action,
+    Grant,
+    HoldEnded,
+    Interrupt,
+    Policy,
+    Reason,
+    Reject,
+    State,
+    Switch,
+)
 from .placement import Spec
 from .scheduler import Scheduler
 
@@ -9,6 +21,7 @@ __all__ = [
     "Abort",
     "Action",
     "Grant",
+    "HoldEnded",
     "Interrupt",
     "Policy",
     "Reason",

@@ -97,4 +97,9 @@ class Interrupt:
     ticket: int
 
 
-Action = Grant | Reject | Switch | Abort | Interrupt
+@dataclass(frozen=True, slots=True)
+class HoldEnded:
+    """The hold's time is over: requests are served again."""
+
+
+Action = Grant | Reject | Switch | Abort | Interrupt | HoldEnded

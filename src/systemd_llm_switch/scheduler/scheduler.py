@@ -14,6 +14,7 @@ from .decisions import (
     Abort,
     Action,
     Grant,
+    HoldEnded,
     Interrupt,
     Policy,
     Reason,
@@ -167,9 +168,8 @@ class Scheduler:
         found = self._units.get(unit)
         if found is None or not found.is_known or self._is_changing(found) or found.is_up:
             return []
-        others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
+        found.is_leaving = not self.fits(unit)
         found.loaded = found.spec
-        found.is_leaving = not fit_together([found.spec, *others], self._policy.vram_gib)
         found.become_ready(now)
         return self._settle(now)
 
@@ -269,6 +269,17 @@ class Scheduler:
         return self._hold_until is not None
 
     @property
+    def hold_until(self) -> float | None:
+        """When that ends, inf: when it is released; None without a hold."""
+        return self._hold_until
+
+    def fits(self, unit: str) -> bool:
+        """Whether it could be loaded beside all that will be, without one of them going; no unknown unit fits."""
+        found = self._units.get(unit)
+        others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
+        return found is not None and fit_together([found.spec, *others], self._policy.vram_gib)
+
+    @property
     def residents(self) -> frozenset[str]:
         """The units whose process may exist, those that start or stop included."""
         return frozenset(unit.name for unit in self._units.values() if unit.loaded is not None)
@@ -277,9 +288,12 @@ class Scheduler:
 
     def _settle(self, now: float) -> list[Action]:
         """Draw every consequence of what has happened; all decisions but the fast path's are made here."""
+        ended: list[Action] = []
         if self._hold_until is not None and self._hold_until <= now:
             self._hold_until = None
+            ended.append(HoldEnded())
         actions, placements = self._grant_and_plan(now)
+        actions = ended + actions
         if self._switch is not None:
             actions += self._abandon(now)
         elif switch := self._next_switch(placements, now):

@@ -219,21 +219,28 @@ ACTIONS: list[Callable[[Systemd], object]] = [
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(
-    "script",
+    ("script", "words"),
     [
-        hang_up, read_and_hang_up, hang_up_in_the_middle, talk_nonsense, break_off_a_string, announce_too_much,
-        say_nothing, talk_of_others, None,
+        (hang_up, "(closed the connection|Broken pipe|reset by peer)"),
+        (read_and_hang_up, "(closed the connection|reset by peer)"),
+        (hang_up_in_the_middle, "(closed the connection|reset by peer)"),
+        (talk_nonsense, "no D-Bus message"),
+        (break_off_a_string, "no D-Bus message"),
+        (announce_too_much, "a message of 21474836[0-9]+ bytes"),
+        (say_nothing, "did not answer in time"),
+        (talk_of_others, "did not answer in time"),
+        (None, "did not answer in time"),
     ],
-)  # fmt: skip
+)
 def test_a_peer_that_fails_is_a_clear_error_in_time(
-    script: Callable[[socket.socket], None] | None, action: Callable[[Systemd], object]
+    script: Callable[[socket.socket], None] | None, words: str, action: Callable[[Systemd], object]
 ) -> None:
     """It names the socket and the next step, ends the wait, and leaves no descriptor."""
     listener: Listener = Silent() if script is None else Scripted(script)
     with listener:
         before = _count_descriptors()
         began = time.monotonic()
-        with pytest.raises(SystemdError) as error:
+        with pytest.raises(SystemdError, match=words) as error:
             action(Systemd(timeout_s=0.3, environ=listener.env))
         assert time.monotonic() - began < 2
         assert "/systemd/private" in str(error.value)
@@ -299,6 +306,18 @@ def test_a_job_may_end_before_its_name_is_known() -> None:
         peer.recv(1)
 
     with Scripted(script) as bus:
+        Systemd(timeout_s=5, environ=bus.env).start("a.service")
+
+
+def test_a_signal_may_come_with_the_welcome() -> None:
+    """The manager tells all its clients of every unit and job from their first moment on."""
+    job = "/org/freedesktop/systemd1/job/8"
+
+    def script(peer: socket.socket) -> None:
+        peer.sendall(job_begun(Message.from_buffer(next(messages(peer))), job))
+        peer.recv(1)
+
+    with Scripted(script, more=job_ended(job)) as bus:
         Systemd(timeout_s=5, environ=bus.env).start("a.service")
 
 

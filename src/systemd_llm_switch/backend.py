@@ -50,8 +50,6 @@ class Backend:
 
     def readiness(self, timeout_s: float = 2.0) -> Readiness:
         """Asks `/health` once. Never raises."""
-        if self.is_silent():  # most of the time that a start takes; `requests` would need ten times as long to see it
-            return Readiness.SILENT
         try:
             with self._session_lock, self._session:  # which closes its connections, and may be used again
                 reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})

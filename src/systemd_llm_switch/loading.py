@@ -223,8 +223,11 @@ class Start:
         poll.register(watch.fileno(), select.POLLIN)
         poll.register(self._abort_fd, select.POLLIN)
         began = time.monotonic()
+        readiness = Readiness.SILENT
         while True:
-            readiness = self._backend.readiness()
+            # `readiness` would need ten times as long to see that still nothing listens.
+            if readiness is not Readiness.SILENT or not self._backend.is_silent():
+                readiness = self._backend.readiness()
             events = dict(poll.poll(0))
             if watch.fileno() in events:
                 raise self._failure(self._systemd.show_after_exit(status.unit, watch.pid))

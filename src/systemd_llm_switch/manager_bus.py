@@ -13,7 +13,6 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageType, new_method_call
@@ -65,6 +64,27 @@ class Call(NamedTuple):
     target: DBusAddress = _MANAGER
 
 
+class Answer:
+    """What came back from one call."""
+
+    def __init__(self, message: Message) -> None:
+        self._body: tuple[Any, ...] = message.body
+        self.refusal: CallRefused | None = None
+        if message.header.message_type is MessageType.error:
+            name = message.header.fields.get(HeaderFields.error_name, "")
+            self.refusal = CallRefused(name, str(self._body[0]) if self._body else name)
+
+    def values(self) -> tuple[Any, ...]:
+        """What the method returned.
+
+        Raises:
+            CallRefused
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        return self._body
+
+
 def all_properties(unit: str) -> Call:
     """Every property of a unit, as one snapshot; the answer is one dict, of name to signature and value. For a unit
     that is not loaded, systemd loads it."""
@@ -102,9 +122,7 @@ class ManagerBus:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._sock.close()
 
     def call(self, call: Call) -> tuple[Any, ...]:
@@ -224,27 +242,6 @@ class ManagerBus:
         if isinstance(error, TimeoutError):
             return BusTimeout(f"{self._name}: the manager did not answer in time")
         return BusError(f"{self._name}: {error.strerror or error}")
-
-
-class Answer:
-    """What came back from one call."""
-
-    def __init__(self, message: Message) -> None:
-        self._body: tuple[Any, ...] = message.body
-        self.refusal: CallRefused | None = None
-        if message.header.message_type is MessageType.error:
-            name = message.header.fields.get(HeaderFields.error_name, "")
-            self.refusal = CallRefused(name, str(self._body[0]) if self._body else name)
-
-    def values(self) -> tuple[Any, ...]:
-        """What the method returned.
-
-        Raises:
-            CallRefused
-        """
-        if self.refusal is not None:
-            raise self.refusal
-        return self._body
 
 
 def _find(environ: Mapping[str, str]) -> tuple[str, bool]:

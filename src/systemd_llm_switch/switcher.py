@@ -1,6 +1,6 @@
 """The one lock: turns events into the scheduler's decisions and performs them on systemd's units.
 
-Under the lock decisions are made, nothing else; systemctl, HTTP and waiting happen outside it, switches in a
+Under the lock decisions are made, nothing else; systemd, HTTP and waiting happen outside it, switches in a
 thread of their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 """
 
@@ -125,7 +125,7 @@ class Switcher:
         """Takes over what runs already and is ready, so that a restarted proxy reloads nothing.
 
         Units that run on the same port are left to the next switch: nobody can tell which of them answers.
-        Blocks for a systemctl call.
+        Blocks for a question to systemd.
 
         Raises:
             SystemdError: systemd cannot be asked.
@@ -230,7 +230,7 @@ class Switcher:
         log.info("hold_released")
 
     def find(self, units: Iterable[str]) -> None:
-        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a systemctl call.
+        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a question to systemd.
 
         Raises:
             ModelStartFailed: systemd cannot be asked.
@@ -406,7 +406,7 @@ class Switcher:
                 log.exception("switch_crashed")
 
     def _carry_out(self, run: SwitchRun) -> None:
-        """One switch, from the first systemctl to the scheduler's next decision."""
+        """One switch, from the first question to systemd to the scheduler's next decision."""
         outcome = run.carry_out()
         try:
             self._history.note(run, outcome)

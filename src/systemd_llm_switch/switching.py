@@ -144,8 +144,8 @@ class SwitchRun:
         start.check(status, self._failures)
         if self._leaving:
             self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
-        is_running = self._stop_others(outcome, beside=[model.unit])
-        if is_running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
+        running = self._stop_others(outcome, beside=[model.unit])
+        if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
             status = self._systemd.show([model.unit])[model.unit]
         outcome.resident = start.bring_up(status, self.target.health_timeout_s)
         self._failures.note_success(model.unit)

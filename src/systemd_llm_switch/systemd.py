@@ -42,11 +42,14 @@ _DULL_LINES = ("Starting ", "Started ", "Stopping ", "Stopped ")  # the manager'
 _STOPPED = ("inactive", "failed")
 _MISSING = ("not-found", "bad-setting", "error", "masked")
 _NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
-# What systemctl makes of a job's result (log_job_error_with_service_result in systemd's bus-wait-for-jobs.c).
+# Raised by reading an answer that is not as org.freedesktop.systemd1(5) has it.
+_OF_ANOTHER_FORM = (AttributeError, LookupError, TypeError, ValueError)
+# What systemctl makes of a job's result (check_wait_response in its bus-wait-for-jobs.c).
 _FINE = ("done", "skipped")
 _JOB_FAILURES = {
     "failed": "its job failed",
     "canceled": "its job was canceled by another one",
+    "collected": "its job was dropped",
     "timeout": "its job timed out",
     "dependency": "a unit that it depends on failed",
     "assert": "an assertion in its unit file does not hold",
@@ -199,7 +202,7 @@ class Systemd:
     def start(self, unit: str) -> None:
         """Starts a unit and waits until systemd calls it started (for Type=exec: it was executed)."""
         for said in self._run_jobs("StartUnit", [unit]).values():
-            raise SystemdError(f"starting it failed: {_words(said)}")
+            raise SystemdError(f"starting {unit} failed: {_words(said)}")
 
     def reset_failed(self, unit: str) -> None:
         """Clears a failed state and the start limit's count; of a unit that is not loaded, systemd knows neither."""
@@ -224,7 +227,7 @@ class Systemd:
             ) from error
         except CallRefused as error:
             raise SystemdError(f"systemd answered: {error}") from error
-        except (LookupError, TypeError, ValueError) as error:  # an answer of another form than the interface's
+        except _OF_ANOTHER_FORM as error:
             raise SystemdError(f"systemd's answer cannot be understood: {error!r}") from error
 
     def journal(self, invocation_id: str, lines: int = 12) -> list[str]:
@@ -267,7 +270,7 @@ class Systemd:
 def _parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitStatus:
     """
     Raises:
-        LookupError, TypeError, ValueError: what came has not the form that org.freedesktop.systemd1(5) says.
+        AttributeError, LookupError, TypeError, ValueError: they are of another form than they should be.
     """
 
     def value(name: str, default: Any) -> Any:

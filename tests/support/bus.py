@@ -68,17 +68,18 @@ class Listener:
 
 
 class Scripted(Listener):
-    """Welcomes a client, and then does as the script says."""
+    """Welcomes a client, with more in the same write if it is so told, and then does as the script says."""
 
-    def __init__(self, script: Callable[[socket.socket], None]) -> None:
+    def __init__(self, script: Callable[[socket.socket], None], more: bytes = b"") -> None:
         super().__init__()
         self._script = script
+        self._more = more
 
     def serve(self, peer: socket.socket) -> None:
         greeting = b""
         while b"BEGIN\r\n" not in greeting:
             greeting += peer.recv(4096)
-        peer.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n")
+        peer.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n" + self._more)
         self._script(peer)
 
 

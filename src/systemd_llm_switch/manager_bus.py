@@ -265,11 +265,8 @@ def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _escape(unit: str) -> str:
-    """A unit's name as a part of an object path (sd_bus_path_encode(3))."""
-    return "".join(
-        letter if letter.isascii() and (letter.isalpha() or (letter.isdigit() and index)) else f"_{ord(letter):02x}"
-        for index, letter in enumerate(unit.encode().decode("latin-1"))
-    )
+    """A unit's name as a part of an object path (sd_bus_path_encode(3), but that a first digit may stay)."""
+    return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"_{byte:02x}" for byte in unit.encode())
 
 
 def _serialise(call: Call, serial: int) -> bytes:

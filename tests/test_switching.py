@@ -327,6 +327,19 @@ def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_liste
     assert proxy.chat("late").text == "hello from late"
 
 
+def test_a_model_started_by_hand_while_the_other_one_stops_is_used(stack: Stack) -> None:
+    """It was not there when the switch began, and is no stranger on the port."""
+    slow, other = stack.standin("slow", "--stop-s", "1.5"), stack.standin("other")
+    proxy = stack.run({"slow": slow, "other": other})
+    proxy.chat("slow")
+    with in_background(lambda: proxy.chat("other")) as answers:
+        wait_for(lambda: stack.active_state(slow) == "deactivating" and not _answers(stack))
+        stack.systemctl("start", other)
+        pid = stack.main_pid(other)
+    assert answers[0].text == "hello from other"
+    assert stack.main_pid(other) == pid
+
+
 def test_a_model_that_ends_while_a_start_is_refused_is_served_again(
     stack: Stack, tmp_path: Path, bus_between: Bus
 ) -> None:

@@ -147,7 +147,7 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
 
 def test_a_manager_that_was_executed_anew_answers(own_stack: Stack) -> None:
     """daemon-reexec drops every connection: who waits on one gets an error, the next call an answer."""
-    stack, systemd = own_stack, Systemd(environ=own_stack.env)
+    stack, systemd = own_stack, Systemd(timeout_s=20, environ=own_stack.env)
     unit = stack.unit("stubborn", STUBBORN)
     systemd.start(unit)
     pid = show(systemd, unit).main_pid

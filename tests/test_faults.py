@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support.stack import Stack, in_background, run_all, wait_for
+from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
 from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Model
 from systemd_llm_switch.exchange import BackendLost
@@ -478,12 +478,13 @@ def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) ->
     assert "Traceback" not in proxy.log
 
 
-@pytest.mark.parametrize("room", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("room", [1, 2, 3])
 def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, room: int) -> None:
     """Wherever in a switch it lacks one: who asks then gets an error, and nobody after that."""
     proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
     assert proxy.chat("a").status == 200
     pid = proxy.process.pid
+    wait_for(lambda: descriptors_of(pid)["socket:[]"] == 2)  # it listens, and keeps one connection to the backend
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208
     limit = [number for number in range(len(taken) + room + 1) if number not in taken][room]

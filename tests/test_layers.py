@@ -18,6 +18,7 @@ OWNERS = {
     "cheroot": {"server", "connections", "threads"},
     "requests": {"backend"},
     "subprocess": {"systemd"},
+    "jeepney": {"manager_bus"},
     "yaml": {"config_file"},
 }
 

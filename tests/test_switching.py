@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-import shutil
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.bus import Between, Fault, Rule
 from support.stack import Stack, descriptors_of, free_port, in_background, run_all, wait_for
+
+Bus = Callable[[Rule], dict[str, str]]
 
 
 @pytest.fixture
 def pair(stack: Stack) -> dict[str, str]:
     """Two models on one port."""
     return {"a": stack.standin("a"), "b": stack.standin("b")}
+
+
+@pytest.fixture
+def bus_between(stack: Stack) -> Iterator[Bus]:
+    """Makes an environment in which systemd fails as a rule says."""
+    with contextlib.ExitStack() as closing:
+        yield lambda rule: closing.enter_context(Between(stack.env, rule)).env
 
 
 def test_several_waiting_requests_share_one_switch(stack: Stack) -> None:
@@ -348,13 +360,32 @@ def test_to_ask_for_the_status_never_stops_a_model(stack: Stack) -> None:
     assert [switch["to"] for switch in proxy.status()["switches"]] == ["a"]
 
 
-def test_a_model_that_ends_while_a_start_is_refused_is_served_again(stack: Stack, tmp_path: Path) -> None:
+def test_a_model_started_by_hand_while_the_other_one_stops_is_used(stack: Stack) -> None:
+    """It was not there when the switch began, and is no stranger on the port."""
+    slow, other = stack.standin("slow", "--stop-s", "1.5"), stack.standin("other")
+    proxy = stack.run({"slow": slow, "other": other})
+    proxy.chat("slow")
+    with in_background(lambda: proxy.chat("other")) as answers:
+        wait_for(lambda: stack.active_state(slow) == "deactivating" and not _answers(stack))
+        stack.systemctl("start", other)
+        pid = stack.main_pid(other)
+    assert answers[0].text == "hello from other"
+    assert stack.main_pid(other) == pid
+
+
+def test_a_model_that_ends_while_a_start_is_refused_is_served_again(
+    stack: Stack, tmp_path: Path, bus_between: Bus
+) -> None:
     """Its loss is seen while a switch away from it is considered; the switch comes to nothing."""
     slow = tmp_path / "slow"
     unit = stack.standin("a")
     stack.write_config({"a": unit, "lost": "no-such-unit.service"})
-    env = _with_systemctl(tmp_path, f"*no-such-unit*) while [ -e {slow} ]; do sleep 0.05; done;;")
-    proxy = stack.start_proxy(env=env)
+
+    def be_slow(words: str) -> None:
+        while "no_2dsuch" in words and slow.exists():
+            time.sleep(0.05)
+
+    proxy = stack.start_proxy(env=bus_between(be_slow))
     assert proxy.chat("a").status == 200
     slow.touch()
     with in_background(lambda: proxy.chat("lost"), lambda: _after(1, lambda: proxy.chat("a"))) as answers:
@@ -369,11 +400,13 @@ def test_a_model_that_ends_while_a_start_is_refused_is_served_again(stack: Stack
     assert "Traceback" not in proxy.log
 
 
-def test_nothing_is_started_beside_what_did_not_stop(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_is_started_beside_what_did_not_stop(
+    stack: Stack, pair: dict[str, str], tmp_path: Path, bus_between: Bus
+) -> None:
     """systemd said yes and the unit still runs: it keeps its place, serves nobody, and is stopped again later."""
     deaf = tmp_path / "deaf"
     stack.write_config(pair)
-    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) [ -e {deaf} ] && exit 0;;'))
+    proxy = stack.start_proxy(env=bus_between(_while_there(deaf, "StopUnit", Fault.PRETEND)))
     assert proxy.chat("a").status == 200
     deaf.touch()
     answer = proxy.chat("b")
@@ -411,22 +444,29 @@ def test_a_stop_that_systemd_refuses_is_no_stop(stack: Stack, pair: dict[str, st
     assert proxy.post("/api/unload", {}).status == 200
 
 
-def test_a_stop_that_fails_though_the_unit_ended_is_one(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
-    """What counts is what `show` says."""
+def test_a_stop_that_fails_though_the_unit_ended_is_one(stack: Stack, pair: dict[str, str], bus_between: Bus) -> None:
+    """What counts is the unit's state."""
     stack.write_config(pair)
-    real = shutil.which("systemctl")
-    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) {real} "$@"; exit 1;;'))
+    proxy = stack.start_proxy(env=bus_between(lambda words: Fault.FAIL_LATER if "StopUnit" in words else None))
     for model in "aba":
         assert proxy.chat(model).text == f"hello from {model}"
     assert proxy.post("/api/unload", {}).status == 200
 
 
-def test_a_stop_that_nobody_can_confirm_is_none(stack: Stack, pair: dict[str, str], tmp_path: Path) -> None:
+def test_a_stop_that_nobody_can_confirm_is_none(
+    stack: Stack, pair: dict[str, str], tmp_path: Path, bus_between: Bus
+) -> None:
     """The stop fails, and then systemd cannot even be asked: all that was to stop counts as loaded."""
     dead = tmp_path / "dead"
     stack.write_config(pair)
-    case = f'*" stop "*) [ -e {dead} ] && touch {dead}.too; [ -e {dead} ] && exit 1;; *) [ -e {dead}.too ] && exit 1;;'
-    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, case))
+    is_gone = threading.Event()
+
+    def die(words: str) -> Fault | None:
+        if "StopUnit" in words and dead.exists():
+            is_gone.set()
+        return Fault.HANG_UP if is_gone.is_set() else None
+
+    proxy = stack.start_proxy(env=bus_between(die))
     assert proxy.chat("a").status == 200
     dead.touch()
     answer = proxy.chat("b")
@@ -435,17 +475,17 @@ def test_a_stop_that_nobody_can_confirm_is_none(stack: Stack, pair: dict[str, st
     assert proxy.state("a") == "stopping"
     assert stack.active_state(pair["a"]) == "active"
     dead.unlink()
-    Path(f"{dead}.too").unlink()
+    is_gone.clear()
     assert proxy.chat("b").text == "hello from b"
 
 
 def test_a_switch_before_which_systemd_cannot_be_asked_touches_nothing(
-    stack: Stack, pair: dict[str, str], tmp_path: Path
+    stack: Stack, pair: dict[str, str], tmp_path: Path, bus_between: Bus
 ) -> None:
     """The request is told why, and the loaded model goes on."""
     dead = tmp_path / "dead"
     stack.write_config(pair)
-    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f"*) [ -e {dead} ] && echo bus is gone >&2 && exit 1;;"))
+    proxy = stack.start_proxy(env=bus_between(_while_there(dead, "", Fault.REFUSE)))
     assert proxy.chat("a").status == 200
     pid = stack.main_pid(pair["a"])
     dead.touch()
@@ -461,12 +501,12 @@ def test_a_switch_before_which_systemd_cannot_be_asked_touches_nothing(
 
 
 def test_a_model_started_by_hand_serves_nobody_before_it_was_started_anew(
-    stack: Stack, pair: dict[str, str], tmp_path: Path
+    stack: Stack, pair: dict[str, str], tmp_path: Path, bus_between: Bus
 ) -> None:
     """A stop of it fails, and then a switch that comes to nothing: neither makes it one that is known to serve."""
     refused = tmp_path / "refused"
     stack.write_config({**pair, "lost": "no-such-unit.service"})
-    proxy = stack.start_proxy(env=_with_systemctl(tmp_path, f'*" stop "*) [ -e {refused} ] && exit 1;;'))
+    proxy = stack.start_proxy(env=bus_between(_while_there(refused, "StopUnit", Fault.REFUSE)))
     stack.systemctl("start", pair["a"])
     wait_for(lambda: _answers(stack))
     pid = stack.main_pid(pair["a"])
@@ -551,13 +591,9 @@ def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pa
     assert len(proxy.status()["switches"]) == 2
 
 
-def _with_systemctl(folder: Path, case: str) -> dict[str, str]:
-    """An environment with a systemctl that behaves differently in one case (of sh, over its arguments)."""
-    program = folder / "bin" / "systemctl"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\ncase "$*" in {case} esac\nexec {shutil.which("systemctl")} "$@"\n')
-    program.chmod(0o755)
-    return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+def _while_there(mark: Path, word: str, fault: Fault) -> Rule:
+    """The fault for calls with that word in them, as long as a file exists."""
+    return lambda words: fault if word in words and mark.exists() else None
 
 
 def _answers(stack: Stack, port: int | None = None) -> bool:

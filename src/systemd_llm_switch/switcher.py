@@ -1,6 +1,6 @@
 """The one lock: turns events into the scheduler's decisions and performs them on systemd's units.
 
-Under the lock decisions are made, nothing else; systemctl, HTTP and waiting happen outside it, switches in a
+Under the lock decisions are made, nothing else; systemd, HTTP and waiting happen outside it, switches in a
 thread of their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 """
 
@@ -128,7 +128,7 @@ class Switcher:
 
         Units that run on the same port are left to the next switch: nobody can tell which of them answers.
         A mere look leaves alone what could not stay: what does not fit beside the others, and all under a hold.
-        Blocks for a systemctl call.
+        Blocks for a question to systemd.
 
         Raises:
             SystemdError: systemd cannot be asked.
@@ -242,7 +242,7 @@ class Switcher:
         log.info("hold_released")
 
     def find(self, units: Iterable[str]) -> None:
-        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a systemctl call.
+        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a question to systemd.
 
         Raises:
             ModelStartFailed: systemd cannot be asked.
@@ -437,7 +437,7 @@ class Switcher:
                 log.exception("switch_crashed")
 
     def _carry_out(self, run: SwitchRun) -> None:
-        """One switch, from the first systemctl to the scheduler's next decision."""
+        """One switch, from the first question to systemd to the scheduler's next decision."""
         outcome = run.carry_out()
         try:
             self._history.note(run, outcome)

@@ -29,7 +29,7 @@ from systemd_llm_switch.loading import (
     stop_units,
 )
 from systemd_llm_switch.read_ahead import ReadAhead
-from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
+from systemd_llm_switch.systemd import Systemd, SystemdError
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class SwitchRun:
             StopUnconfirmed, ProxyError, LoadAborted, SystemdError
         """
         if self.target is None:
-            self._stop_others(outcome)
+            self._stop_others(outcome, beside=[])
             return
         model = self.target.model
         try:
@@ -144,25 +144,28 @@ class SwitchRun:
         start.check(status, self._failures)
         if self._leaving:
             self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
-        statuses = self._stop_others(outcome)
-        outcome.resident = start.bring_up(statuses[model.unit], self.target.health_timeout_s)
+        running = self._stop_others(outcome, beside=[model.unit])
+        if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
+            status = self._systemd.show([model.unit])[model.unit]
+        outcome.resident = start.bring_up(status, self.target.health_timeout_s)
         self._failures.note_success(model.unit)
 
-    def _stop_others(self, outcome: Outcome) -> dict[str, UnitStatus]:
+    def _stop_others(self, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
+        """Which of those `beside` the others run."""
         began = time.monotonic()
         for resident in self._leaving:
             resident.backend.drop_idle()
-        targets = [self.target.model.unit] if self.target is not None else []
-        statuses = stop_units(self._systemd, self.others, show=targets)
+        running = stop_units(self._systemd, self.others, beside)
         outcome.still_running = frozenset()
         outcome.stop_s = time.monotonic() - began
-        return statuses
+        return running
 
     def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
         """A target that did not get ready is not left half-dead, nor to systemd's own restarts. Never raises."""
         try:
-            status = stop_units(self._systemd, [unit])[unit]
+            stop_units(self._systemd, [unit])
             if outcome.error is not None and outcome.is_own_failure:
+                status = self._systemd.show([unit])[unit]
                 self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
         except StopUnconfirmed as reason:
             log.error("stop_failed unit=%s reason=%r", unit, str(reason))

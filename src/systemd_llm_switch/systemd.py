@@ -1,7 +1,7 @@
-"""systemd's user manager: the only module that runs `systemctl` and `journalctl`.
+"""systemd's user manager, as this project asks it, and its journal: the only module that runs a program (journalctl).
 
-Knows nothing of models, requests or who decides. Every call forks and blocks for some milliseconds: never call
-it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
+Knows nothing of models, requests or who decides. Every call opens a connection to the manager and blocks for some
+milliseconds: never call it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
 """
 
 from __future__ import annotations
@@ -11,28 +11,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from systemd_llm_switch.manager_bus import (
+    REPLY_TIMEOUT_S,
+    UNFINISHED,
+    BusError,
+    Call,
+    CallRefused,
+    ManagerBus,
+    all_properties,
+)
 from systemd_llm_switch.waiting import is_readable
 
-_PROPERTIES = (
-    "Id",
-    "LoadState",
-    "LoadError",
-    "ActiveState",
-    "SubState",
-    "Result",
-    "MainPID",
-    "ExecMainCode",
-    "ExecMainStatus",
-    "InvocationID",
-    "NeedDaemonReload",
-    "FragmentPath",
-    "DropInPaths",
-    "ControlGroup",
-    "ExecStart",
-)
 # systemd.exec(5), "Process Exit Codes": what systemd itself could not do before the program ran.
 _SPAWN_FAILURES = {
     200: "cannot enter WorkingDirectory",
@@ -46,16 +39,32 @@ _SPAWN_FAILURES = {
 }
 _REAP_TIMEOUT_S = 1.0  # systemd notices a dead child within milliseconds
 _DULL_LINES = ("Starting ", "Started ", "Stopping ", "Stopped ")  # the manager's own, in every journal
-_NO_SUCH_UNIT = ("not-found", "bad-setting", "error", "masked")
+_STOPPED = ("inactive", "failed")
+_MISSING = ("not-found", "bad-setting", "error", "masked")
+_NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
+# Raised by reading an answer that is not as org.freedesktop.systemd1(5) has it.
+_OF_ANOTHER_FORM = (AttributeError, LookupError, TypeError, ValueError)
+# What systemctl makes of a job's result (check_wait_response in its bus-wait-for-jobs.c).
+_FINE = ("done", "skipped")
+_JOB_FAILURES = {
+    "failed": "its job failed",
+    "canceled": "its job was canceled by another one",
+    "collected": "its job was dropped",
+    "timeout": "its job timed out",
+    "dependency": "a unit that it depends on failed",
+    "assert": "an assertion in its unit file does not hold",
+    "once": "it was started once already and cannot be started again",
+    UNFINISHED: "it took too long",
+}
 
 
 class SystemdError(Exception):
-    """A systemctl call failed; the message is systemctl's own, with the next step."""
+    """systemd could not be asked, or refused, or failed at it; the message has its words, and the next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitStatus:
-    """What systemd says of a unit at one moment (`systemctl show`; org.freedesktop.systemd1(5))."""
+    """What systemd says of a unit at one moment (org.freedesktop.systemd1(5))."""
 
     unit: str
     load_state: str
@@ -75,7 +84,7 @@ class UnitStatus:
     @property
     def is_stopped(self) -> bool:
         """Nothing of it runs. `activating (auto-restart)` counts as running: it will be back."""
-        return self.active_state in ("inactive", "failed")
+        return self.active_state in _STOPPED
 
     @property
     def is_running(self) -> bool:
@@ -85,7 +94,7 @@ class UnitStatus:
     @property
     def is_missing(self) -> bool:
         """No start can succeed before somebody mends the unit file."""
-        return self.load_state in _NO_SUCH_UNIT
+        return self.load_state in _MISSING
 
     @property
     def was_out_of_memory(self) -> bool:
@@ -104,11 +113,7 @@ class UnitStatus:
         elif self.exec_code in (os.CLD_KILLED, os.CLD_DUMPED):
             with contextlib.suppress(ValueError):
                 parts.append(f"killed by {signal.Signals(self.exec_status).name}")
-        state = (
-            self.active_state
-            if self.sub_state in ("", self.active_state, "dead")
-            else (f"{self.active_state}/{self.sub_state}")
-        )
+        state = _state(self.active_state, self.sub_state)
         return f"{state} ({', '.join(parts)})" if parts else state
 
 
@@ -142,27 +147,26 @@ class ProcessWatch:
 
 
 class Systemd:
-    """The user manager. Stateless, thread-safe; each method is one or two forks.
+    """The user manager. Stateless, thread-safe; each method but `journal` is a connection to it, and none forks.
 
     Raises:
-        SystemdError: from every method but `journal`, when systemctl fails or does not answer in time.
+        SystemdError: from every method but `journal`, when systemd cannot be asked, fails, or does not answer in time.
     """
 
-    def __init__(self, timeout_s: float = 150.0) -> None:
+    def __init__(self, timeout_s: float = 150.0, environ: Mapping[str, str] = os.environ) -> None:
         # `stop` blocks until the unit is gone: systemd kills it after 90 s by default (DefaultTimeoutStopUSec, see
         # systemd-system.conf(5)), and must not be given up on just then.
         self._timeout_s = timeout_s
+        self._environ = environ
 
     def show(self, units: Iterable[str]) -> dict[str, UnitStatus]:
-        """The state of all units in one call. A unit that does not exist is `is_missing`."""
+        """The state of all units, each one's at one moment. A unit that does not exist is `is_missing`."""
         names = list(dict.fromkeys(units))
         if not names:
             return {}
-        done = self._systemctl("show", "-p", ",".join(_PROPERTIES), "--", *names)
-        blocks = done.stdout.strip("\n").split("\n\n")
-        if done.returncode or len(blocks) != len(names):
-            raise self._failure("show", names, done)
-        return {name: _parse_status(name, block) for name, block in zip(names, blocks, strict=True)}
+        with self._connect() as bus:
+            answers = bus.call_all([all_properties(name) for name in names])
+            return {name: _parse_status(name, *answer.values()) for name, answer in zip(names, answers, strict=True)}
 
     def show_after_exit(self, unit: str, pid: int) -> UnitStatus:
         """The state of a unit whose main process `pid` was seen to end: waits until systemd has seen it too."""
@@ -173,22 +177,58 @@ class Systemd:
             status = self.show([unit])[unit]
         return status
 
+    def running(self, units: Sequence[str]) -> dict[str, str]:
+        """Those of the units that are not stopped, and what each does. As `show` has it, but for a fraction of the
+        time: it is one call for all of them, and a short answer."""
+        if not units:
+            return {}
+        with self._connect() as bus:
+            (listed,) = bus.call(Call("ListUnitsByNames", "as", (list(units),)))
+            # name, description, load state, active state, sub state, ...; the name may be another one of the unit's.
+            states = {unit: (it[3], it[4]) for unit, it in zip(units, listed, strict=True)}
+        return {unit: _state(*state) for unit, state in states.items() if state[0] not in _STOPPED}
+
     def stop(self, units: Sequence[str]) -> None:
-        """Stops all units side by side and waits for them. A unit that does not exist is no error: `show`
+        """Stops all units side by side and waits for them. A unit that does not exist is no error: `running`
         afterwards is what tells."""
-        done = self._systemctl("stop", "--", *units)
-        if done.returncode not in (0, 5):  # 5: a unit is not loaded (systemctl(1), "Exit status")
-            raise self._failure("stop", units, done)
+        failed = {
+            unit: said
+            for unit, said in self._run_jobs("StopUnit", units).items()
+            if not (isinstance(said, CallRefused) and said.name == _NOT_LOADED)
+        }
+        if failed:
+            raise SystemdError("; ".join(f"stopping {unit} failed: {_words(said)}" for unit, said in failed.items()))
 
     def start(self, unit: str) -> None:
         """Starts a unit and waits until systemd calls it started (for Type=exec: it was executed)."""
-        done = self._systemctl("start", "--", unit)
-        if done.returncode:
-            raise self._failure("start", [unit], done)
+        for said in self._run_jobs("StartUnit", [unit]).values():
+            raise SystemdError(f"starting {unit} failed: {_words(said)}")
 
     def reset_failed(self, unit: str) -> None:
-        """Clears a failed state and the start limit's count."""
-        self._systemctl("reset-failed", "--", unit)
+        """Clears a failed state and the start limit's count; of a unit that is not loaded, systemd knows neither."""
+        with self._connect() as bus:
+            bus.call_all([Call("ResetFailedUnit", "s", (unit,))])
+
+    def _run_jobs(self, method: str, units: Sequence[str]) -> dict[str, str | CallRefused]:
+        """Those that did not end well, and what systemd says of it."""
+        with self._connect() as bus:
+            said = bus.run_jobs([Call(method, "ss", (unit, "replace")) for unit in units], self._timeout_s)
+        return {unit: result for unit, result in zip(units, said, strict=True) if result not in _FINE}
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[ManagerBus]:
+        try:
+            with ManagerBus(self._environ, min(REPLY_TIMEOUT_S, self._timeout_s)) as bus:
+                yield bus
+        except BusError as error:
+            raise SystemdError(
+                f"systemd's user manager cannot be asked ({error}); `systemctl --user status`, run as the same user "
+                f"and with the same XDG_RUNTIME_DIR, tells whether it runs"
+            ) from error
+        except CallRefused as error:
+            raise SystemdError(f"systemd answered: {error}") from error
+        except _OF_ANOTHER_FORM as error:
+            raise SystemdError(f"systemd's answer cannot be understood: {error!r}") from error
 
     def journal(self, invocation_id: str, lines: int = 12) -> list[str]:
         """The last lines of one start of a unit: the program's own and the manager's. Never raises; where the
@@ -206,9 +246,6 @@ class Systemd:
         if not found and done.stderr.strip():
             return [f"(the journal cannot be read: {done.stderr.strip().splitlines()[-1]})"]
         return found
-
-    def _systemctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._run(["systemctl", "--user", "--no-pager", *arguments], self._timeout_s)
 
     @staticmethod
     def _run(command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -229,32 +266,42 @@ class Systemd:
         except OSError as error:  # no descriptor for its pipes, say, or no process for it
             raise SystemdError(f"`{' '.join(command)}` could not be run: {error}") from error
 
-    @staticmethod
-    def _failure(verb: str, units: Iterable[str], done: subprocess.CompletedProcess[str]) -> SystemdError:
-        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        return SystemdError(f"`systemctl --user {verb} {' '.join(units)}` failed: {words}")
 
+def _parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitStatus:
+    """
+    Raises:
+        AttributeError, LookupError, TypeError, ValueError: they are of another form than they should be.
+    """
 
-def _parse_status(unit: str, block: str) -> UnitStatus:
-    values = dict(line.partition("=")[::2] for line in block.splitlines())
+    def value(name: str, default: Any) -> Any:
+        return properties[name][1] if name in properties else default  # only a service has a Result, say
 
-    def number(name: str) -> int:
-        text = values.get(name, "")
-        return int(text) if text.isdigit() else 0
-
+    _, load_error = value("LoadError", ("", ""))
+    commands = value("ExecStart", [])  # each a program, its arguments, and when it ran
+    files = (value("FragmentPath", ""), *value("DropInPaths", ()))
     return UnitStatus(
         unit=unit,
-        load_state=values.get("LoadState", ""),
-        load_error=values.get("LoadError", "").strip(' "'),
-        active_state=values.get("ActiveState", ""),
-        sub_state=values.get("SubState", ""),
-        result=values.get("Result", ""),
-        main_pid=number("MainPID"),
-        exec_code=number("ExecMainCode"),
-        exec_status=number("ExecMainStatus"),
-        invocation_id=values.get("InvocationID", ""),
-        needs_daemon_reload=values.get("NeedDaemonReload") == "yes",
-        files=tuple(f"{values.get('FragmentPath', '')} {values.get('DropInPaths', '')}".split()),
-        control_group=values.get("ControlGroup", ""),
-        command=values.get("ExecStart", "").partition("argv[]=")[2].partition(" ; ")[0],
+        load_state=value("LoadState", ""),
+        load_error=load_error,
+        active_state=value("ActiveState", ""),
+        sub_state=value("SubState", ""),
+        result=value("Result", ""),
+        main_pid=value("MainPID", 0),
+        exec_code=value("ExecMainCode", 0),
+        exec_status=value("ExecMainStatus", 0),
+        invocation_id=value("InvocationID", b"").hex(),
+        needs_daemon_reload=value("NeedDaemonReload", False),
+        files=tuple(file for file in files if file),
+        control_group=value("ControlGroup", ""),
+        command=" ".join(commands[0][1]) if commands else "",
     )
+
+
+def _state(active_state: str, sub_state: str) -> str:
+    return active_state if sub_state in ("", active_state, "dead") else f"{active_state}/{sub_state}"
+
+
+def _words(said: str | CallRefused) -> str:
+    if isinstance(said, CallRefused):
+        return str(said).rstrip(".")
+    return _JOB_FAILURES.get(said, f"its job ended as {said!r}")

@@ -1,0 +1,275 @@
+"""D-Bus to systemd's user manager: a connection, calls on it, and the jobs that calls begin.
+
+Knows the protocol (https://dbus.freedesktop.org/doc/dbus-specification.html); which of the manager's methods are
+called, and what their answers mean, is `systemd`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from jeepney import DBusAddress, HeaderFields, Message, MessageType, new_method_call
+from jeepney.auth import BEGIN, make_auth_external
+from jeepney.bus import get_connectable_addresses
+from jeepney.low_level import calc_msg_size
+
+from systemd_llm_switch.waiting import remaining_s
+
+_NAME = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_MANAGER = DBusAddress(_PATH, _NAME, f"{_NAME}.Manager")
+_BUS = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_JOB_REMOVED = "JobRemoved"
+_JOBS_END = f"type='signal',sender='{_NAME}',path='{_PATH}',interface='{_NAME}.Manager',member='{_JOB_REMOVED}'"
+UNFINISHED = "unfinished"  # our word for a job that did not end in time
+REPLY_TIMEOUT_S = 25.0  # sd-bus's own default, and so systemctl's: a manager that reloads may be busy for seconds
+_PREFIX_BYTES = 16  # of a message; they hold its size
+_MAX_MESSAGE_BYTES = 16 << 20  # a unit's properties are some 20 KiB
+_MAX_GREETING_BYTES = 4096
+_CHUNK_BYTES = 1 << 16
+# What jeepney raises at bytes that are no message; it has no error of its own for that.
+_MALFORMED = (AssertionError, LookupError, RecursionError, TypeError, ValueError, struct.error)
+
+
+class BusError(Exception):
+    """The manager cannot be asked: it is not there, is silent, hung up, or is no D-Bus. The message says which."""
+
+
+class BusTimeout(BusError):
+    """What was waited for did not come in time."""
+
+
+class CallRefused(Exception):
+    """The manager's answer to a call is an error, in its own words; `name` is that of org.freedesktop.systemd1(5)."""
+
+    def __init__(self, name: str, words: str) -> None:
+        super().__init__(words)
+        self.name = name
+
+
+class Call(NamedTuple):
+    """A method of the manager, or of another of its objects."""
+
+    method: str
+    signature: str | None = None
+    arguments: tuple[Any, ...] = ()
+    target: DBusAddress = _MANAGER
+
+
+class Answer:
+    """What came back from one call."""
+
+    def __init__(self, message: Message) -> None:
+        self._body: tuple[Any, ...] = message.body
+        self.refusal: CallRefused | None = None
+        if message.header.message_type is MessageType.error:
+            name = message.header.fields.get(HeaderFields.error_name, "")
+            self.refusal = CallRefused(name, str(self._body[0]) if self._body else name)
+
+    def values(self) -> tuple[Any, ...]:
+        """What the method returned.
+
+        Raises:
+            CallRefused
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        return self._body
+
+
+def all_properties(unit: str) -> Call:
+    """Every property of a unit, as one snapshot; the answer is one dict, of name to signature and value. For a unit
+    that is not loaded, systemd loads it."""
+    return Call("GetAll", "s", ("",), DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES))
+
+
+class ManagerBus:
+    """One connection. A context manager; not thread-safe.
+
+    It is the manager's own socket, as systemctl uses it, or the session bus where there is no such socket.
+
+    Raises:
+        BusError: from the constructor and from every method.
+    """
+
+    def __init__(self, environ: Mapping[str, str], reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self._reply_timeout_s = reply_timeout_s
+        self._serials = itertools.count(1)
+        self._received = bytearray()
+        self._job_results: dict[str, str] = {}
+        address, self._is_private = _find(environ)
+        self._name = address.replace("\0", "@")
+        try:
+            self._sock = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            raise BusError(f"no socket can be opened: {error.strerror}") from error
+        try:
+            self._greet(address, time.monotonic() + self._reply_timeout_s)
+            if not self._is_private:
+                self._call_bus("Hello")
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._sock.close()
+
+    def call(self, call: Call) -> tuple[Any, ...]:
+        """What a method returns.
+
+        Raises:
+            CallRefused
+        """
+        return self.call_all([call])[0].values()
+
+    def call_all(self, calls: Sequence[Call]) -> list[Answer]:
+        """The answers to calls that are sent together: one round trip."""
+        deadline = time.monotonic() + self._reply_timeout_s
+        numbered = {next(self._serials): call for call in calls}
+        self._send(b"".join(_serialise(call, serial) for serial, call in numbered.items()), deadline)
+        answers: dict[int, Answer] = {}
+        while len(answers) < len(numbered):
+            message = self._receive(deadline)
+            serial = message.header.fields.get(HeaderFields.reply_serial)
+            if serial in numbered:
+                answers[serial] = Answer(message)
+        return [answers[serial] for serial in numbered]
+
+    def run_jobs(self, calls: Sequence[Call], timeout_s: float) -> list[str | CallRefused]:
+        """Makes calls that each begin a job (StartUnit, StopUnit), side by side, and waits for the jobs' ends: of each
+        systemd's word for it (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED, or why
+        there is no job."""
+        deadline = time.monotonic() + timeout_s
+        if not self._is_private:  # on its own socket, the manager tells its signals unasked
+            self._call_bus("AddMatch", "s", (_JOBS_END,))
+            self.call(Call("Subscribe"))
+        jobs = [answer.refusal or str(answer.values()[0]) for answer in self.call_all(calls)]
+        # A job may end before the answer that names it has come, so its result may be here already.
+        with contextlib.suppress(BusTimeout):
+            while any(isinstance(job, str) and job not in self._job_results for job in jobs):
+                self._receive(deadline)
+        return [self._job_results.get(job, UNFINISHED) if isinstance(job, str) else job for job in jobs]
+
+    def _greet(self, address: str, deadline: float) -> None:
+        """Connects and authenticates as who we are (SASL EXTERNAL).
+
+        In one write, as sd-bus does it. One line after the other, which is jeepney's way, may hang for ever: what
+        the manager reads together with BEGIN it looks at only when still more comes (seen with systemd 252).
+        """
+        try:
+            self._sock.settimeout(remaining_s(deadline))
+            self._sock.connect(address)
+        except OSError as error:
+            raise self._broken(error) from error
+        self._send(b"\0" + make_auth_external() + BEGIN, deadline)
+        while b"\r\n" not in self._received:
+            if len(self._received) > _MAX_GREETING_BYTES:
+                raise BusError(f"{self._name} is no D-Bus socket")
+            self._read(deadline)
+        line, _, self._received = self._received.partition(b"\r\n")
+        if not line.startswith(b"OK "):
+            raise BusError(f"{self._name} lets nobody in: {line[:100].decode(errors='replace')}")
+
+    def _call_bus(self, method: str, signature: str | None = None, arguments: tuple[Any, ...] = ()) -> None:
+        """A method of the session bus itself."""
+        try:
+            self.call(Call(method, signature, arguments, _BUS))
+        except CallRefused as error:
+            raise BusError(f"{self._name} refused {method}: {error}") from error
+
+    def _receive(self, deadline: float) -> Message:
+        """The next answer or end of a job, which is noted. Other signals are left unread: there are a dozen to each
+        job, and to parse them would cost more than all the rest."""
+        while True:
+            try:
+                data = self._receive_bytes(deadline)
+                if data[1] == MessageType.signal.value and _JOB_REMOVED.encode() not in data:
+                    continue
+                message = Message.from_buffer(data)
+                if message.header.fields.get(HeaderFields.member) == _JOB_REMOVED:
+                    _, job, _, result = message.body
+                    self._job_results[job] = result
+            except _MALFORMED as error:
+                raise BusError(f"{self._name} sent what is no D-Bus message") from error
+            return message
+
+    def _receive_bytes(self, deadline: float) -> bytes:
+        size = _PREFIX_BYTES
+        while len(self._received) < size or len(self._received) < (size := self._message_size()):
+            self._read(deadline)
+        message = bytes(self._received[:size])
+        del self._received[:size]
+        return message
+
+    def _message_size(self) -> int:
+        size: int = calc_msg_size(bytes(self._received[:_PREFIX_BYTES]))
+        if size > _MAX_MESSAGE_BYTES:
+            raise BusError(f"{self._name} sent a message of {size} bytes")
+        return size
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        try:
+            self._sock.settimeout(remaining_s(deadline))
+            self._sock.sendall(data)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def _read(self, deadline: float) -> None:
+        left_s = remaining_s(deadline)
+        try:
+            if left_s == 0:  # for a socket, that would mean not to wait, and to read on for ever
+                raise TimeoutError
+            self._sock.settimeout(left_s)
+            data = self._sock.recv(_CHUNK_BYTES)
+        except OSError as error:
+            raise self._broken(error) from error
+        if not data:
+            raise BusError(f"{self._name}: the manager closed the connection")
+        self._received += data
+
+    def _broken(self, error: OSError) -> BusError:
+        if isinstance(error, TimeoutError):
+            return BusTimeout(f"{self._name}: the manager did not answer in time")
+        return BusError(f"{self._name}: {error.strerror or error}")
+
+
+def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
+    """The socket to connect to, and whether it is the manager's own.
+
+    Raises:
+        BusError: there is none.
+    """
+    runtime_dir = environ.get("XDG_RUNTIME_DIR")
+    private, public = f"{runtime_dir}/systemd/private", f"{runtime_dir}/bus"
+    if runtime_dir and os.path.exists(private):  # noqa: PTH110  (as it stands in the environment)
+        return private, True
+    try:
+        if named := environ.get("DBUS_SESSION_BUS_ADDRESS"):
+            return next(get_connectable_addresses(named)), False
+    except (RuntimeError, ValueError) as error:
+        raise BusError(f"DBUS_SESSION_BUS_ADDRESS={named} cannot be used: {error}") from error
+    if runtime_dir and os.path.exists(public):  # noqa: PTH110
+        return public, False
+    raise BusError(f"there is no {private}" if runtime_dir else "XDG_RUNTIME_DIR is not set")
+
+
+def _escape(unit: str) -> str:
+    """A unit's name as a part of an object path (sd_bus_path_encode(3), but that a first digit may stay)."""
+    return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"_{byte:02x}" for byte in unit.encode())
+
+
+def _serialise(call: Call, serial: int) -> bytes:
+    message = new_method_call(call.target, call.method, call.signature, call.arguments)
+    data: bytes = message.serialise(serial)
+    return data

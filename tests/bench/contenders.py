@@ -107,7 +107,7 @@ def ask(address: str, path: str, body: Any = None, timeout_s: float = 120) -> by
         reply = connection.getresponse()
         data = reply.read()
         if reply.status != 200:
-            raise ContenderError(f"{address}{path}: {reply.status} {data[:300]!r}")
+            raise ContenderError(f"{address}{path}: {reply.status} {data[:3000]!r}")
         return data
 
 

@@ -256,7 +256,7 @@ class Start:
         """Whether it is another unit that answers: one that somebody started while this one was about to listen. It
         will find the port taken and end; until then it must not pass for ready."""
         running = self._systemd.running(self._rivals)
-        if not running:  # and so it is, nearly always; who listens takes the kernel 20 ms to tell on a busy machine
+        if not running:  # and so it is, nearly always
             return False
         sockets = listening_sockets(self._backend.port)
         if holds_any(pid, sockets):

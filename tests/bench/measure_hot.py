@@ -11,6 +11,8 @@ from bench.load import Answers, collect
 from bench.processes import cpu_s
 
 LARGE = {"standin": {"reply_kb": 200}}
+# As long as the small real model takes, without its load on the machine.
+SLOW = {"standin": {"delay_ms": 8}}
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _WARM_UP = 20
 
@@ -19,12 +21,14 @@ def measure_latency(lineup: Lineup, effort: Effort, figures: Figures) -> None:
     """1: one client, one request after the other, each of them at every contender in turn."""
     small = figures.of("latency-1k", "Latency, stand-in backend, replies of 1 KB (ms)")
     large = figures.of("latency-200k", "Latency, stand-in backend, replies of 200 KB (ms)")
+    slow = figures.of("latency-8ms", "Latency, stand-in backend that takes 8 ms, replies of 1 KB (ms)")
     real = figures.of("latency-real", "Latency, real model, cached prompt, `max_tokens: 1` (ms)")
     for number in range(effort.rounds):
         _one_round(lineup, Kind.FAST, number, effort.fast_requests, {}, small)
         _one_round(lineup, Kind.FAST, number, effort.fast_requests // 2, LARGE, large)
+        _one_round(lineup, Kind.FAST, number, effort.real_requests, SLOW, slow)
         _one_round(lineup, Kind.REAL, number, effort.real_requests, {}, real)
-    for measurement in (small, large, real):
+    for measurement in (small, large, slow, real):
         measurement.note(
             "One client with keep-alive; request by request every contender in turn. *Added*: beyond the same "
             "request straight to the contender's own backend process, in the same turns."

@@ -8,12 +8,14 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.stack import Proxy, Stack, chat, run_all, wait_for
+from support.stack import Answer, Proxy, Stack, chat, run_all, wait_for
+from user_manager import UserManager
 
 TOOLS = [
     {
@@ -33,6 +35,10 @@ LARGE_ARGUMENTS = json.dumps({"path": "a.py", "lines": 1, "text": "x" * 8_000_00
 
 @pytest.fixture
 def proxy(stack: Stack) -> Proxy:
+    return run(stack)
+
+
+def run(stack: Stack) -> Proxy:
     """A model that streams live, and the same one that does not."""
     unit = stack.standin("m")
     models = {"live": {"unit": unit, "streaming": "live"}, "whole": {"unit": unit, "streaming": "buffered"}}
@@ -231,48 +237,81 @@ def test_text_completions_stream_live_too(proxy: Proxy) -> None:
     assert answer.events[-1] == "[DONE]"
 
 
-def test_silence_is_filled_with_comments(proxy: Proxy) -> None:
+# --- pauses: what takes some fifteen seconds, all at once --------------------------------------------------
+
+TORN = {"deltas": [{"content": "one"}, {"content": "two"}]}
+PAUSES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a held call": (
+        "live", "/v1/chat/completions",
+        {"deltas": [{"role": "assistant"}, *_call(0, ['{"path"', ': "a"}'])], "delta_s": 3.5},
+    ),
+    "chat, between chunks": ("live", "/v1/chat/completions", {**TORN, "torn_at": 0, "torn_s": 11.5}),
+    "chat, within a chunk's length": ("live", "/v1/chat/completions", {**TORN, "torn_at": 1, "torn_s": 11.5}),
+    "messages, between chunks": ("live", "/v1/messages", {**TORN, "torn_at": 0, "torn_s": 11.5}),
+    "messages, within a chunk's length": ("live", "/v1/messages", {**TORN, "torn_at": 1, "torn_s": 11.5}),
+    "within an event": ("live", "/v1/messages", {**TORN, "torn_at": 30, "torn_s": 15}),
+    "the headers early": ("whole", "/v1/chat/completions", {"early_s": 13}),
+    "half the body early": ("whole", "/v1/chat/completions", {"half_s": 13}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Paused:
+    """What came of the requests in PAUSES, and how often the proxy's threads began to wait meanwhile."""
+
+    answers: dict[str, Answer]
+    waits: int
+
+
+@pytest.fixture(scope="module")
+def paused(manager: UserManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paused]:
+    stack = Stack(manager.env, tmp_path_factory.mktemp("paused"), "paused")
+    proxy = run(stack)
+    before = waits_of(proxy.process.pid)
+    answers = run_all(
+        *[
+            lambda model=model, path=path, orders=orders: proxy.post(
+                path, chat(model, tools=TOOLS, stream=True, standin=orders)
+            )
+            for model, path, orders in PAUSES.values()
+        ]
+    )
+    yield Paused(dict(zip(PAUSES, answers, strict=True)), waits_of(proxy.process.pid) - before)
+    stack.close()
+
+
+def test_silence_is_filled_with_comments(paused: Paused) -> None:
     """While a tool call is held nothing is sent, so a keep-alive is."""
-    deltas = [{"role": "assistant"}, *_call(0, ['{"path"', ': "a"}'])]
-    orders = {"deltas": deltas, "delta_s": 3.5}
-    answer = proxy.chat("live", tools=TOOLS, stream=True, standin=orders)
+    answer = paused.answers["a held call"]
     assert b": keep-alive\n\n" in answer.body
     assert put_together(answer.events)["calls"] == [{"name": "write_file", "arguments": '{"path": "a"}'}]
 
 
-@pytest.mark.parametrize("torn_at", [0, 1], ids=["between chunks", "within a chunk's length"])
-def test_a_stream_that_pauses_is_kept_alive(proxy: Proxy, torn_at: int) -> None:
+@pytest.mark.parametrize("case", [name for name in PAUSES if name.startswith(("chat", "messages"))])
+def test_a_stream_that_pauses_is_kept_alive(paused: Paused, case: str) -> None:
     """After its first words, too, whatever its protocol and wherever the wire is cut."""
-    orders = {"deltas": [{"content": "one"}, {"content": "two"}], "torn_at": torn_at, "torn_s": 11.5}
-    body = chat("live", stream=True, standin=orders)
-    for answer in run_all(
-        lambda: proxy.post("/v1/chat/completions", body),
-        lambda: proxy.post("/v1/messages", body),
-    ):
-        first, pause, second = answer.body.partition(b": keep-alive\n\n")
-        assert pause
-        assert b'"one"' in first
-        assert b'"two"' in second
-        assert answer.events[-1] == "[DONE]"
+    answer = paused.answers[case]
+    first, pause, second = answer.body.partition(b": keep-alive\n\n")
+    assert pause
+    assert b'"one"' in first
+    assert b'"two"' in second
+    assert answer.events[-1] == "[DONE]"
 
 
-def test_a_pause_within_an_event_is_waited_out(proxy: Proxy) -> None:
+def test_a_pause_within_an_event_is_waited_out(paused: Paused) -> None:
     """No comment is put into the event, and nothing spins meanwhile."""
-    orders = {"deltas": [{"content": "one"}, {"content": "two"}], "torn_at": 30, "torn_s": 15}
-    before = pauses_of(proxy.process.pid)
-    answer = proxy.post("/v1/messages", chat("live", stream=True, standin=orders))
-    assert pauses_of(proxy.process.pid) - before < 1000
-    assert [event["choices"][0]["delta"] for event in answer.events[:2]] == orders["deltas"]
+    answer = paused.answers["within an event"]
+    assert [event["choices"][0]["delta"] for event in answer.events[:2]] == TORN["deltas"]
     assert b": keep-alive" not in answer.body
+    assert paused.waits < 2000
 
 
-def test_a_body_that_comes_long_after_its_headers_is_kept_alive(proxy: Proxy) -> None:
+@pytest.mark.parametrize("case", ["the headers early", "half the body early"])
+def test_a_body_that_comes_long_after_its_headers_is_kept_alive(paused: Paused, case: str) -> None:
     """A buffered stream: the client hears something while the backend has sent its headers only, or half the body."""
-    for answer in run_all(
-        *[lambda order=order: proxy.chat("whole", stream=True, standin={order: 13}) for order in ("early_s", "half_s")]
-    ):
-        assert answer.body.count(b": keep-alive\n\n") == 2  # after the grace, and ten seconds later
-        assert put_together(answer.events)["text"] == "hello from m"
+    answer = paused.answers[case]
+    assert answer.body.count(b": keep-alive\n\n") == 2  # after the grace, and ten seconds later
+    assert put_together(answer.events)["text"] == "hello from m"
 
 
 def test_a_slow_reader_of_a_whole_call_does_not_hold_off_a_switch(stack: Stack) -> None:
@@ -291,7 +330,7 @@ def test_a_slow_reader_of_a_whole_call_does_not_hold_off_a_switch(stack: Stack) 
         assert proxy.post("/v1/chat/completions", chat("other"), timeout_s=10).status == 200
 
 
-def pauses_of(pid: int) -> int:
+def waits_of(pid: int) -> int:
     """How often the threads of a process began to wait: a thousand times a second where one polls without need,
     however fast the machine is."""
     told = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]

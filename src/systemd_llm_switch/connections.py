@@ -175,6 +175,7 @@ class Connection(cheroot_server.HTTPConnection):
 
     def __init__(self, server: Any, sock: socket.socket, makefile: object = None) -> None:
         super().__init__(server, sock, lambda *_: None)
+        del self.resolve_peer_creds, self.get_peer_creds  # caches that hold the connection itself; not for TCP
         sock.settimeout(None)
         self.rfile = RequestReader(sock, server.timeout)
         self.wfile = ReplyWriter(sock, server.timeout)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from systemd_llm_switch.waiting import Client, remaining_s
 
@@ -44,18 +44,27 @@ class Reply:
 
 
 class _Incoming:
-    """What the parser found of a reply so far."""
+    """What the parser found of a reply so far. Interim replies (1xx) are passed over."""
 
-    __slots__ = ("_has_length", "_is_closing", "body", "content_type", "has_head", "has_surplus", "is_complete")
+    __slots__ = (
+        "_has_length",
+        "_is_closing",
+        "body",
+        "content_type",
+        "has_head",
+        "has_surplus",
+        "is_complete",
+        "parser",
+        "status",
+    )
 
     def __init__(self) -> None:
-        self.content_type = "application/json"
+        self.parser: HttpResponseParser | None = None  # until all is read: they name each other
+        self.status = 0
         self.body: list[bytes] = []
         self.has_head = False
         self.is_complete = False
         self.has_surplus = False
-        self._has_length = False
-        self._is_closing = False
 
     @property
     def ends_with_connection(self) -> bool:
@@ -67,28 +76,40 @@ class _Incoming:
         """Whether another request may follow on the connection."""
         return self.is_complete and not self.has_surplus and not self._is_closing
 
-    # What the parser calls.
+    # What the parser calls; also for what follows a whole reply, which is no part of it.
 
     def on_message_begin(self) -> None:
         self.has_surplus = self.is_complete
+        if not self.is_complete:
+            self.content_type = "application/json"
+            self._has_length = False
+            self._is_closing = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self.is_complete:
+            return
         name = name.lower()
         if name == b"content-type":
             self.content_type = value.decode("latin-1")
         elif name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
         elif name == b"connection":
-            self._is_closing = value.lower() == b"close"
+            self._is_closing = b"close" in value.lower()
 
     def on_headers_complete(self) -> None:
-        self.has_head = True
+        if self.parser is not None:
+            self.status = self.parser.get_status_code()
+            self.has_head = self.status >= 200
+            self._is_closing = self._is_closing or self.parser.get_http_version() != "1.1"
 
     def on_body(self, data: bytes) -> None:
-        self.body.append(data)
+        if not self.is_complete:
+            self.body.append(data)
 
     def on_message_complete(self) -> None:
-        self.is_complete = True
+        if self.has_head:
+            self.is_complete = True
+            self.parser = None
 
 
 class Exchange:
@@ -121,7 +142,7 @@ class Exchange:
         self._deadline = deadline
         self._unsent = memoryview(message)
         self._reply = _Incoming()
-        self._parser = HttpResponseParser(self._reply)
+        self._parser = self._reply.parser = HttpResponseParser(self._reply)
         self._has_begun = False  # anything of the reply came
 
     def send_some(self) -> None:
@@ -162,7 +183,7 @@ class Exchange:
 
     @property
     def status(self) -> int:
-        return self._parser.get_status_code()
+        return self._reply.status
 
     @property
     def content_type(self) -> str:
@@ -229,7 +250,7 @@ class Exchange:
         self._has_begun = True
         try:
             self._parser.feed_data(received)
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             # Whatever follows a whole reply is no part of it; the connection is not used again.
             if not self._reply.is_complete:
                 raise BackendLost(f"its reply is no HTTP: {error}") from error
@@ -251,6 +272,7 @@ class Exchange:
 
     def close(self) -> None:
         """Drops the connection unless the reply was read to its end. Idempotent."""
+        self._reply.parser = None
         sock = self._take_socket()
         if sock is not None:
             sock.close()
@@ -282,7 +304,7 @@ class Exchange:
     def _give_back(self) -> None:
         sock = self._take_socket()
         if sock is not None:
-            if self._reply.leaves_connection and not self._unsent and self._parser.get_http_version() == "1.1":
+            if self._reply.leaves_connection and not self._unsent:
                 self._keep(sock)
             else:
                 sock.close()

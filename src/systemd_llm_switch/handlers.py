@@ -143,7 +143,8 @@ class Handler:
 
 
 class Forwarded(Handler):
-    """Every route that is forwarded to the model its body names."""
+    """Every route that is forwarded to the model its body names. For web.py, which tells by it that only POST is
+    allowed there: `application` takes the POSTs past it."""
 
     def POST(self, path: str) -> Story:
         return forward(self.services, path, web.ctx.env)

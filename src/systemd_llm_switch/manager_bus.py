@@ -168,7 +168,7 @@ class ManagerBus:
         the manager reads together with BEGIN it looks at only when still more comes (seen with systemd 252).
         """
         try:
-            self._sock.settimeout(remaining_s(deadline))
+            self._wait_until(deadline)
             self._sock.connect(address)
         except OSError as error:
             raise self._broken(error) from error
@@ -220,23 +220,26 @@ class ManagerBus:
 
     def _send(self, data: bytes, deadline: float) -> None:
         try:
-            self._sock.settimeout(remaining_s(deadline))
+            self._wait_until(deadline)
             self._sock.sendall(data)
         except OSError as error:
             raise self._broken(error) from error
 
     def _read(self, deadline: float) -> None:
-        left_s = remaining_s(deadline)
         try:
-            if left_s == 0:  # for a socket, that would mean not to wait, and to read on for ever
-                raise TimeoutError
-            self._sock.settimeout(left_s)
+            self._wait_until(deadline)
             data = self._sock.recv(_CHUNK_BYTES)
         except OSError as error:
             raise self._broken(error) from error
         if not data:
             raise BusError(f"{self._name}: the manager closed the connection")
         self._received += data
+
+    def _wait_until(self, deadline: float) -> None:
+        left_s = remaining_s(deadline)
+        if left_s == 0:  # for a socket, that would mean not to wait, and to read on for ever
+            raise TimeoutError
+        self._sock.settimeout(left_s)
 
     def _broken(self, error: OSError) -> BusError:
         if isinstance(error, TimeoutError):

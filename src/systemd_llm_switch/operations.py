@@ -136,7 +136,7 @@ class Operations:
     def _look(self) -> None:
         try:
             self._switcher.adopt(is_look=True)
-        except SystemdError as error:
+        except (SystemdError, OSError) as error:  # OSError: no descriptor is left
             log.warning("look_failed %s", error)
         finally:
             self._looked_at = time.monotonic()

@@ -65,7 +65,7 @@ class Story:
             return
 
     def close(self) -> None:
-        """Ends it, wherever it is, and tells the journal: the client does not wait for that. Idempotent."""
+        """Ends it, wherever it is, and tells the journal; who has a whole answer does not wait for that. Idempotent."""
         self._steps.close()
         if not self._is_closed:
             self._is_closed = True
@@ -174,7 +174,10 @@ def _exchange(resident: Resident, exchanges: Iterable[Exchange]) -> Reply:
                 lost = error
             else:
                 return exchange.read()
-    raise lost
+    try:
+        raise lost
+    finally:
+        del lost  # its traceback names this frame: a circle, until a collection
 
 
 def find_model(config: Config, name: str) -> Model:

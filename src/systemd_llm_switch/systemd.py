@@ -1,7 +1,8 @@
 """systemd's user manager, as this project asks it, and its journal: the only module that runs a program (journalctl).
 
-Knows nothing of models, requests or who decides. Every call opens a connection to the manager and blocks for some
-milliseconds: never call it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
+Knows nothing of models, requests or who decides. Every question opens a connection to the manager and blocks for some
+milliseconds, a start or a stop until its job has ended: never call it under a lock or on the hot path (the pidfd of
+`ProcessWatch` is for that).
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ class Systemd:
             raise SystemdError(f"starting {unit} failed: {_words(said)}")
 
     def reset_failed(self, unit: str) -> None:
-        """Clears a failed state and the start limit's count; of a unit that is not loaded, systemd knows neither."""
+        """Clears a failed state and the start limit's count. That systemd refuses is no error: of a unit that is not
+        loaded it knows neither, and else the start that follows tells."""
         with self._connect() as bus:
             bus.call_all([Call("ResetFailedUnit", "s", (unit,))])
 

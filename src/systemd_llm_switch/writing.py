@@ -43,8 +43,11 @@ class ReplyWriter:
 
     def _send(self, head: bytes, data: bytes) -> None:
         sent = self._send_some((head, data) if head else (data,))
-        if sent < len(head) + len(data):
-            rest = memoryview(head + data)[sent:]
+        if sent == len(head) + len(data):
+            return
+        for piece in (head, data):
+            rest = memoryview(piece)[sent:]
+            sent = max(sent - len(piece), 0)
             while rest:
                 self._wait()
                 rest = rest[self._send_some((rest,)) :]

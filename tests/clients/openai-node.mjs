@@ -83,7 +83,10 @@ await main({
     const signal = abortOnLine();
     return failure(async () => {
       const completion = await client.chat.completions.create({ model, messages, stream }, { signal });
-      return stream ? readStream(completion) : completion;
+      const told = stream ? await readStream(completion) : completion;
+      // Aborted once it has begun, the SDK ends a stream without a word; before, it throws APIUserAbortError.
+      if (signal.aborted) throw new DOMException('aborted', 'AbortError');
+      return told;
     });
   },
 

@@ -328,6 +328,11 @@ def test_a_slow_reader_of_a_whole_call_does_not_hold_off_a_switch(stack: Stack) 
         sock.sendall(head.encode() + body)
         wait_for(lambda: stack.seen()["requests"] == 2 and stack.seen()["running"] == 0, what="it was all told")
         assert proxy.post("/v1/chat/completions", chat("other"), timeout_s=10).status == 200
+        sock.settimeout(20)
+        received = bytearray()
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            received += sock.recv(1 << 20)
+        assert received.count(b"x") >= 8_000_000  # nothing of it is lost
 
 
 def waits_of(pid: int) -> int:

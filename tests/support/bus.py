@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import enum
 import shutil
@@ -32,7 +33,7 @@ class Fault(enum.Enum):
 Rule = Callable[[str], Fault | None]
 
 
-class Listener:
+class Listener(abc.ABC):
     """A socket where a user manager's would be; `env` leads there. A context manager."""
 
     def __init__(self) -> None:
@@ -62,9 +63,9 @@ class Listener:
         with contextlib.suppress(OSError), peer:
             self.serve(peer)
 
+    @abc.abstractmethod
     def serve(self, peer: socket.socket) -> None:
         """One connection, from its first byte; closed afterwards."""
-        raise NotImplementedError
 
 
 class Scripted(Listener):

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def start(stack: Stack, tmp_path: Path, **env: str) -> Proxy:
     return proxy
 
 
-def ask_often(proxy: Proxy, count: int) -> None:
+def ask_often(proxy: Proxy, count: int, pause_s: float = 0) -> None:
     """Requests one after the other, on one connection that is kept."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
     body = json.dumps(chat("a"))
@@ -68,6 +69,7 @@ def ask_often(proxy: Proxy, count: int) -> None:
             reply = connection.getresponse()
             text = reply.read()
             assert reply.status == 200, text
+            time.sleep(pause_s)
 
 
 @contextlib.contextmanager
@@ -108,6 +110,15 @@ def test_the_system_calls_of_a_hot_request_are_bounded(calls: dict[str, int]) ->
     futexes = calls.pop("futex", 0)
     assert sum(calls.values()) / REQUESTS < MOST_CALLS, calls
     assert futexes / REQUESTS < MOST_FUTEXES
+
+
+def test_a_client_that_pauses_for_a_moment_keeps_its_thread(proxy: Proxy, tmp_path: Path) -> None:
+    """Neither the selector nor another thread is woken for its next request."""
+    with counted_calls(proxy.process.pid, tmp_path / "strace") as calls:
+        ask_often(proxy, 50, pause_s=0.02)
+    assert calls["sendto"] >= 50
+    assert calls.get("epoll_ctl", 0) < 10, calls
+    assert calls.get("futex", 0) < 25, calls
 
 
 def test_the_connection_to_the_backend_is_kept(proxy: Proxy, stack: Stack) -> None:

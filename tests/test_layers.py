@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "systemd_llm_switch"
 NOT_IN_A_LAYER = {"__init__", "__main__"}
 OWNERS = {
     "web": {"application", "handlers"},
-    "cheroot": {"server", "connections", "threads"},
+    "cheroot": {"server", "connections", "serving", "threads"},
     "requests": {"backend"},
     "subprocess": {"systemd"},
     "jeepney": {"manager_bus"},

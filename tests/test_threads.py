@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import resource
 import threading
@@ -24,6 +26,31 @@ def proxy(stack: Stack) -> Proxy:
 
 def test_an_idle_proxy_has_few_threads(proxy: Proxy) -> None:
     assert threads_of(proxy.process.pid) < 40
+
+
+def test_clients_that_keep_their_connections_keep_few_threads(proxy: Proxy) -> None:
+    """Each is answered again, on the connection that it has, however many there are; and others are, too."""
+    with contextlib.ExitStack() as closing:
+        connections = [http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5) for _ in range(60)]
+        for connection in connections:
+            closing.callback(connection.close)
+        for _ in range(2):
+            for connection in connections:
+                connection.request("GET", "/health")
+                assert connection.getresponse().read() == b'{"status":"ok"}'
+        assert threads_of(proxy.process.pid) < 48
+        assert proxy.get("/v1/models").status == 200
+
+
+def test_a_client_that_keeps_its_connection_holds_no_end_up(proxy: Proxy) -> None:
+    """Its thread, which waits two seconds for it, is told to end."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+        began = time.monotonic()
+        assert proxy.stop() == 0
+        assert time.monotonic() - began < 1.5
 
 
 def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy, stack: Stack) -> None:

@@ -6,6 +6,7 @@ that a stranger controls can be made to point there (DNS rebinding).
 
 from __future__ import annotations
 
+import functools
 import hmac
 from collections.abc import Mapping
 
@@ -70,10 +71,10 @@ class Access:
         )
 
     def _check_host(self, host: str | None) -> None:
-        if not self._is_loopback or host is None:
+        if not self._is_loopback or host is None or _names_loopback(host):
             return
         name = host_name(host)
-        if not is_loopback(name) and name not in self._allowed_hosts:
+        if name not in self._allowed_hosts:
             raise ForbiddenOrigin(
                 f"this proxy does not answer to the name {name!r}; add it to server.allowed_hosts if it should"
             )
@@ -96,6 +97,11 @@ class Access:
         fits = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() != "bearer" or not any(fits):
             raise InvalidApiKey("a valid `Authorization: Bearer KEY` is needed (server.api_keys)")
+
+
+@functools.lru_cache(maxsize=16)  # nearly all requests come by the same name
+def _names_loopback(host: str) -> bool:
+    return is_loopback(host_name(host))
 
 
 def host_name(host: str) -> str:

@@ -66,6 +66,7 @@ class Answer:
 
 
 Steps = Generator[bytes, None, Answer]
+_Fault = BackendLost | BackendDeadline | BrokenStream
 
 
 class _WasEnding(Exception):
@@ -159,6 +160,7 @@ class Forwarding:
     _client: Client
     _record: Record
     _pace: Pace
+    _facts: RequestFacts | None = None
 
     def run(self) -> Steps:
         """From the queue to the answer.
@@ -170,8 +172,10 @@ class Forwarding:
         body, repairs = repair_history(request.body) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         message = protocol.to_backend(request, body, self._model.params, self._model.force, self._is_live)
-        with contextlib.suppress(_WasEnding):
+        try:
             return (yield from self._ask(message))
+        except _WasEnding:
+            log.debug("asked_again model=%s", self._model.id)
         return (yield from self._ask(message))
 
     @property
@@ -190,12 +194,13 @@ class Forwarding:
         is_first, self._record.lease = self._record.lease is None, lease
         try:
             yield from self._await_lease(lease)
-            with self._faults(lease, may_retry=is_first):
-                deadline = time.monotonic() + self._config.server.request_timeout
-                exchange = yield from self._begin(lease, self._request.path, message, deadline)
-                with contextlib.closing(exchange):
-                    take = self._relay if self._is_live and exchange.is_event_stream else self._take_whole
-                    ending = yield from take(lease, exchange, message, deadline)
+            began = time.monotonic()
+            try:
+                ending = yield from self._exchange(lease, message, began + self._config.server.request_timeout)
+            except (BackendLost, BackendDeadline, BrokenStream) as fault:
+                raise self._explain(fault, lease, began, may_retry=is_first) from fault
+            finally:
+                self._record.backend_s = time.monotonic() - began
         finally:
             # As soon as the reply is in: a slow reader must not hold off a switch.
             self._switcher.release(lease)
@@ -216,36 +221,36 @@ class Forwarding:
 
     # --- the backend ----------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _faults(self, lease: Lease, may_retry: bool) -> Iterator[None]:
-        """Tells what a broken or late exchange means.
-
-        Raises:
-            BackendCrashed, BackendError, BackendTimeout, _WasEnding, and what interrupted the lease.
-        """
-        began = time.monotonic()
-        name, timeout_s = self._model.id, self._config.server.request_timeout
+    def _exchange(self, lease: Lease, message: bytes, deadline: float) -> Generator[bytes, None, Steps]:
+        """The exchange with the backend; what is left to tell once that has told all."""
+        exchange = yield from self._begin(lease, self._request.path, message, deadline)
         try:
-            yield
-        except BackendLost as lost:
-            lasted_s = time.monotonic() - began
-            if lease.interruption is not None:
-                raise lease.interruption from lost
-            reason = self._switcher.explain_loss(lease)
-            if reason is None:
-                raise BackendError(f"the backend of {name!r} at {self._model.llama_url} failed: {lost}") from lost
-            is_untouched = not self._pace.has_spoken and (lost.was_unread or lasted_s < _DYING_S)
-            if may_retry and is_untouched:
-                raise _WasEnding from lost
-            raise BackendCrashed(f"model {name!r} ended while it answered: {reason}") from lost
-        except BackendDeadline as late:
-            self._switcher.distrust(lease)
-            told = str(late) or f"did not answer within {timeout_s:g} s (server.request_timeout)"
-            raise BackendTimeout(f"model {name!r} {told}") from late
-        except BrokenStream as broken:
-            raise BackendError(f"the reply of {name!r} is broken: {broken}") from broken
+            take = self._relay if self._is_live and exchange.is_event_stream else self._take_whole
+            return (yield from take(lease, exchange, message, deadline))
         finally:
-            self._record.backend_s = time.monotonic() - began
+            exchange.close()
+
+    def _explain(self, fault: _Fault, lease: Lease, began: float, may_retry: bool) -> Exception:
+        """What a broken or late exchange means for its request: BackendCrashed, BackendError, BackendTimeout,
+        _WasEnding, or what interrupted the lease."""
+        name = self._model.id
+        if isinstance(fault, BrokenStream):
+            return BackendError(f"the reply of {name!r} is broken: {fault}")
+        if isinstance(fault, BackendDeadline):
+            self._switcher.distrust(lease)
+            limit_s = self._config.server.request_timeout
+            told = str(fault) or f"did not answer within {limit_s:g} s (server.request_timeout)"
+            return BackendTimeout(f"model {name!r} {told}")
+        lasted_s = time.monotonic() - began
+        if lease.interruption is not None:
+            return lease.interruption
+        reason = self._switcher.explain_loss(lease)
+        if reason is None:
+            return BackendError(f"the backend of {name!r} at {self._model.llama_url} failed: {fault}")
+        is_untouched = not self._pace.has_spoken and (fault.was_unread or lasted_s < _DYING_S)
+        if may_retry and is_untouched:
+            return _WasEnding()
+        return BackendCrashed(f"model {name!r} ended while it answered: {reason}")
 
     def _begin(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Exchange]:
         """Sends a request and waits until the reply begins."""
@@ -257,6 +262,7 @@ class Forwarding:
             try:
                 if lease.resident is not None:
                     lease.resident.check(exchange)
+                self._facts = self._facts or self._read_facts()  # while the backend works, it costs nobody time
                 while not exchange.wait(self._pace.left_s(deadline)):
                     if self._pace.is_due:
                         yield self._pace.speak()
@@ -277,6 +283,10 @@ class Forwarding:
             raise lost
         finally:
             del lost  # an error that its own frame names keeps that frame, and what is in it, until a collection
+
+    def _read_facts(self) -> RequestFacts:
+        """What of the request its reply is judged by."""
+        return RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
 
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
@@ -331,8 +341,7 @@ class Forwarding:
         if not request.is_repairable:
             yield from self._relay_bytes(exchange, deadline)
             return self._tell(())
-        facts = RequestFacts.of(request.body, rescue=self._config.repair.rescue)
-        live = LiveReply(facts, request.is_chat, request.wants_usage)
+        live = LiveReply(self._facts or self._read_facts(), request.is_chat, request.wants_usage)
         try:
             yield from self._relay_events(exchange, deadline, live)
         except StreamError as error:
@@ -424,8 +433,7 @@ class Forwarding:
             parsed, repairs = parse_reply(reply.body)
         except UnrepairableReply as error:
             raise BackendError(f"the reply of {self._model.id!r} is no JSON: {error}") from error
-        facts = RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
-        mended, more = repair_reply(parsed, facts)
+        mended, more = repair_reply(parsed, self._facts or self._read_facts())
         self._record.repairs.extend(repairs + more)
         is_same = mended is parsed and not repairs
         return mended, reply.body if is_same else protocol.dump(mended)

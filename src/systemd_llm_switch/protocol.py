@@ -102,7 +102,7 @@ def parse_object(raw: bytes) -> Json:
     """
     try:
         # Decoded here: of bytes, Python would take UTF-16 and UTF-32 too, which no backend reads.
-        body = json.loads(raw.decode(), parse_constant=_reject_constant)
+        body = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
         raise InvalidJson(f"the request body is no valid JSON: {detail}") from error
@@ -113,6 +113,9 @@ def parse_object(raw: bytes) -> Json:
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def to_backend(

@@ -97,23 +97,21 @@ class RequestReader(io.BufferedReader):
         """Whether a read will not wait: bytes are here, or the client reset the connection. (At its end: false; the
         server's selector sees that.) Must not raise: cheroot's thread, and with it the server, would end."""
         try:
-            return bool(self._arrived())
+            return bool(self.arrived())
         except OSError:
             return True
 
-    def has_whole_head(self) -> bool:
-        """Whether the next request's headers are here already."""
-        return b"\r\n\r\n" in self._arrived()
-
     def has_bytes(self, count: int) -> bool:
         """Whether so many bytes can be read without waiting."""
-        buffered = len(self._arrived())
+        if count == 0:
+            return True
+        buffered = len(self.arrived())
         if buffered >= count:
             return True
         waiting: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.FIONREAD, b"\0\0\0\0"))[0]
         return buffered + waiting >= count
 
-    def _arrived(self) -> bytes:
+    def arrived(self) -> bytes:
         """What is in the buffer; filled once, without waiting, if that is empty."""
         self.source.may_wait = False
         try:

@@ -11,9 +11,11 @@ import io
 import logging
 import resource
 import socket
+import sys
 import threading
 from typing import Any
 
+from cheroot import server as cheroot_server
 from cheroot import wsgi
 
 from systemd_llm_switch.access import Headers
@@ -44,12 +46,57 @@ _FILES = 8192
 SHUTDOWN_TIMEOUT_S = 25
 
 
-class _Gateway(wsgi.Gateway_10):
-    def get_environ(self) -> dict[str, object]:  # type: ignore[override]
-        environ: dict[str, object] = super().get_environ()  # type: ignore[no-untyped-call]
-        environ[CLIENT_FD] = self.req.conn.socket.fileno()
-        environ["wsgi.input"] = io.BytesIO(self.req.body)
-        return environ
+# What PEP 3333 wants to be told and is the same for every request.
+_SURROUNDINGS = {
+    "SCRIPT_NAME": "",
+    "SERVER_NAME": "systemd-llm-switch",
+    "wsgi.version": (1, 0),
+    "wsgi.url_scheme": "http",
+    "wsgi.errors": sys.stderr,
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": False,
+    "wsgi.run_once": False,
+}
+
+
+class _Gateway(cheroot_server.Gateway):
+    """WSGI (PEP 3333) for one application, which is ours: what cheroot checks of any application is left out."""
+
+    def respond(self) -> None:
+        """Has the request answered."""
+        request = self.req
+        told = request.server.wsgi_app(self.environ(), request.start_response)
+        try:
+            for piece in told:
+                if piece:
+                    request.ensure_headers_sent()
+                    request.write(piece)
+        finally:
+            request.ensure_headers_sent()
+            if hasattr(told, "close"):
+                told.close()
+
+    def environ(self) -> dict[str, Any]:
+        """What the application is told of the request."""
+        request = self.req
+        connection = request.conn
+        told: dict[str, Any] = {
+            "HTTP_" + name.decode("latin-1").upper().replace("-", "_"): value.decode("latin-1")
+            for name, value in request.inheaders.items()
+        }
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if f"HTTP_{name}" in told:
+                told[name] = told.pop(f"HTTP_{name}")
+        told |= _SURROUNDINGS
+        told["REQUEST_METHOD"] = request.method.decode("latin-1")
+        told["PATH_INFO"] = request.path.decode("latin-1")
+        told["QUERY_STRING"] = request.qs.decode("latin-1")
+        told["SERVER_PROTOCOL"] = request.request_protocol.decode("latin-1")
+        told["SERVER_PORT"] = str(request.server.bind_addr[1])
+        told["REMOTE_ADDR"] = connection.remote_addr or ""
+        told["wsgi.input"] = io.BytesIO(request.body)
+        told[CLIENT_FD] = connection.socket.fileno()
+        return told
 
 
 class Server(wsgi.Server):
@@ -95,7 +142,7 @@ class Server(wsgi.Server):
 
     def admits(self, request: Any) -> bool:
         """Whether the application would let a request in."""
-        return self._services.admits(self.gateway(request).env)
+        return self._services.admits(self.gateway(request).environ())
 
     def cors_headers(self, origin: str | None) -> Headers:
         """What lets a listed page read an answer that never got to the application."""
@@ -124,7 +171,8 @@ class Server(wsgi.Server):
         """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
         `finally` of its threads); it is this connection's alone."""
         try:
-            super().put_conn(conn)
+            if not self.requests.stays_with(conn):
+                super().put_conn(conn)
         except Exception:
             log.exception("connection_lost")
             conn.close()

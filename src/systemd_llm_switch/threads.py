@@ -7,7 +7,9 @@ speed. So they are made when they are needed, before the last free one is taken.
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import select
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 _AT_FIRST = 24
 _SPARE = 8
 _STEP = 16
+# So many threads stay with their connections for so long, if others are free.
+_STAYING = 8
+_STAY_S = 2.0
 
 
 class _Own(threading.local):
@@ -48,6 +53,8 @@ class GrowingPool(threadpool.ThreadPool):
         self._is_growing = False
         self._is_short = False  # the kernel gave no thread; it was told once
         self._is_stopped = False
+        self._staying = threading.BoundedSemaphore(_STAYING)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def put(self, obj: Any) -> None:
         """Hands a connection to a thread; its own goes on with it if nobody else waits. Does not block."""
@@ -63,10 +70,29 @@ class GrowingPool(threadpool.ThreadPool):
                 self._is_growing = False
                 self._note_shortage(error)
 
+    def stays_with(self, connection: Any) -> bool:
+        """Whether a connection's next request, or its end, came while the thread that has served it waited for that:
+        most clients ask again soon, and to hand a request from the selector to a thread takes as long as to read it.
+        Only where others are free for whoever else comes."""
+        if not self._own.is_here or self._waiting <= _SPARE or not self._staying.acquire(blocking=False):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(connection.socket, select.POLLIN)
+            poll.register(self._stop_fd, select.POLLIN)
+            is_here = connection.rfile.has_data() or poll.poll(_STAY_S * 1000)
+            if not is_here or self._is_stopped:
+                return False
+        finally:
+            self._staying.release()
+        self._own.next = connection
+        return True
+
     def stop(self, timeout: int = 5) -> None:
         """Ends all threads; those that still serve after `timeout` seconds see their client hang up."""
         with self._growth_lock:
             self._is_stopped = True  # one that came now would never be told to end
+        os.eventfd_write(self._stop_fd, 1)
         super().stop(timeout)
 
     def _take(self) -> Any:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from support.stack import ROOT, Stack, free_port
 ALONE = "backend alone"
 OURS = "this proxy"
 ROUTER = "llama-server's router"
+RELAY = "a bare relay in Python"
 # A model that every proxy of ours is told of, and that cannot start.
 BROKEN = "broken"
 BROKEN_REASON = "this one is broken on purpose"
@@ -226,6 +228,15 @@ def port_pid(address: str) -> int | None:
     return listener_pid(int(address.rpartition(":")[2]))
 
 
+def start_relay(bed: Bed, backend: str) -> str:
+    """The address of a relay (`relay.py`) to a backend. No contender: it knows no model."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name("relay.py")), str(port), backend.rpartition(":")[2]]
+    process, _ = spawn(command, port, bed.env, bed.stack(RELAY).folder / "relay.log")
+    bed.closing.callback(end, process)
+    return f"127.0.0.1:{port}"
+
+
 class Lineup:
     """All contenders of a run; each starts when it is first needed, with its model loaded."""
 
@@ -233,6 +244,7 @@ class Lineup:
         self.bed = bed
         self.makers = makers
         self._started: dict[Kind, list[Contender]] = {}
+        self._relays: dict[str, str] = {}
 
     def of(self, kind: Kind) -> list[Contender]:
         """The proxies of that kind, ours first."""
@@ -248,6 +260,12 @@ class Lineup:
             contender.load()
         address = backend_of(proxies[0], proxies)
         return [Contender(ALONE, kind, address, port_pid(address)), *proxies]
+
+    def relay_to(self, backend: str) -> str:
+        """The address of a relay to that backend, started when it is first needed."""
+        if backend not in self._relays:
+            self._relays[backend] = start_relay(self.bed, backend)
+        return self._relays[backend]
 
 
 def backend_of(contender: Contender, proxies: Sequence[Contender]) -> str:

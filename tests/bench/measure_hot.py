@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.contenders import ALONE, Contender, Kind, Lineup, backend_of, turned
+from bench.contenders import ALONE, RELAY, Contender, Kind, Lineup, backend_of, turned
 from bench.effort import Effort
 from bench.figures import MS, Figures, Measurement
 from bench.load import Answers, collect
@@ -31,7 +31,8 @@ def measure_latency(lineup: Lineup, effort: Effort, figures: Figures) -> None:
     for measurement in (small, large, slow, real):
         measurement.note(
             "One client with keep-alive; request by request every contender in turn. *Added*: beyond the same "
-            "request straight to the contender's own backend process, in the same turns."
+            "request straight to the contender's own backend process, in the same turns. The *relay* parses both "
+            "ways as this proxy does, and does nothing else: no route, no queue, no repair, no journal."
         )
 
 
@@ -40,13 +41,15 @@ def _one_round(
 ) -> None:
     proxies = lineup.with_alone(kind)[1:]
     backends = [backend_of(proxy, proxies) for proxy in proxies]
-    addresses = turned(list(dict.fromkeys([*backends, *(proxy.address for proxy in proxies)])), number)
+    relay = lineup.relay_to(backends[0])
+    addresses = turned(list(dict.fromkeys([*backends, *(proxy.address for proxy in proxies), relay])), number)
     body = proxies[0].chat(**fields)
     load = lineup.bed.programs.generator.run(addresses, body, requests=requests, warm_up=_WARM_UP)
     answers = dict(zip(addresses, load.answers, strict=True))
     _tell(into, ALONE, answers[backends[0]], None)
     for proxy, backend in zip(proxies, backends, strict=True):
         _tell(into, proxy.name, answers[proxy.address], answers[backend])
+    _tell(into, RELAY, answers[relay], answers[backends[0]])
 
 
 def _tell(into: Measurement, name: str, own: Answers, backend: Answers | None) -> None:

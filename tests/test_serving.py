@@ -1,0 +1,147 @@
+"""The usual request is read in few steps; cheroot's own parser, which reads every other, would say the same of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cheroot.server import HTTPRequest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.stack import Proxy, Stack
+from systemd_llm_switch.reading import RequestReader, SlowReads
+from systemd_llm_switch.serving import ServedRequest
+
+LIMIT = 1000
+# What both must agree on.
+UNDERSTOOD = (
+    "ready", "method", "uri", "path", "qs", "request_protocol", "response_protocol", "close_connection",
+    "chunked_read", "inheaders",
+)  # fmt: skip
+FEW_BYTES = st.text("ab/.%?#_-~ \t\r\n:;=\0\x0b\x7f\xe9", max_size=12)
+NAMES = st.sampled_from(
+    ["Host", "host", "Content-Length", "Content-Type", "Connection", "Transfer-Encoding", "Expect", "X-a", "X_a", "Te",
+     "X a", "Accept", "accept", ""]
+)  # fmt: skip
+VALUES = st.sampled_from(
+    ["", " 5", " 5 ", "0", " 12, 12", " +5", " 1001", "close", " close", " Close", " keep-alive", "\tx", " x y ",
+     " a:b", " chunked", " gzip", " 100-continue", " é", " a\rb", " a\x0bb", "\x0b7"]
+) | FEW_BYTES  # fmt: skip
+FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=5)
+LINES = st.sampled_from(
+    ["POST /v1/chat/completions HTTP/1.1", "GET /health HTTP/1.1", "POST /a?b=c HTTP/1.1", "POST /a%2Fb HTTP/1.1",
+     "POST //a/b HTTP/1.1", "POST /a/ HTTP/1.1", "POST / HTTP/1.1", "POST /a HTTP/1.0", "POST /a HTTP/2.0",
+     "post /a HTTP/1.1", "POST  /a HTTP/1.1", "POST http://h/a HTTP/1.1", "HEAD /a HTTP/1.1", "POST /a/../b HTTP/1.1"]
+) | st.builds("POST /{} HTTP/1.1".format, FEW_BYTES)  # fmt: skip
+
+
+class Told(Exception):
+    """cheroot's parser refused it."""
+
+
+@contextlib.contextmanager
+def arrived(data: bytes) -> Iterator[Any]:
+    """A connection on which these bytes came."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        yield SimpleNamespace(rfile=RequestReader(ours, 5), wfile=SimpleNamespace(write=len), socket=ours)
+
+
+def read(kind: type[HTTPRequest], data: bytes) -> tuple[dict[str, Any], bytes] | None:
+    """What a parser understood, and the bytes it left; None where it refused."""
+
+    class Reading(kind):  # type: ignore[misc, valid-type]
+        def simple_response(self, status: str, msg: str = "") -> None:
+            raise Told
+
+    server = SimpleNamespace(
+        max_request_header_size=1 << 16, max_request_body_size=LIMIT, protocol="HTTP/1.1", ssl_adapter=None,
+        slow_reads=SlowReads(1),
+    )  # fmt: skip
+    with arrived(data) as connection:
+        request = Reading(server, connection)
+        try:
+            request.parse_request()
+        except Told:
+            return None
+        return {name: getattr(request, name) for name in UNDERSTOOD}, connection.rfile.read()
+
+
+@given(LINES, FIELDS, st.sampled_from([b"", b"12345", b"GET /b HTTP/1.1\r\n\r\n"]))
+def test_cheroots_parser_would_say_the_same(line: str, fields: list[tuple[str, str]], rest: bytes) -> None:
+    head = "".join([f"{line}\r\n", *(f"{name}:{value}\r\n" for name, value in fields), "\r\n"])
+    data = head.encode("latin-1") + rest
+    theirs = read(HTTPRequest, data)
+    ours = read(ServedRequest, data)
+    if ours is not None:  # it refuses some more: a method that is none, a length that is no number
+        assert ours == theirs
+
+
+def test_the_usual_head_is_read_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cheroot's parser is made to fail: what the property above compares are two parsers, not one."""
+    monkeypatch.setattr(HTTPRequest, "parse_request", lambda _: pytest.fail("cheroot's parser was asked"))
+    data = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a:1\r\nContent-Length:  2 \r\nX-A:\r\n\r\n{}"
+    understood, rest = read(ServedRequest, data) or ({}, b"")
+    assert understood["inheaders"] == {b"Host": b"a:1", b"Content-Length": b"2", b"X-A": b""}
+    assert rest == b"{}"
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Proxy:
+    proxy = stack.run({"a": stack.standin("a")})
+    proxy.chat("a")
+    return proxy
+
+
+def test_requests_that_come_in_one_piece_are_answered_in_turn(proxy: Proxy) -> None:
+    """The second is in the buffer already when the first is answered: nothing more comes that could be waited for."""
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=1.5) as sock:
+        sock.sendall(request * 3)
+        received = b""
+        while received.count(b'{"status":"ok"}') < 3:
+            received += sock.recv(65536)
+    assert received.count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize(
+    ("version", "sent", "told"),
+    [("1.1", "", None), ("1.1", "close", "close"), ("1.0", "", "close"), ("1.0", "Keep-Alive", "Keep-Alive")],
+)
+def test_an_answer_says_whether_its_connection_stays(proxy: Proxy, version: str, sent: str, told: str | None) -> None:
+    line = f"Connection: {sent}\r\n" if sent else ""
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as sock:
+        sock.sendall(f"GET /health HTTP/{version}\r\nHost: localhost\r\n{line}\r\n".encode())
+        reply = http.client.HTTPResponse(sock)
+        reply.begin()
+        assert reply.read() == b'{"status":"ok"}'
+        assert reply.getheader("Connection") == told
+        assert reply.getheader("Server") == "systemd-llm-switch"
+        assert abs(parsedate_to_datetime(reply.getheader("Date", "")).timestamp() - time.time()) < 5
+        if told == "close":
+            assert sock.recv(1) == b""
+
+
+def test_a_stream_to_an_old_client_ends_with_its_connection(proxy: Proxy) -> None:
+    """HTTP/1.0 knows no chunks."""
+    body = b'{"model": "a", "stream": true, "messages": []}'
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as sock:
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        received = b""
+        while piece := sock.recv(65536):
+            received += piece
+    head, _, events = received.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"Connection: close" in head
+    assert events.startswith(b"data: ")
+    assert events.endswith(b"data: [DONE]\n\n")

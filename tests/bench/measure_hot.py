@@ -41,15 +41,17 @@ def _one_round(
 ) -> None:
     proxies = lineup.with_alone(kind)[1:]
     backends = [backend_of(proxy, proxies) for proxy in proxies]
-    relay = lineup.relay_to(backends[0])
-    addresses = turned(list(dict.fromkeys([*backends, *(proxy.address for proxy in proxies), relay])), number)
+    # One for each backend: asked more often than the others, or right after itself, one would be the quicker for it.
+    relays = [lineup.relay_to(backend) for backend in backends]
+    served = dict.fromkeys([*backends, *(proxy.address for proxy in proxies), *relays])
+    addresses = turned(list(served), number)
     body = proxies[0].chat(**fields)
     load = lineup.bed.programs.generator.run(addresses, body, requests=requests, warm_up=_WARM_UP)
     answers = dict(zip(addresses, load.answers, strict=True))
     _tell(into, ALONE, answers[backends[0]], None)
     for proxy, backend in zip(proxies, backends, strict=True):
         _tell(into, proxy.name, answers[proxy.address], answers[backend])
-    _tell(into, RELAY, answers[relay], answers[backends[0]])
+    _tell(into, RELAY, answers[relays[0]], answers[backends[0]])
 
 
 def _tell(into: Measurement, name: str, own: Answers, backend: Answers | None) -> None:

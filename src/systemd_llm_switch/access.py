@@ -29,8 +29,8 @@ class Access:
         self._allowed_hosts = frozenset(map(host_name, server.allowed_hosts))
         self._keys = tuple(key.encode() for key in server.api_keys)
 
-    def check(self, path: str, environ: Mapping[str, str]) -> None:
-        """Lets a request in, or raises.
+    def check(self, path: str, environ: Mapping[str, str]) -> bool:
+        """Lets a request in, or raises. Tells whether it is a preflight, which is answered as such.
 
         Raises:
             ForbiddenOrigin: a page of another site, or a name that is none of ours.
@@ -42,14 +42,15 @@ class Access:
             raise ForbiddenOrigin(
                 f"pages of {origin!r} may not use this proxy; add the origin to server.cors_origins if they may"
             )
-        if path not in _OPEN_PATHS and not self.is_preflight(environ):
+        is_preflight = origin is not None and self._is_preflight(origin, environ)
+        if path not in _OPEN_PATHS and not is_preflight:
             self._check_key(environ.get("HTTP_AUTHORIZATION", ""))
+        return is_preflight
 
-    def is_preflight(self, environ: Mapping[str, str]) -> bool:
+    def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
         """Whether a listed page asks if it may send a request; browsers never send a key along with that."""
-        origin = environ.get("HTTP_ORIGIN")
         is_question = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ and environ.get("REQUEST_METHOD") == "OPTIONS"
-        return is_question and origin is not None and self._is_listed(origin)
+        return is_question and self._is_listed(origin)
 
     def cors_headers(self, environ: Mapping[str, str]) -> Headers:
         """What lets a listed page read an answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""

@@ -98,8 +98,7 @@ def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Envi
     journal."""
     path = environ["PATH_INFO"]
     try:
-        access.check(path, environ)
-        if access.is_preflight(environ):
+        if access.check(path, environ):
             return Answer(204, access.preflight_headers(environ), b"")
         if path in _FORWARDED and environ["REQUEST_METHOD"] == "POST":
             return forward(services, path, environ)

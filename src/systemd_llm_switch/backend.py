@@ -6,7 +6,6 @@ own (`exchange`), which is also quicker (docs/performance.md).
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import socket
 import threading
@@ -24,6 +23,7 @@ from systemd_llm_switch.waiting import Client, remaining_s
 # llama-server closes an idle connection after 5 s; reusing one at that moment would lose the race.
 _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
+_PEEK_NOW = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 
 
 class Readiness(enum.Enum):
@@ -78,9 +78,11 @@ class Backend:
         sock = self._take_idle()
         if sock is not None:
             exchange = Exchange(self.give_back, sock, client, deadline, message, is_new=False)
-            with contextlib.suppress(BackendLost):
+            try:
                 exchange.send_some()
-            if exchange.is_open:
+            except BackendLost:
+                exchange.close()
+            else:
                 yield exchange
         exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, message, is_new=True)
         exchange.send_some()
@@ -148,7 +150,7 @@ class Backend:
 def _is_quiet(sock: socket.socket) -> bool:
     """Whether the peer neither closed an idle connection nor sent anything unasked."""
     try:
-        sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        sock.recv(1, _PEEK_NOW)
     except BlockingIOError:
         return True
     except OSError:

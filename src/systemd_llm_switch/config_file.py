@@ -128,7 +128,7 @@ class LiveConfig:
         # Called once per change, with the new config before any request sees it, or None and the reason.
         self.on_change: Callable[[Config | None, str | None], None] = lambda config, error: None
         self._lock = threading.Lock()
-        self._files = [path]
+        self._files = [str(path)]
         self._tried: _Stamp = ()
         self._config, self._stamp = self._load()
 
@@ -157,7 +157,7 @@ class LiveConfig:
             self._tried, known = self._read_stamp(), self._files
             config = _parse_file(self.path)
             keys = key_file(config, self.path)
-            self._files = [self.path] if keys is None else [self.path, keys]
+            self._files = [str(self.path)] if keys is None else [str(self.path), str(keys)]
             if self._files == known:
                 return _with_keys(config, self.path), self._tried
 
@@ -177,7 +177,7 @@ class LiveConfig:
                 self._config, self._stamp = config, stamp
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: str) -> tuple[int, ...]:
     """What differs once a file was edited or replaced; empty when it is not there."""
     try:
         stat = os.stat(path)  # noqa: PTH116  (on the hot path; Path.stat takes twice as long)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -34,8 +34,7 @@ class BackendDeadline(Exception):
     """No (whole) reply within the request's time; or, told in the message, no connection within a shorter one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A whole reply of the backend."""
 
     status: int

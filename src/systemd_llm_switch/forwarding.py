@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from systemd_llm_switch import protocol, recovery
 from systemd_llm_switch.backend import Backend
@@ -51,8 +52,7 @@ KEEP_ALIVE_S = 10.0
 _DYING_S = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole answer to a client."""
 
     status: int

@@ -191,6 +191,7 @@ def _set_up_logging() -> None:
     """To stderr: for the journal with priorities, for a person with the time."""
     # What no line shows need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as logging's HOWTO, "Optimization", says it
     handler = logging.StreamHandler()
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter("%(message)s"))

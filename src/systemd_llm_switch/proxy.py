@@ -55,9 +55,9 @@ class Story:
             self.answer = Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"")
 
     def __iter__(self) -> Iterator[bytes]:
-        if not self._is_stream:
-            yield self.answer.body
-            return
+        return self._stream() if self._is_stream else iter((self.answer.body,))
+
+    def _stream(self) -> Iterator[bytes]:
         yield self._first
         try:
             yield from self._steps

@@ -87,12 +87,11 @@ class _Gateway(cheroot_server.Gateway):
         for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             if f"HTTP_{name}" in told:
                 told[name] = told.pop(f"HTTP_{name}")
-        told |= _SURROUNDINGS
+        told |= request.server.surroundings
         told["REQUEST_METHOD"] = request.method.decode("latin-1")
         told["PATH_INFO"] = request.path.decode("latin-1")
         told["QUERY_STRING"] = request.qs.decode("latin-1")
         told["SERVER_PROTOCOL"] = request.request_protocol.decode("latin-1")
-        told["SERVER_PORT"] = str(request.server.bind_addr[1])
         told["REMOTE_ADDR"] = connection.remote_addr or ""
         told["wsgi.input"] = io.BytesIO(request.body)
         told[CLIENT_FD] = connection.socket.fileno()
@@ -129,6 +128,7 @@ class Server(wsgi.Server):
         )
         self.requests = GrowingPool(self, threads)
         self.gateway = _Gateway
+        self.surroundings = {**_SURROUNDINGS, "SERVER_PORT": str(port)}
         self._services = services
         self._is_stopping = False
         self._has_stopped = threading.Event()

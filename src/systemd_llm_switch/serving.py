@@ -47,6 +47,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
     """One request: read as a whole before it is served, refused in OpenAI's shape."""
 
     body = b""
+    _is_whole = False  # its body came with its head
 
     def parse_request(self) -> None:
         """Reads the request line and headers, bounded."""
@@ -70,15 +71,20 @@ class ServedRequest(cheroot_server.HTTPRequest):
             return False
         fields = _FIELD.findall(head[3])
         self.inheaders = {name.title(): value.strip(b" \t") for name, value in fields}
-        length = self.inheaders.get(b"Content-Length", b"0")
-        is_usual = len(self.inheaders) == len(fields) and length.isdigit()
-        if not is_usual or not _UNUSUAL_FIELDS.isdisjoint(self.inheaders):
+        digits = self.inheaders.get(b"Content-Length", b"0")
+        is_usual = len(self.inheaders) == len(fields) and digits.isdigit()
+        if (
+            not is_usual
+            or not _UNUSUAL_FIELDS.isdisjoint(self.inheaders)
+            or (length := int(digits)) > self.server.max_request_body_size
+        ):
             self.inheaders = {}
             return False
-        if int(length) > self.server.max_request_body_size:
-            self.inheaders = {}
-            return False
-        self.conn.rfile.read(head.end())
+        begin, end = head.end(), head.end() + length
+        self._is_whole = len(arrived) >= end
+        if self._is_whole:
+            self.body = arrived[begin:end]
+        self.conn.rfile.read(end if self._is_whole else begin)
         self.method, self.uri, self.path, self.qs = head[1], head[2], head[2], b""
         self.request_protocol, self.response_protocol = b"HTTP/1.1", "HTTP/1.1"
         self.close_connection = self.inheaders.get(b"Connection") == b"close"
@@ -88,6 +94,9 @@ class ServedRequest(cheroot_server.HTTPRequest):
     def respond(self) -> None:
         """Reads the body, bounded, and serves."""
         self.rfile = None  # nothing is left to read for cheroot
+        if self._is_whole:
+            self._serve()
+            return
         length = int(self.inheaders.get(b"Content-Length", 0))
         if not self.chunked_read and self.conn.rfile.has_bytes(length):
             self.body = self.conn.rfile.read(length)
@@ -140,8 +149,6 @@ class ServedRequest(cheroot_server.HTTPRequest):
             else:
                 self.chunked_write = True
                 fields["transfer-encoding"] = "Transfer-Encoding: chunked\r\n"
-        if not self.server.can_add_keepalive_connection:
-            self.close_connection = True
         if self.close_connection:
             fields["connection"] = "Connection: close\r\n"
         elif is_old:

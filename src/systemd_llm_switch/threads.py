@@ -53,7 +53,7 @@ class GrowingPool(threadpool.ThreadPool):
         self._is_growing = False
         self._is_short = False  # the kernel gave no thread; it was told once
         self._is_stopped = False
-        self._staying = threading.BoundedSemaphore(_STAYING)
+        self._staying = 0  # threads that stay with a connection
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def put(self, obj: Any) -> None:
@@ -74,8 +74,10 @@ class GrowingPool(threadpool.ThreadPool):
         """Whether a connection's next request, or its end, came while the thread that has served it waited for that:
         most clients ask again soon, and to hand a request from the selector to a thread takes as long as to read it.
         Only where others are free for whoever else comes."""
-        if not self._own.is_here or self._waiting <= _SPARE or not self._staying.acquire(blocking=False):
-            return False
+        with self._count_lock:
+            if not self._own.is_here or self._waiting <= _SPARE or self._staying >= _STAYING:
+                return False
+            self._staying += 1
         try:
             poll = select.poll()
             poll.register(connection.socket, select.POLLIN)
@@ -84,7 +86,8 @@ class GrowingPool(threadpool.ThreadPool):
             if not is_here or self._is_stopped:
                 return False
         finally:
-            self._staying.release()
+            with self._count_lock:
+                self._staying -= 1
         self._own.next = connection
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from bench.contenders import ALONE, RELAY, Contender, Kind, Lineup, backend_of, turned
@@ -44,7 +45,8 @@ def _one_round(
     # One for each backend: asked more often than the others, or right after itself, one would be the quicker for it.
     relays = [lineup.relay_to(backend) for backend in backends]
     served = dict.fromkeys([*backends, *(proxy.address for proxy in proxies), *relays])
-    addresses = turned(list(served), number)
+    # Another order each round: who comes after a Python process finds some of its own code in the caches.
+    addresses = random.Random(number).sample(list(served), len(served))
     body = proxies[0].chat(**fields)
     load = lineup.bed.programs.generator.run(addresses, body, requests=requests, warm_up=_WARM_UP)
     answers = dict(zip(addresses, load.answers, strict=True))

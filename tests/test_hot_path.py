@@ -18,10 +18,10 @@ import pytest
 from support.stack import ROOT, Proxy, Stack, chat, run_all, wait_for
 
 REQUESTS = 200
-# A hot request was counted to make 9 calls, to wake a thread in three cases of ten, and to hold 110 to 175 KB at its
-# most, of which 128 are two buffers: what a change adds, it must be worth.
+# A hot request was counted to make 9 calls, to wake a thread in two cases of a hundred, and to hold 110 to 175 KB at
+# its most, of which 128 are two buffers: what a change adds, it must be worth.
 MOST_CALLS = 12
-MOST_FUTEXES = 6
+MOST_FUTEXES = 2
 MOST_BYTES = 250_000
 NEW_PROCESS_OR_THREAD = {"clone", "clone3", "fork", "vfork", "execve", "execveat"}
 

@@ -286,10 +286,6 @@ class Exchange:
                     return  # it ended by itself meanwhile
 
     @property
-    def is_open(self) -> bool:
-        return self._sock is not None
-
-    @property
     def _open_socket(self) -> socket.socket:
         if self._sock is None:
             raise BackendLost("the connection is closed")

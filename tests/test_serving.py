@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from cheroot.server import HTTPRequest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.stack import Proxy, Stack
+from support.stack import Proxy, Stack, chat, wait_for
 from systemd_llm_switch.reading import RequestReader, SlowReads
 from systemd_llm_switch.serving import ServedRequest
 
@@ -82,6 +84,7 @@ def read(kind: type[HTTPRequest], data: bytes) -> tuple[dict[str, Any], bytes] |
 @example("POST /a HTTP/1.1", [("Content-Length", " 5")], b"12345GET /b HTTP/1.1\r\n\r\n")
 @example("POST /a HTTP/1.1", [("Host", "a"), ("host", "b")], b"")
 @example("POST /a HTTP/1.1", [("Content-Length", " 5"), ("Content-Length", "0")], b"12345")
+@example("POST /a HTTP/1.1", [("Content-Length", "1" * 4301)], b"")
 @example("POST /a HTTP/1.1", [("Accept", " a"), ("accept", " b")], b"")
 @example("POST /a HTTP/1.1", [("Content-Length", " 1001")], b"")
 @example("POST /a HTTP/1.1", [("Content-Length", "0"), ("Transfer-Encoding", " chunked")], b"0\r\n\r\n")
@@ -125,8 +128,8 @@ def test_requests_that_come_in_one_piece_are_answered_in_turn(proxy: Proxy) -> N
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=1.5) as sock:
         sock.sendall(request * 3)
         received = b""
-        while received.count(b'{"status":"ok"}') < 3:
-            received += sock.recv(65536)
+        while received.count(b'{"status":"ok"}') < 3 and (piece := sock.recv(65536)):
+            received += piece
     assert received.count(b"HTTP/1.1 200 OK") == 3
 
 
@@ -146,6 +149,17 @@ def test_an_answer_says_whether_its_connection_stays(proxy: Proxy, version: str,
         assert abs(parsedate_to_datetime(reply.getheader("Date", "")).timestamp() - time.time()) < 5
         if told == "close":
             assert sock.recv(1) == b""
+
+
+def test_the_last_answer_of_a_proxy_that_ends_says_so(proxy: Proxy, stack: Stack) -> None:
+    """Its client need not find out by sending the next request."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(chat("a", standin={"delay_s": 1})))
+        wait_for(lambda: stack.seen()["running"] == 1)
+        proxy.process.send_signal(signal.SIGTERM)
+        reply = connection.getresponse()
+        assert (reply.status, reply.getheader("Connection")) == (200, "close")
 
 
 def test_a_stream_to_an_old_client_ends_with_its_connection(proxy: Proxy) -> None:

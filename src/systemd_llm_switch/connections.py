@@ -51,8 +51,8 @@ class IdleConnections(connections.ConnectionManager):
     _quiet_until = -math.inf
 
     def _from_server_socket(self, server_socket: socket.socket) -> Any:
-        while not self.can_add_keepalive_connection and self._close_longest_idle():
-            continue
+        if not self.can_add_keepalive_connection:
+            self._close_longest_idle()
         try:
             return super()._from_server_socket(server_socket)  # type: ignore[misc]
         except OSError as error:

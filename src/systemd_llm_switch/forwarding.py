@@ -262,7 +262,7 @@ class Forwarding:
             try:
                 if lease.resident is not None:
                     lease.resident.check(exchange)
-                self._facts = self._facts or self._read_facts()  # while the backend works, it costs nobody time
+                self._facts = self._facts or self._read_facts()  # while the backend works, nobody waits for it
                 while not exchange.wait(self._pace.left_s(deadline)):
                     if self._pace.is_due:
                         yield self._pace.speak()

@@ -38,6 +38,8 @@ _USUAL_HEAD = re.compile(
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
 # Fields that ask for more than to be read.
 _UNUSUAL_FIELDS = frozenset((b"Transfer-Encoding", b"Expect"))
+# More digits are no length that anybody has, and Python refuses to read very many.
+_LONGEST_LENGTH = 18
 _WITHOUT_BODY = frozenset((204, 205, 304))
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
@@ -72,7 +74,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         fields = _FIELD.findall(head[3])
         self.inheaders = {name.title(): value.strip(b" \t") for name, value in fields}
         digits = self.inheaders.get(b"Content-Length", b"0")
-        is_usual = len(self.inheaders) == len(fields) and digits.isdigit()
+        is_usual = len(self.inheaders) == len(fields) and digits.isdigit() and len(digits) <= _LONGEST_LENGTH
         if (
             not is_usual
             or not _UNUSUAL_FIELDS.isdisjoint(self.inheaders)
@@ -149,6 +151,8 @@ class ServedRequest(cheroot_server.HTTPRequest):
             else:
                 self.chunked_write = True
                 fields["transfer-encoding"] = "Transfer-Encoding: chunked\r\n"
+        if not self.server.can_add_keepalive_connection:  # nor while it is being stopped
+            self.close_connection = True
         if self.close_connection:
             fields["connection"] = "Connection: close\r\n"
         elif is_old:

@@ -75,7 +75,8 @@ class GrowingPool(threadpool.ThreadPool):
         most clients ask again soon, and to hand a request from the selector to a thread takes as long as to read it.
         Only where others are free for whoever else comes."""
         with self._count_lock:
-            if not self._own.is_here or self._waiting <= _SPARE or self._staying >= _STAYING:
+            free = self._waiting - self._queue.qsize()
+            if not self._own.is_here or free <= _SPARE or self._staying >= _STAYING:
                 return False
             self._staying += 1
         try:

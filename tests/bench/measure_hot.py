@@ -33,7 +33,7 @@ def measure_latency(lineup: Lineup, effort: Effort, figures: Figures) -> None:
         measurement.note(
             "One client with keep-alive; request by request every contender in turn. *Added*: beyond the same "
             "request straight to the contender's own backend process, in the same turns. The *relay* parses both "
-            "ways as this proxy does, and does nothing else: no route, no queue, no repair, no journal."
+            "ways, and does nothing else: no route, no queue, no repair, no journal."
         )
 
 

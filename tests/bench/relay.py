@@ -2,8 +2,8 @@
 
     python tests/bench/relay.py PORT BACKEND_PORT
 
-It parses each request and each reply as we do (httptools for HTTP, the json module for JSON), watches the client while
-it waits, and does nothing else: no route, no queue, no model, no repair, no journal. A thread a connection.
+It parses each request and each reply (httptools for HTTP, the json module for JSON), watches the client while it
+waits, and does nothing else: no route, no queue, no model, no repair, no journal. A thread a connection.
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ class _Message:
         return b"".join(self.pieces)
 
 
+def _some(sock: socket.socket) -> bytes:
+    """What came. Raises ConnectionError at the connection's end."""
+    received = sock.recv(_RECV_BYTES)
+    if not received:
+        raise ConnectionResetError
+    return received
+
+
 class _Backend:
     """The backend's connection, made anew when it was closed: llama-server does that after a hundred requests."""
 
@@ -74,7 +82,7 @@ class _Backend:
         parser = HttpResponseParser(reply)
         parser.feed_data(received)
         while not reply.is_complete:
-            parser.feed_data(self.sock.recv(_RECV_BYTES))
+            parser.feed_data(_some(self.sock))
         return parser.get_status_code(), reply.body
 
 
@@ -87,7 +95,7 @@ def serve(client: socket.socket, backend: _Backend) -> None:
             parser = HttpRequestParser(request)
             parser.feed_data(received)
             while not request.is_complete:
-                parser.feed_data(client.recv(_RECV_BYTES))
+                parser.feed_data(_some(client))
             body = request.body
             if body:
                 json.loads(body)

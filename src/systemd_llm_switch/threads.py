@@ -1,7 +1,8 @@
 """The server's threads: as many as there are requests to hold, and a few that wait for the next.
 
 A request that waits holds a thread, so there may be hundreds; but each costs memory, and many that take turns cost
-speed. So they are made when they are needed, before the last free one is taken.
+speed. So they are made when they are needed, before the last free one is taken; and one that has served a connection
+stays with it for a moment.
 """
 
 from __future__ import annotations

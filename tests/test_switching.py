@@ -39,6 +39,17 @@ def test_several_waiting_requests_share_one_switch(stack: Stack) -> None:
     assert len(proxy.status()["switches"]) == 1
 
 
+def test_a_switch_asks_systemd_over_one_connection(stack: Stack, pair: dict[str, str]) -> None:
+    """From its look at the unit to the unit's new process; while that loads, nobody stays connected."""
+    with Between(stack.env, lambda _words: None) as bus:
+        stack.write_config(pair)
+        proxy = stack.start_proxy(env=bus.env)
+        proxy.chat("a")
+        before = bus.connections
+        assert proxy.chat("b").text == "hello from b"
+        assert bus.connections == before + 1
+
+
 def test_nothing_is_forwarded_before_the_backend_is_ready(stack: Stack) -> None:
     """Readiness is waited for: the stand-in answers chat at any time, and tells when."""
     proxy = stack.run({"a": stack.standin("a", "--load-s", "1")})

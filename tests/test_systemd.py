@@ -47,8 +47,10 @@ def test_a_unit_is_started_shown_and_stopped(stack: Stack, systemd: Systemd) -> 
     assert status.control_group in Path(f"/proc/{status.main_pid}/cgroup").read_text()
     assert status.invocation_id == stack.systemctl("show", "-p", "InvocationID", "--value", unit).strip()
     assert systemd.running([unit]) == {unit: "active/running"}
+    assert systemd.main_process(unit) == status.main_process
     systemd.stop([unit])
     assert systemd.running([unit]) == {}
+    assert systemd.main_process(unit).pid == 0
     assert not Path(f"/proc/{status.main_pid}").exists()
 
 
@@ -171,9 +173,10 @@ def test_the_session_bus_is_used_where_the_managers_own_socket_is_not(stack: Sta
         {"XDG_RUNTIME_DIR": str(tmp_path)},
     ):
         systemd = Systemd(timeout_s=10, environ=environ)
-        systemd.start(unit)
-        assert show(systemd, unit).is_running
-        systemd.stop([unit])
+        with systemd.connected() as connected:
+            connected.start(unit)
+            assert show(connected, unit).is_running
+            connected.stop([unit])
         assert systemd.running([unit]) == {}
         with pytest.raises(SystemdError, match="not found"):
             systemd.start("no-such-unit.service")
@@ -369,6 +372,67 @@ def test_a_stop_that_is_refused_for_one_is_waited_for_of_the_others(stack: Stack
         with pytest.raises(SystemdError, match=f"stopping {refused} failed: the bus is gone"):
             systemd.stop([refused, stopped])
         assert systemd.running([refused, stopped]) == {refused: "active/running"}
+
+
+def test_questions_in_a_row_share_a_connection(stack: Stack) -> None:
+    """While it is entered, also by a second round; before and after, each question has its own."""
+    unit = stack.unit("plain", SLEEP)
+    before = _count_descriptors()
+    with Between(stack.env, lambda _words: None) as bus:
+        systemd = Systemd(timeout_s=20, environ=bus.env).connected()
+        for made in (1, 4):
+            with systemd:
+                systemd.start(unit)
+                assert show(systemd, unit).is_running
+                systemd.stop([unit])
+                with pytest.raises(SystemdError, match="not found"):
+                    systemd.start("no-such-unit.service")
+                assert systemd.running([unit]) == {}
+            assert bus.connections == made
+            assert systemd.running([unit]) == {}
+            assert show(systemd, unit).is_stopped
+            assert bus.connections == made + 2
+    wait_for(lambda: _count_descriptors() <= before, what="no descriptor is left")
+
+
+def test_a_kept_connection_that_was_closed_is_made_anew(own_stack: Stack) -> None:
+    """As the manager does when it is executed anew."""
+    unit = own_stack.unit("plain", SLEEP)
+    with Systemd(timeout_s=20, environ=own_stack.env).connected() as systemd:
+        systemd.start(unit)
+        for _ in range(2):
+            own_stack.systemctl("daemon-reexec")
+            assert show(systemd, unit).is_running
+        systemd.stop([unit])
+        assert systemd.running([unit]) == {}
+
+
+def test_a_manager_that_hangs_up_on_each_connection_is_told(stack: Stack) -> None:
+    """A question is asked anew once; only where the connection was an older one's."""
+    rule = lambda words: Fault.HANG_UP if "ListUnits" in words else None  # noqa: E731
+    with Between(stack.env, rule) as bus, Systemd(timeout_s=5, environ=bus.env).connected() as systemd:
+        show(systemd, "a.service")
+        for made in (2, 3):
+            with pytest.raises(SystemdError, match=r"closed the connection|reset by peer"):
+                systemd.running(["a.service"])
+            assert bus.connections == made
+        assert show(systemd, "a.service").is_missing
+
+
+def test_a_question_that_was_not_answered_in_time_is_not_asked_anew() -> None:
+    def script(peer: socket.socket) -> None:
+        calls = messages(peer)
+        peer.sendall(job_begun(Message.from_buffer(next(calls))) + job_ended())
+        for _ in calls:
+            pass
+
+    with Scripted(script) as bus, Systemd(timeout_s=0.3, environ=bus.env).connected() as systemd:
+        systemd.start("a.service")
+        with pytest.raises(SystemdError, match="did not answer in time"):
+            show(systemd, "a.service")
+        assert bus.connections == 1
+        systemd.start("a.service")
+        assert bus.connections == 2
 
 
 def _count_descriptors() -> int:

@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from systemd_llm_switch.backend import Backend, Readiness
 from systemd_llm_switch.config import Model
@@ -18,7 +19,7 @@ from systemd_llm_switch.exchange import BackendLost, Exchange
 from systemd_llm_switch.failures import Failures, Fingerprint
 from systemd_llm_switch.listeners import control_groups, holds_any, listening_sockets
 from systemd_llm_switch.read_ahead import model_files
-from systemd_llm_switch.systemd import ProcessWatch, Systemd, SystemdError, UnitStatus
+from systemd_llm_switch.systemd import MainProcess, ProcessWatch, Systemd, SystemdError, UnitStatus
 from systemd_llm_switch.waiting import is_readable
 
 # Health is asked for in small steps at first (a small model is ready within a second), in larger ones later: a
@@ -124,6 +125,14 @@ class PortTaken(ModelStartFailed):
     """Something that is no unit of ours listens where the model would; its own unit is not to blame."""
 
 
+class Launched(NamedTuple):
+    """A unit that was started, or adopted, and is not known to be ready; `began` is `time.monotonic`."""
+
+    watch: ProcessWatch
+    invocation_id: str
+    began: float
+
+
 class Start:
     """Brings one model up. `abort_fd` is readable once nobody wants it any more; `rivals` are the other units, which
     somebody may have started by hand."""
@@ -150,23 +159,53 @@ class Start:
         if refusal is not None:
             raise StartRefused(refusal)
 
-    def bring_up(self, status: UnitStatus, health_timeout_s: float) -> Resident:
-        """Starts the unit unless it runs already, and waits until its backend is ready.
+    def launch(self, status: UnitStatus) -> Launched:
+        """Starts the unit unless it runs already.
 
         `status` is what systemd said of it after everything else was stopped. A unit that runs was started by
         hand or by an earlier proxy: it is adopted.
 
         Raises:
+            ModelStartFailed: it could not be started, or has ended already.
+        """
+        began = time.monotonic()
+        process = status.main_process
+        if not status.is_running:
+            self._start_unit(status)
+            process = self._systemd.main_process(status.unit)
+        return Launched(self._watch(process), process.invocation_id, began)
+
+    def wait_until_ready(self, launched: Launched, health_timeout_s: float) -> Resident:
+        """Waits until the backend of what was launched is ready; the time-out counts from its launch.
+
+        Raises:
             ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
             LoadAborted: `abort_fd` became readable.
         """
-        deadline = time.monotonic() + health_timeout_s
-        if not status.is_running:
-            self._start_unit(status)
-            status = self._show()
-        watch = self._watch(status)
-        self._wait_until_ready(watch, status, deadline, health_timeout_s)
-        return Resident(self._model, self._backend, watch, status.invocation_id, self._began)
+        watch = launched.watch
+        deadline = launched.began + health_timeout_s
+        poll = select.poll()
+        poll.register(watch.fileno(), select.POLLIN)
+        poll.register(self._abort_fd, select.POLLIN)
+        began = time.monotonic()
+        readiness = Readiness.SILENT
+        while True:
+            # `readiness` would need ten times as long to see that still nothing listens.
+            if readiness is not Readiness.SILENT or not self._backend.is_silent():
+                readiness = self._backend.readiness()
+            events = dict(poll.poll(0))
+            if watch.fileno() in events:
+                raise self._failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
+            if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
+                return Resident(self._model, self._backend, watch, launched.invocation_id, self._began)
+            waited = time.monotonic() - began
+            if time.monotonic() >= deadline:
+                raise self._timeout(health_timeout_s, readiness, launched.invocation_id)
+            first_step = _FIRST_STEP_S if readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
+            step = min(_LARGEST_STEP_S, max(first_step, waited * _STEP_PART))
+            poll.poll(int(step * 1000))
+            if is_readable(self._abort_fd):
+                raise LoadAborted
 
     def _start_unit(self, status: UnitStatus) -> None:
         if not status.is_stopped:
@@ -215,52 +254,24 @@ class Start:
                 return f"unit {unit}: `systemctl --user stop {unit}` stops it; in the config, it would be switched"
         return "something that is none of the configured units; find it with `ss -ltnp` and stop it"
 
-    def _watch(self, status: UnitStatus) -> ProcessWatch:
-        """Holds the unit's main process; between `show` and now it may have died and its pid been reused."""
+    def _watch(self, process: MainProcess) -> ProcessWatch:
+        """Holds the unit's main process; since systemd told of it, it may have died and its pid been reused."""
         try:
-            watch = ProcessWatch(status.main_pid)
-            cgroup = Path(f"/proc/{status.main_pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+            watch = ProcessWatch(process.pid)
+            cgroup = Path(f"/proc/{process.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
             raise self._failure(self._show()) from error
-        if status.control_group and status.control_group not in cgroup:
+        if process.control_group and process.control_group not in cgroup:
             raise self._failure(self._show())
         return watch
-
-    def _wait_until_ready(
-        self, watch: ProcessWatch, status: UnitStatus, deadline: float, health_timeout_s: float
-    ) -> None:
-        poll = select.poll()
-        poll.register(watch.fileno(), select.POLLIN)
-        poll.register(self._abort_fd, select.POLLIN)
-        began = time.monotonic()
-        readiness = Readiness.SILENT
-        while True:
-            # `readiness` would need ten times as long to see that still nothing listens.
-            if readiness is not Readiness.SILENT or not self._backend.is_silent():
-                readiness = self._backend.readiness()
-            events = dict(poll.poll(0))
-            if watch.fileno() in events:
-                raise self._failure(self._systemd.show_after_exit(status.unit, watch.pid))
-            if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
-                return
-            waited = time.monotonic() - began
-            if time.monotonic() >= deadline:
-                raise self._timeout(health_timeout_s, readiness, status)
-            first_step = _FIRST_STEP_S if readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
-            step = min(_LARGEST_STEP_S, max(first_step, waited * _STEP_PART))
-            poll.poll(int(step * 1000))
-            if is_readable(self._abort_fd):
-                raise LoadAborted
 
     def _is_a_rivals(self, pid: int) -> bool:
         """Whether it is another unit that answers: one that somebody started while this one was about to listen. It
         will find the port taken and end; until then it must not pass for ready."""
-        running = self._systemd.running(self._rivals)
-        if not running:  # and so it is, nearly always
-            return False
         sockets = listening_sockets(self._backend.port)
-        if holds_any(pid, sockets):
+        if holds_any(pid, sockets):  # and so it is, nearly always
             return False
+        running = self._systemd.running(self._rivals)
         return any(holds_any(it.main_pid, sockets) for it in self._systemd.show(running).values() if it.main_pid)
 
     def _show(self) -> UnitStatus:
@@ -277,9 +288,9 @@ class Start:
         memory = status.was_out_of_memory or _tells_of_memory(lines)
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 
-    def _timeout(self, after_s: float, readiness: Readiness, status: UnitStatus) -> ModelStartTimeout:
+    def _timeout(self, after_s: float, readiness: Readiness, invocation_id: str) -> ModelStartTimeout:
         seen = "nothing listened" if readiness is Readiness.SILENT else "it was still loading"
-        lines = self._systemd.journal(status.invocation_id)
+        lines = self._systemd.journal(invocation_id)
         return ModelStartTimeout(
             f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): {seen} at "
             f"{self._backend.url}. Unit {self._model.unit} was stopped again. {quote_journal(lines)}".strip(),

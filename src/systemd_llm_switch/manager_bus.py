@@ -91,6 +91,13 @@ def all_properties(unit: str) -> Call:
     return Call("GetAll", "s", ("",), DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES))
 
 
+def properties(unit: str, *named: tuple[str, str]) -> list[Call]:
+    """Some properties of a unit, each as the name of its interface (`Unit`, `Service`) and its own; each answer is its
+    signature and value. For a unit that is not loaded, systemd loads it for every single one."""
+    target = DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES)
+    return [Call("Get", "ss", (f"{_NAME}.{interface}", name), target) for interface, name in named]
+
+
 class ManagerBus:
     """One connection. A context manager; not thread-safe.
 
@@ -105,7 +112,8 @@ class ManagerBus:
         self._serials = itertools.count(1)
         self._received = bytearray()
         self._job_results: dict[str, str] = {}
-        address, self._is_private = _find(environ)
+        address, is_private = _find(environ)
+        self._hears_jobs = is_private  # on its own socket, the manager tells its signals unasked
         self._name = address.replace("\0", "@")
         try:
             self._sock = socket.socket(socket.AF_UNIX)
@@ -113,7 +121,7 @@ class ManagerBus:
             raise BusError(f"no socket can be opened: {error.strerror}") from error
         try:
             self._greet(address, time.monotonic() + self._reply_timeout_s)
-            if not self._is_private:
+            if not is_private:
                 self._call_bus("Hello")
         except BaseException:
             self._sock.close()
@@ -123,6 +131,10 @@ class ManagerBus:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
         self._sock.close()
 
     def call(self, call: Call) -> tuple[Any, ...]:
@@ -151,9 +163,10 @@ class ManagerBus:
         systemd's word for it (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED, or why
         there is no job."""
         deadline = time.monotonic() + timeout_s
-        if not self._is_private:  # on its own socket, the manager tells its signals unasked
+        if not self._hears_jobs:
             self._call_bus("AddMatch", "s", (_JOBS_END,))
             self.call(Call("Subscribe"))
+            self._hears_jobs = True
         jobs = [answer.refusal or str(answer.values()[0]) for answer in self.call_all(calls)]
         # A job may end before the answer that names it has come, so its result may be here already.
         with contextlib.suppress(BusTimeout):

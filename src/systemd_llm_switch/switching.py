@@ -130,32 +130,36 @@ class SwitchRun:
             StartRefused: nothing was touched.
             StopUnconfirmed, ProxyError, LoadAborted, SystemdError
         """
+        systemd = self._systemd.connected()
         if self.target is None:
-            self._stop_others(outcome, beside=[])
+            with systemd:
+                self._stop_others(systemd, outcome, beside=[])
             return
         model = self.target.model
-        try:
-            abort_fd = self._open_abort_fd()
-            status = self._systemd.show([model.unit])[model.unit]
-        except (OSError, SystemdError) as reason:
-            said = f"model {model.id!r} was not started: {reason}"
-            raise StartRefused(ModelStartFailed(said)) from reason
-        start = Start(self._systemd, model, self.target.backend, abort_fd, self.others)
-        start.check(status, self._failures)
-        if self._leaving:
-            self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
-        running = self._stop_others(outcome, beside=[model.unit])
-        if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
-            status = self._systemd.show([model.unit])[model.unit]
-        outcome.resident = start.bring_up(status, self.target.health_timeout_s)
+        with systemd:
+            try:
+                abort_fd = self._open_abort_fd()
+                status = systemd.show([model.unit])[model.unit]
+            except (OSError, SystemdError) as reason:
+                said = f"model {model.id!r} was not started: {reason}"
+                raise StartRefused(ModelStartFailed(said)) from reason
+            start = Start(systemd, model, self.target.backend, abort_fd, self.others)
+            start.check(status, self._failures)
+            if self._leaving:
+                self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
+            running = self._stop_others(systemd, outcome, beside=[model.unit])
+            if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
+                status = systemd.show([model.unit])[model.unit]
+            launched = start.launch(status)
+        outcome.resident = start.wait_until_ready(launched, self.target.health_timeout_s)
         self._failures.note_success(model.unit)
 
-    def _stop_others(self, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
+    def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
         """Which of those `beside` the others run."""
         began = time.monotonic()
         for resident in self._leaving:
             resident.backend.drop_idle()
-        running = stop_units(self._systemd, self.others, beside)
+        running = stop_units(systemd, self.others, beside)
         outcome.still_running = frozenset()
         outcome.stop_s = time.monotonic() - began
         return running

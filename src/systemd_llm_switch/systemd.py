@@ -1,8 +1,7 @@
 """systemd's user manager, as this project asks it, and its journal: the only module that runs a program (journalctl).
 
-Knows nothing of models, requests or who decides. Every question opens a connection to the manager and blocks for some
-milliseconds, a start or a stop until its job has ended: never call it under a lock or on the hot path (the pidfd of
-`ProcessWatch` is for that).
+Knows nothing of models, requests or who decides. Every question blocks for a millisecond or more, a start or a stop
+until its job has ended: never call it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
 """
 
 from __future__ import annotations
@@ -12,18 +11,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self, TypeVar
 
 from systemd_llm_switch.manager_bus import (
     REPLY_TIMEOUT_S,
     UNFINISHED,
     BusError,
+    BusTimeout,
     Call,
     CallRefused,
     ManagerBus,
     all_properties,
+    properties,
 )
 from systemd_llm_switch.waiting import is_readable
 
@@ -59,8 +60,19 @@ _JOB_FAILURES = {
 }
 
 
+T = TypeVar("T")
+
+
 class SystemdError(Exception):
     """systemd could not be asked, or refused, or failed at it; the message has its words, and the next step."""
+
+
+class MainProcess(NamedTuple):
+    """The process that a unit runs for one of its starts; `pid` is 0 where there is none."""
+
+    pid: int
+    control_group: str
+    invocation_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,10 @@ class UnitStatus:
     def is_running(self) -> bool:
         """Its main process runs and is not being stopped."""
         return self.active_state in ("active", "reloading") and self.main_pid > 0
+
+    @property
+    def main_process(self) -> MainProcess:
+        return MainProcess(self.main_pid, self.control_group, self.invocation_id)
 
     @property
     def is_missing(self) -> bool:
@@ -148,7 +164,8 @@ class ProcessWatch:
 
 
 class Systemd:
-    """The user manager. Stateless, thread-safe; each method but `journal` is a connection to it, and none forks.
+    """The user manager. Stateless, thread-safe; each method but `journal` is a connection to it, and none forks (see
+    `connected` for several questions in a row).
 
     Raises:
         SystemdError: from every method but `journal`, when systemd cannot be asked, fails, or does not answer in time.
@@ -160,14 +177,34 @@ class Systemd:
         self._timeout_s = timeout_s
         self._environ = environ
 
+    def connected(self) -> ConnectedSystemd:
+        """The same manager, for one thread that asks several questions in a row: see there."""
+        return ConnectedSystemd(self._timeout_s, self._environ)
+
     def show(self, units: Iterable[str]) -> dict[str, UnitStatus]:
         """The state of all units, each one's at one moment. A unit that does not exist is `is_missing`."""
         names = list(dict.fromkeys(units))
         if not names:
             return {}
-        with self._connect() as bus:
-            answers = bus.call_all([all_properties(name) for name in names])
-            return {name: _parse_status(name, *answer.values()) for name, answer in zip(names, answers, strict=True)}
+        calls = [all_properties(name) for name in names]
+
+        def ask(bus: ManagerBus) -> dict[str, UnitStatus]:
+            answers = zip(names, bus.call_all(calls), strict=True)
+            return {name: _parse_status(name, *answer.values()) for name, answer in answers}
+
+        return self._ask(ask)
+
+    def main_process(self, unit: str) -> MainProcess:
+        """The main process of a unit that was started. What `show` has of it, for a tenth of the time: of a unit that
+        systemd has loaded, some properties come quicker than all. The pid is the first that is asked for: if that
+        process ended meanwhile, and another took its place, whoever opens it finds it gone."""
+        calls = properties(unit, ("Service", "MainPID"), ("Service", "ControlGroup"), ("Unit", "InvocationID"))
+
+        def ask(bus: ManagerBus) -> MainProcess:
+            pid, control_group, invocation_id = (answer.values()[0][1] for answer in bus.call_all(calls))
+            return MainProcess(pid, control_group, invocation_id.hex())
+
+        return self._ask(ask)
 
     def show_after_exit(self, unit: str, pid: int) -> UnitStatus:
         """The state of a unit whose main process `pid` was seen to end: waits until systemd has seen it too."""
@@ -183,11 +220,14 @@ class Systemd:
         time: it is one call for all of them, and a short answer."""
         if not units:
             return {}
-        with self._connect() as bus:
+
+        def ask(bus: ManagerBus) -> dict[str, str]:
             (listed,) = bus.call(Call("ListUnitsByNames", "as", (list(units),)))
             # name, description, load state, active state, sub state, ...; the name may be another one of the unit's.
             states = {unit: (it[3], it[4]) for unit, it in zip(units, listed, strict=True)}
-        return {unit: _state(*state) for unit, state in states.items() if state[0] not in _STOPPED}
+            return {unit: _state(*state) for unit, state in states.items() if state[0] not in _STOPPED}
+
+        return self._ask(ask)
 
     def stop(self, units: Sequence[str]) -> None:
         """Stops all units side by side and waits for them. A unit that does not exist is no error: `running`
@@ -208,20 +248,25 @@ class Systemd:
     def reset_failed(self, unit: str) -> None:
         """Clears a failed state and the start limit's count. That systemd refuses is no error: of a unit that is not
         loaded it knows neither, and else the start that follows tells."""
-        with self._connect() as bus:
-            bus.call_all([Call("ResetFailedUnit", "s", (unit,))])
+        self._ask(lambda bus: bus.call_all([Call("ResetFailedUnit", "s", (unit,))]))
 
     def _run_jobs(self, method: str, units: Sequence[str]) -> dict[str, str | CallRefused]:
         """Those that did not end well, and what systemd says of it."""
-        with self._connect() as bus:
-            said = bus.run_jobs([Call(method, "ss", (unit, "replace")) for unit in units], self._timeout_s)
+        calls = [Call(method, "ss", (unit, "replace")) for unit in units]
+        said = self._ask(lambda bus: bus.run_jobs(calls, self._timeout_s))
         return {unit: result for unit, result in zip(units, said, strict=True) if result not in _FINE}
 
+    def _ask(self, question: Callable[[ManagerBus], T]) -> T:
+        with self._explained(), self._open() as bus:
+            return question(bus)
+
+    def _open(self) -> ManagerBus:
+        return ManagerBus(self._environ, min(REPLY_TIMEOUT_S, self._timeout_s))
+
     @contextlib.contextmanager
-    def _connect(self) -> Iterator[ManagerBus]:
+    def _explained(self) -> Iterator[None]:
         try:
-            with ManagerBus(self._environ, min(REPLY_TIMEOUT_S, self._timeout_s)) as bus:
-                yield bus
+            yield
         except BusError as error:
             raise SystemdError(
                 f"systemd's user manager cannot be asked ({error}); `systemctl --user status`, run as the same user "
@@ -267,6 +312,45 @@ class Systemd:
             raise SystemdError(f"`{' '.join(command)}` did not end within {timeout_s:g} s") from error
         except OSError as error:  # no descriptor for its pipes, say, or no process for it
             raise SystemdError(f"`{' '.join(command)}` could not be run: {error}") from error
+
+
+class ConnectedSystemd(Systemd):
+    """The user manager over one connection, which is made for the first question and kept while this is entered; a
+    connection costs as much as a question. Before and after, each question has its own. Not thread-safe.
+
+    Enter it only for questions that follow each other: on a kept connection the manager tells of every unit's doings,
+    and keeps for us what we do not read.
+    """
+
+    _bus: ManagerBus | None = None
+    _is_entered = False
+
+    def __enter__(self) -> Self:
+        self._is_entered = True
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._is_entered = False
+        self._close()
+
+    def _ask(self, question: Callable[[ManagerBus], T]) -> T:
+        if not self._is_entered:
+            return super()._ask(question)
+        is_kept = self._bus is not None
+        with self._explained():
+            self._bus = bus = self._bus or self._open()
+            try:
+                return question(bus)
+            except BusError as error:
+                self._close()
+                if not is_kept or isinstance(error, BusTimeout):
+                    raise
+        return self._ask(question)  # a `daemon-reexec` ends all connections; and all we ask may be asked twice
+
+    def _close(self) -> None:
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            bus.close()
 
 
 def _parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitStatus:

@@ -34,9 +34,11 @@ Rule = Callable[[str], Fault | None]
 
 
 class Listener(abc.ABC):
-    """A socket where a user manager's would be; `env` leads there. A context manager."""
+    """A socket where a user manager's would be; `env` leads there, and `connections` is how many came so far. A context
+    manager."""
 
     def __init__(self) -> None:
+        self.connections = 0
         self._folder = tempfile.mkdtemp(prefix="bus-")  # not pytest's: a socket's path must be short
         self.env = {"XDG_RUNTIME_DIR": self._folder, "DBUS_SESSION_BUS_ADDRESS": ""}
         (Path(self._folder) / "systemd").mkdir()
@@ -57,6 +59,7 @@ class Listener(abc.ABC):
         with contextlib.suppress(OSError):
             while True:
                 peer, _ = self._socket.accept()
+                self.connections += 1
                 threading.Thread(target=self._serve_one, args=(peer,), daemon=True).start()
 
     def _serve_one(self, peer: socket.socket) -> None:
@@ -130,8 +133,10 @@ def _pass_back(manager: socket.socket, peer: socket.socket, failing_later: threa
         line, _, rest = data.partition(b"\r\n")
         peer.sendall(line + b"\r\n")
         for message in messages(manager, rest):
-            is_end = b"JobRemoved" in message and failing_later.is_set()
-            peer.sendall(message if not is_end else job_ended(Message.from_buffer(message).body[1], "failed"))
+            if b"JobRemoved" in message and failing_later.is_set():
+                failing_later.clear()
+                message = job_ended(Message.from_buffer(message).body[1], "failed")
+            peer.sendall(message)
 
 
 def messages(source: socket.socket, begun: bytes = b"") -> Iterator[bytes]:

@@ -39,14 +39,18 @@ def test_several_waiting_requests_share_one_switch(stack: Stack) -> None:
     assert len(proxy.status()["switches"]) == 1
 
 
-def test_a_switch_asks_systemd_over_one_connection(stack: Stack, pair: dict[str, str]) -> None:
+def test_a_switch_asks_systemd_over_one_connection(stack: Stack) -> None:
     """From its look at the unit to the unit's new process; while that loads, nobody stays connected."""
     with Between(stack.env, lambda _words: None) as bus:
-        stack.write_config(pair)
+        stack.write_config({"a": stack.standin("a"), "b": stack.standin("b", "--load-s", "1")})
         proxy = stack.start_proxy(env=bus.env)
         proxy.chat("a")
         before = bus.connections
-        assert proxy.chat("b").text == "hello from b"
+        with in_background(lambda: proxy.chat("b")) as answers:
+            wait_for(lambda: bus.connections > before)
+            wait_for(lambda: not bus.connected)
+            assert proxy.state("b") == "starting"
+        assert answers[0].text == "hello from b"
         assert bus.connections == before + 1
 
 

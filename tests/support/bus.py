@@ -34,11 +34,13 @@ Rule = Callable[[str], Fault | None]
 
 
 class Listener(abc.ABC):
-    """A socket where a user manager's would be; `env` leads there, and `connections` is how many came so far. A context
-    manager."""
+    """A socket where a user manager's would be; `env` leads there, `connections` is how many came so far, and
+    `connected` how many are there. A context manager."""
 
     def __init__(self) -> None:
         self.connections = 0
+        self.connected = 0
+        self._lock = threading.Lock()
         self._folder = tempfile.mkdtemp(prefix="bus-")  # not pytest's: a socket's path must be short
         self.env = {"XDG_RUNTIME_DIR": self._folder, "DBUS_SESSION_BUS_ADDRESS": ""}
         (Path(self._folder) / "systemd").mkdir()
@@ -59,12 +61,18 @@ class Listener(abc.ABC):
         with contextlib.suppress(OSError):
             while True:
                 peer, _ = self._socket.accept()
-                self.connections += 1
+                self._count(1)
                 threading.Thread(target=self._serve_one, args=(peer,), daemon=True).start()
 
     def _serve_one(self, peer: socket.socket) -> None:
         with contextlib.suppress(OSError), peer:
             self.serve(peer)
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self.connections += max(0, change)
+            self.connected += change
 
     @abc.abstractmethod
     def serve(self, peer: socket.socket) -> None:

@@ -486,7 +486,7 @@ def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, 
     pid = proxy.process.pid
     wait_for(lambda: descriptors_of(pid)["socket:[]"] == 2)  # it listens, and keeps one connection to the backend
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208
+    taken = _steady_descriptors(pid)
     limit = [number for number in range(len(taken) + room + 1) if number not in taken][room]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
     answer = proxy.chat("b")
@@ -511,6 +511,15 @@ def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
         assert answer.status == 503
         assert "systemctl --user" in answer.error["message"]
     assert proxy.chat("m").error["code"] == "on_hold"  # as was asked, though nothing could be stopped
+
+
+def _steady_descriptors(pid: int) -> set[int]:
+    """The numbers of a process's open files, once they have been the same for a moment."""
+    while True:
+        before = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
+        time.sleep(0.1)
+        if before == os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            return {int(name) for name in before}
 
 
 def _listens(port: int) -> bool:

@@ -478,9 +478,10 @@ def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) ->
     assert "Traceback" not in proxy.log
 
 
-@pytest.mark.parametrize("room", [1, 2, 3])
-def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, room: int) -> None:
-    """Wherever in a switch it lacks one: who asks then gets an error, and nobody after that."""
+@pytest.mark.parametrize(("room", "failures"), [(1, 2), (2, 2), (3, 2), (4, 1)])
+def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, room: int, failures: int) -> None:
+    """Wherever in a switch it lacks one: who asks then gets an error that says so, and nobody after that. (With room
+    for four, the loaded model is stopped for the first request, and its connection is there for the second.)"""
     proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
     assert proxy.chat("a").status == 200
     pid = proxy.process.pid
@@ -489,9 +490,11 @@ def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, 
     taken = _steady_descriptors(pid)
     limit = [number for number in range(len(taken) + room + 1) if number not in taken][room]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
-    answer = proxy.chat("b")
-    assert answer.status in (500, 503)
-    assert proxy.chat("b").status in (500, 503)
+    for _ in range(failures):
+        answer = proxy.chat("b")
+        assert answer.status in (500, 503)
+        assert answer.status == 500 or "Too many open files" in answer.error["message"]
+    assert "Too many open files" in proxy.log
     resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     for model in "bab":
         assert proxy.chat(model).text == f"hello from {model}"
@@ -515,11 +518,14 @@ def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
 
 def _steady_descriptors(pid: int) -> set[int]:
     """The numbers of a process's open files, once they have been the same for a moment."""
-    while True:
-        before = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
-        time.sleep(0.1)
-        if before == os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-            return {int(name) for name in before}
+    seen: list[str] = []
+
+    def is_steady() -> bool:
+        before, seen[:] = seen.copy(), os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
+        return seen == before
+
+    wait_for(is_steady)
+    return {int(name) for name in seen}
 
 
 def _listens(port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -407,6 +408,20 @@ def test_a_kept_connection_that_was_closed_is_made_anew(own_stack: Stack) -> Non
         assert systemd.running([unit]) == {}
 
 
+def test_a_stop_outlives_a_manager_that_is_executed_anew(own_stack: Stack) -> None:
+    """Within questions in a row, what was asked is asked again: a switch goes on."""
+    unit = own_stack.unit("stubborn", STUBBORN)
+    with Systemd(timeout_s=20, environ=own_stack.env).connected() as systemd:
+        systemd.start(unit)
+        pid = show(systemd, unit).main_pid
+        wait_for(lambda: _ignores(pid, signal.SIGTERM))
+        with in_background(lambda: systemd.stop([unit])) as results:
+            wait_for(lambda: "deactivating" in own_stack.systemctl("show", "-p", "ActiveState", unit))
+            own_stack.systemctl("daemon-reexec")
+        assert results == [None]
+        assert systemd.running([unit]) == {}
+
+
 def test_a_manager_that_hangs_up_on_each_connection_is_told(stack: Stack) -> None:
     """A question is asked anew once; only where the connection was an older one's."""
     rule = lambda words: Fault.HANG_UP if "ListUnits" in words else None  # noqa: E731
@@ -433,6 +448,11 @@ def test_a_question_that_was_not_answered_in_time_is_not_asked_anew() -> None:
         assert bus.connections == 1
         systemd.start("a.service")
         assert bus.connections == 2
+
+
+def _ignores(pid: int, number: signal.Signals) -> bool:
+    ignored = re.search(r"SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return ignored is not None and bool(int(ignored[1], 16) >> (number - 1) & 1)
 
 
 def _count_descriptors() -> int:

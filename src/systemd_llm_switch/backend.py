@@ -7,6 +7,7 @@ own (`exchange`), which is also quicker (docs/performance.md).
 from __future__ import annotations
 
 import enum
+import errno
 import socket
 import threading
 import time
@@ -107,13 +108,18 @@ class Backend:
                 return
 
     def is_silent(self) -> bool:
-        """Whether nothing at all listens at the URL. A listener too busy to accept is none."""
+        """Whether nothing at all listens at the URL; a listener too busy to accept does.
+
+        Raises:
+            OSError: there is no room for one more open file to see it with.
+        """
         try:
             socket.create_connection(self._address, timeout=1).close()
         except ConnectionRefusedError:
             return True
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise
         return False
 
     def _connect(self, deadline: float) -> socket.socket:

@@ -5,6 +5,7 @@ Blocks; runs in the switches' thread, never under a lock. Knows nothing of reque
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -167,6 +168,8 @@ class Start:
 
         Raises:
             ModelStartFailed: it could not be started, or has ended already.
+            SystemdError: systemd could not be asked.
+            OSError: there is no room for one more open file.
         """
         began = time.monotonic()
         process = status.main_process
@@ -181,13 +184,14 @@ class Start:
         Raises:
             ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
             LoadAborted: `abort_fd` became readable.
+            OSError: there is no room for one more open file.
         """
         watch = launched.watch
         deadline = launched.began + health_timeout_s
         poll = select.poll()
         poll.register(watch.fileno(), select.POLLIN)
         poll.register(self._abort_fd, select.POLLIN)
-        began = time.monotonic()
+        waiting_since = time.monotonic()
         readiness = Readiness.SILENT
         while True:
             # `readiness` would need ten times as long to see that still nothing listens.
@@ -198,7 +202,7 @@ class Start:
                 raise self._failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
             if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
                 return Resident(self._model, self._backend, watch, launched.invocation_id, self._began)
-            waited = time.monotonic() - began
+            waited = time.monotonic() - waiting_since
             if time.monotonic() >= deadline:
                 raise self._timeout(health_timeout_s, readiness, launched.invocation_id)
             first_step = _FIRST_STEP_S if readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
@@ -260,6 +264,8 @@ class Start:
             watch = ProcessWatch(process.pid)
             cgroup = Path(f"/proc/{process.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise  # that is our own fault
             raise self._failure(self._show()) from error
         if process.control_group and process.control_group not in cgroup:
             raise self._failure(self._show())

@@ -47,6 +47,10 @@ class BusTimeout(BusError):
     """What was waited for did not come in time."""
 
 
+class BusClosed(BusError):
+    """The other side hung up."""
+
+
 class CallRefused(Exception):
     """The manager's answer to a call is an error, in its own words; `name` is that of org.freedesktop.systemd1(5)."""
 
@@ -245,7 +249,7 @@ class ManagerBus:
         except OSError as error:
             raise self._broken(error) from error
         if not data:
-            raise BusError(f"{self._name}: the manager closed the connection")
+            raise BusClosed(f"{self._name}: the manager closed the connection")
         self._received += data
 
     def _wait_until(self, deadline: float) -> None:
@@ -257,7 +261,8 @@ class ManagerBus:
     def _broken(self, error: OSError) -> BusError:
         if isinstance(error, TimeoutError):
             return BusTimeout(f"{self._name}: the manager did not answer in time")
-        return BusError(f"{self._name}: {error.strerror or error}")
+        kind = BusClosed if isinstance(error, BrokenPipeError | ConnectionResetError) else BusError
+        return kind(f"{self._name}: {error.strerror or error}")
 
 
 def _find(environ: Mapping[str, str]) -> tuple[str, bool]:

@@ -150,7 +150,7 @@ class Switcher:
             rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
             start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
             resident = start.wait_until_ready(start.launch(status), health_timeout_s=1.0)
-        except (ProxyError, LoadAborted) as reason:
+        except (ProxyError, LoadAborted, OSError) as reason:
             level = logging.DEBUG if is_look else logging.INFO  # there may be many looks while one model loads
             log.log(level, "not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
             return

@@ -107,6 +107,8 @@ class SwitchRun:
             outcome.still_running, outcome.error = reason.units, ModelStartFailed(str(reason))
         except SystemdError as reason:
             outcome.error = ModelStartFailed(str(reason))
+        except OSError as reason:
+            outcome.error = ModelStartFailed(f"the switch failed: {reason.strerror or reason}")
         except ProxyError as reason:
             outcome.error = reason
             outcome.is_own_failure = not isinstance(reason, PortTaken)
@@ -129,6 +131,7 @@ class SwitchRun:
         Raises:
             StartRefused: nothing was touched.
             StopUnconfirmed, ProxyError, LoadAborted, SystemdError
+            OSError: there is no room for one more open file.
         """
         systemd = self._systemd.connected()
         if self.target is None:

@@ -1,7 +1,7 @@
 """systemd's user manager, as this project asks it, and its journal: the only module that runs a program (journalctl).
 
-Knows nothing of models, requests or who decides. Every question blocks for a millisecond or more, a start or a stop
-until its job has ended: never call it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
+Knows nothing of models, requests or who decides. Every question blocks, for a millisecond more or less, and a start or
+a stop until its job has ended: never call it under a lock or on the hot path (the pidfd of `ProcessWatch` is for that).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from systemd_llm_switch.manager_bus import (
     REPLY_TIMEOUT_S,
     UNFINISHED,
+    BusClosed,
     BusError,
-    BusTimeout,
     Call,
     CallRefused,
     ManagerBus,
@@ -60,7 +60,7 @@ _JOB_FAILURES = {
 }
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class SystemdError(Exception):
@@ -195,8 +195,8 @@ class Systemd:
         return self._ask(ask)
 
     def main_process(self, unit: str) -> MainProcess:
-        """The main process of a unit that was started. What `show` has of it, for a tenth of the time: of a unit that
-        systemd has loaded, some properties come quicker than all. The pid is the first that is asked for: if that
+        """The main process of a unit that was started. What `show` has of it, for a fraction of the time: of a unit
+        that systemd has loaded, some properties come quicker than all. The pid is the first that is asked for: if that
         process ended meanwhile, and another took its place, whoever opens it finds it gone."""
         calls = properties(unit, ("Service", "MainPID"), ("Service", "ControlGroup"), ("Unit", "InvocationID"))
 
@@ -256,7 +256,7 @@ class Systemd:
         said = self._ask(lambda bus: bus.run_jobs(calls, self._timeout_s))
         return {unit: result for unit, result in zip(units, said, strict=True) if result not in _FINE}
 
-    def _ask(self, question: Callable[[ManagerBus], T]) -> T:
+    def _ask(self, question: Callable[[ManagerBus], _T]) -> _T:
         with self._explained(), self._open() as bus:
             return question(bus)
 
@@ -315,11 +315,11 @@ class Systemd:
 
 
 class ConnectedSystemd(Systemd):
-    """The user manager over one connection, which is made for the first question and kept while this is entered; a
-    connection costs as much as a question. Before and after, each question has its own. Not thread-safe.
+    """The user manager over one connection, which is made for the first question and kept while this is entered: to
+    make one costs more than most questions do. Before and after, each question has its own. Not thread-safe.
 
-    Enter it only for questions that follow each other: on a kept connection the manager tells of every unit's doings,
-    and keeps for us what we do not read.
+    Enter it only for questions that follow each other within seconds: on a kept connection the manager tells of every
+    unit's doings, and keeps for us what we do not read.
     """
 
     _bus: ManagerBus | None = None
@@ -333,7 +333,7 @@ class ConnectedSystemd(Systemd):
         self._is_entered = False
         self._close()
 
-    def _ask(self, question: Callable[[ManagerBus], T]) -> T:
+    def _ask(self, question: Callable[[ManagerBus], _T]) -> _T:
         if not self._is_entered:
             return super()._ask(question)
         is_kept = self._bus is not None
@@ -343,9 +343,10 @@ class ConnectedSystemd(Systemd):
                 return question(bus)
             except BusError as error:
                 self._close()
-                if not is_kept or isinstance(error, BusTimeout):
+                if not is_kept or not isinstance(error, BusClosed):
                     raise
-        return self._ask(question)  # a `daemon-reexec` ends all connections; and all we ask may be asked twice
+        # A `daemon-reexec` ends the connections to the manager's own socket; and all that we ask may be asked twice.
+        return self._ask(question)
 
     def _close(self) -> None:
         bus, self._bus = self._bus, None
@@ -353,14 +354,14 @@ class ConnectedSystemd(Systemd):
             bus.close()
 
 
-def _parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitStatus:
+def _parse_status(unit: str, told: Mapping[str, tuple[str, Any]]) -> UnitStatus:
     """
     Raises:
         AttributeError, LookupError, TypeError, ValueError: they are of another form than they should be.
     """
 
     def value(name: str, default: Any) -> Any:
-        return properties[name][1] if name in properties else default  # only a service has a Result, say
+        return told[name][1] if name in told else default  # only a service has a Result, say
 
     _, load_error = value("LoadError", ("", ""))
     commands = value("ExecStart", [])  # each a program, its arguments, and when it ran

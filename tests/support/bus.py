@@ -65,9 +65,11 @@ class Listener(abc.ABC):
                 threading.Thread(target=self._serve_one, args=(peer,), daemon=True).start()
 
     def _serve_one(self, peer: socket.socket) -> None:
-        with contextlib.suppress(OSError), peer:
-            self.serve(peer)
-        self._count(-1)
+        try:
+            with contextlib.suppress(OSError), peer:
+                self.serve(peer)
+        finally:
+            self._count(-1)
 
     def _count(self, change: int) -> None:
         with self._lock:
@@ -112,7 +114,7 @@ class Between(Listener):
         self._rule = rule
 
     def serve(self, peer: socket.socket) -> None:
-        failing_later = threading.Event()
+        failing_later: set[str] = set()  # units
         with socket.socket(socket.AF_UNIX) as manager:
             manager.connect(self._target)
             manager.sendall(peer.recv(4096))  # as it comes: the greeting is one write
@@ -129,21 +131,23 @@ class Between(Listener):
                     peer.sendall(job_begun(call) + job_ended())
                 else:
                     if fault is Fault.FAIL_LATER:
-                        failing_later.set()
+                        failing_later.add(call.body[0])
                     manager.sendall(data)
             manager.shutdown(socket.SHUT_RDWR)
             back.join()
 
 
-def _pass_back(manager: socket.socket, peer: socket.socket, failing_later: threading.Event) -> None:
+def _pass_back(manager: socket.socket, peer: socket.socket, failing_later: set[str]) -> None:
     with contextlib.suppress(OSError):
         data = manager.recv(1 << 16)
         line, _, rest = data.partition(b"\r\n")
         peer.sendall(line + b"\r\n")
         for message in messages(manager, rest):
-            if b"JobRemoved" in message and failing_later.is_set():
-                failing_later.clear()
-                message = job_ended(Message.from_buffer(message).body[1], "failed")
+            if b"JobRemoved" in message:
+                _, job, unit, _ = Message.from_buffer(message).body
+                if unit in failing_later:
+                    failing_later.remove(unit)
+                    message = job_ended(job, "failed")
             peer.sendall(message)
 
 

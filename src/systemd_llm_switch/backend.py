@@ -82,7 +82,7 @@ class Backend:
             try:
                 exchange.send_some()
             except BackendLost:
-                exchange.close()
+                pass
             else:
                 yield exchange
         exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, message, is_new=True)

@@ -43,7 +43,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as config.yaml says."""
+    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as the README says."""
 
     host: str = "127.0.0.1"
     port: int = 3002

@@ -118,9 +118,10 @@ class Exchange:
     What of the request the backend does not take at once is sent while the reply is waited for: a backend that reads
     nothing holds up neither the client's keep-alives, nor its disconnect, nor `abort`.
 
-    Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline. After any of them, and after
-    `close()` before the end of the reply, the connection is closed: that is what makes llama-server stop
+    Whoever has one closes it, whatever comes of it: before the end of the reply, that is what makes llama-server stop
     generating.
+
+    Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Exchange:
         except BlockingIOError:
             return
         except OSError as error:
-            self.close()
+            self.close()  # nobody has it yet
             # Half a request is none: nobody acts on it.
             raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         self._unsent = self._unsent[sent:]
@@ -171,14 +172,10 @@ class Exchange:
 
     def begin(self) -> None:
         """Reads the status line and the headers."""
-        try:
-            if self._unsent and not self.wait(remaining_s(self._deadline)):
-                raise BackendDeadline
-            while not self._reply.has_head:
-                self._take_in()
-        except BaseException:
-            self.close()
-            raise
+        if self._unsent and not self.wait(remaining_s(self._deadline)):
+            raise BackendDeadline
+        while not self._reply.has_head:
+            self._take_in()
 
     @property
     def status(self) -> int:
@@ -197,28 +194,20 @@ class Exchange:
 
     def read(self) -> Reply:
         """Reads the rest of the reply and gives the connection back."""
-        try:
-            while not self._reply.is_complete:
-                self._take_in()
-        except BaseException:
-            self.close()
-            raise
+        while not self._reply.is_complete:
+            self._take_in()
         self._give_back()
         return Reply(self.status, self.content_type, b"".join(self._reply.body))
 
     def read_some(self, patience_s: float) -> bytes | None:
         """Reads what has come of the reply's body: b"" at its end, None when nothing came for `patience_s`."""
         reply, until = self._reply, time.monotonic() + patience_s
-        try:
-            while not reply.body and not reply.is_complete:
-                received = self._receive()
-                if received is not None:
-                    self._feed(received)
-                elif not self.wait(remaining_s(until)):
-                    return None
-        except BaseException:
-            self.close()
-            raise
+        while not reply.body and not reply.is_complete:
+            received = self._receive()
+            if received is not None:
+                self._feed(received)
+            elif not self.wait(remaining_s(until)):
+                return None
         data = b"".join(reply.body)
         reply.body.clear()
         if not data:

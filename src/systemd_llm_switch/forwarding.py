@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from systemd_llm_switch import protocol, recovery
-from systemd_llm_switch.backend import Backend
 from systemd_llm_switch.config import Config, Model
 from systemd_llm_switch.errors import (
     BackendCrashed,
@@ -160,7 +159,7 @@ class Forwarding:
     _client: Client
     _record: Record
     _pace: Pace
-    _facts: RequestFacts | None = None
+    _known_facts: RequestFacts | None = None
 
     def run(self) -> Steps:
         """From the queue to the answer.
@@ -254,15 +253,13 @@ class Forwarding:
 
     def _begin(self, lease: Lease, path: str, message: bytes, deadline: float) -> Generator[bytes, None, Exchange]:
         """Sends a request and waits until the reply begins."""
-        backend = lease.resident.backend if lease.resident else Backend(self._model.llama_url)
-        content_type = self._request.content_type
+        resident, content_type = lease.granted, self._request.content_type
         lost = BackendLost("no connection")
-        for exchange in backend.send("POST", path, message, content_type, self._client, deadline):
+        for exchange in resident.backend.send("POST", path, message, content_type, self._client, deadline):
             lease.on_interrupt(exchange.abort)
             try:
-                if lease.resident is not None:
-                    lease.resident.check(exchange)
-                self._facts = self._facts or self._read_facts()  # while the backend works, nobody waits for it
+                resident.check(exchange)
+                self._facts()  # while the backend works, nobody waits for it
                 while not exchange.wait(self._pace.left_s(deadline)):
                     if self._pace.is_due:
                         yield self._pace.speak()
@@ -284,9 +281,11 @@ class Forwarding:
         finally:
             del lost  # an error that its own frame names keeps that frame, and what is in it, until a collection
 
-    def _read_facts(self) -> RequestFacts:
-        """What of the request its reply is judged by."""
-        return RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
+    def _facts(self) -> RequestFacts:
+        """What of the request its reply is judged by; read once."""
+        if self._known_facts is None:
+            self._known_facts = RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
+        return self._known_facts
 
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
@@ -341,7 +340,7 @@ class Forwarding:
         if not request.is_repairable:
             yield from self._relay_bytes(exchange, deadline)
             return self._tell(())
-        live = LiveReply(self._facts or self._read_facts(), request.is_chat, request.wants_usage)
+        live = LiveReply(self._facts(), request.is_chat, request.wants_usage)
         try:
             yield from self._relay_events(exchange, deadline, live)
         except StreamError as error:
@@ -433,7 +432,7 @@ class Forwarding:
             parsed, repairs = parse_reply(reply.body)
         except UnrepairableReply as error:
             raise BackendError(f"the reply of {self._model.id!r} is no JSON: {error}") from error
-        mended, more = repair_reply(parsed, self._facts or self._read_facts())
+        mended, more = repair_reply(parsed, self._facts())
         self._record.repairs.extend(repairs + more)
         is_same = mended is parsed and not repairs
         return mended, reply.body if is_same else protocol.dump(mended)

@@ -36,7 +36,7 @@ from systemd_llm_switch.waiting import Client
 
 Environ = dict[str, Any]
 
-# The gateway (server.py) leaves the client's socket here; a test of the bare application has none.
+# The gateway (server.py) leaves the client's socket here.
 CLIENT_FD = "llm_switch.client_fd"
 # Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
 ASIDE_LIMIT = 16
@@ -87,8 +87,8 @@ class Services:
             self._aside.release()
 
     def max_body_bytes(self) -> int:
-        """Asked when a request's headers are read, and so its first look at the config: whatever is asked later is
-        content with `live.latest`."""
+        """Asked when a request's headers are read, and so its first look at the config: what is asked on the way of a
+        request for a model is content with `live.latest`."""
         return int(self.live.current().server.max_body_mb * 1_000_000)
 
     def admits(self, environ: dict[str, Any]) -> bool:

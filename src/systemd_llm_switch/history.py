@@ -14,7 +14,7 @@ _REMEMBERED_SWITCHES = 20
 
 
 class History:
-    """Written by one switch at a time, read at any time."""
+    """Written by one switch at a time, and where a unit is adopted; read at any time."""
 
     def __init__(self) -> None:
         self.switches: tuple[SwitchRecord, ...] = ()

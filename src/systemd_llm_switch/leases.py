@@ -49,6 +49,13 @@ class Lease:
             raise self._error
         return True
 
+    @property
+    def granted(self) -> Resident:
+        """What may be used, from the end of a `wait` until the lease is given back."""
+        if self.resident is None:
+            raise InternalError("a lease was used that is not granted")
+        return self.resident
+
     def on_interrupt(self, callback: Callable[[], None]) -> None:
         """Has `callback` called, by another thread, when the lease must end; at once if it must already."""
         self._on_interrupt = callback

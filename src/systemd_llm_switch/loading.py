@@ -1,6 +1,6 @@
 """Loading and unloading on systemd: stop units and confirm it, bring one up and wait until it is ready.
 
-Blocks; runs in the switches' thread, never under a lock. Knows nothing of requests and who waits.
+Blocks; never called under a lock. Knows nothing of who waits.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Resident:
             BackendLost
         """
         if exchange.is_new and self.watch.has_exited():
-            exchange.close()
             raise BackendLost("its process ended before the request came", was_unread=True)
 
 

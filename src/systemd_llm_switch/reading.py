@@ -142,16 +142,13 @@ class SlowReads:
 
 
 def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:
-    """A body of known length.
+    """A body of known length, of which not all is here yet.
 
     Raises:
         TooSlow, Truncated
     """
-    if reader.has_bytes(length):
+    with slow.patience(reader, BODY_TIMEOUT_S):
         body = reader.read(length)
-    else:
-        with slow.patience(reader, BODY_TIMEOUT_S):
-            body = reader.read(length)
     if len(body) < length:
         raise Truncated
     return body

@@ -34,8 +34,8 @@ _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
-# Of the reserve, so many threads may wait for slow senders, so many linger, and handlers.ASIDE_LIMIT wait outside of
-# the queue: the rest of it answers /health.
+# Of the reserve, so many threads may wait for slow senders, so many linger, handlers.ASIDE_LIMIT wait outside of the
+# queue, and some stay with their connection (threads.py): the rest of it answers /health.
 _SLOW_READS = 24
 _LINGERING = 8
 # Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than

@@ -415,18 +415,16 @@ class Switcher:
         for action in actions:
             if isinstance(action, Grant | Reject | Interrupt):
                 lease = self._leases.get(action.ticket)
-                if lease is not None:
-                    self._resolve(lease, action)
+                if lease is None:
+                    continue  # it was given back meanwhile
+                if isinstance(action, Grant):
+                    lease.grant()
+                elif isinstance(action, Reject):
+                    lease.reject(rejection(action, lease.model, self._config))
+                else:
+                    lease.interrupt(interruption(lease.model))
             elif isinstance(action, HoldEnded):
                 log.info("hold_ended")
-
-    def _resolve(self, lease: Lease, action: Grant | Reject | Interrupt) -> None:
-        if isinstance(action, Reject):
-            lease.reject(rejection(action, lease.model, self._config))
-        elif isinstance(action, Interrupt):
-            lease.interrupt(interruption(lease.model))
-        else:
-            lease.grant()
 
     def _carry_out_all(self) -> None:
         """The switches' thread: one after the other, for ever."""

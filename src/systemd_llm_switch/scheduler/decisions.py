@@ -73,9 +73,11 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Stop `evict`, then start `target` (None: only stop); nothing but `keep` may stay loaded beside it.
+    """Stop `evict`, then start `target` (None: only stop); of the card's models, nothing but `keep` may stay loaded
+    beside it.
 
-    Answered by `switch_done`, `switch_failed` or `switch_aborted`; until then there is no other Switch.
+    Answered by `switch_done`, `switch_failed`, `switch_aborted` or `switch_refused`; until then there is no other
+    Switch.
     """
 
     target: str | None

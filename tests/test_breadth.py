@@ -52,6 +52,15 @@ def test_such_a_route_streams_when_the_client_asks(proxy: Proxy, stack: Stack) -
     assert stack.seen()["bodies"][-1]["stream"] is True
 
 
+def test_a_form_keeps_its_file_beside_a_models_params(stack: Stack) -> None:
+    """They are for bodies of JSON: a form goes on byte for byte."""
+    proxy = stack.run({"a": {"unit": stack.standin("a"), "params": {"temperature": 1}, "force": {"top_k": 2}}})
+    raw = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert proxy.post("/v1/audio/transcriptions", raw, headers=headers).status == 200
+    assert stack.seen()["bodies"][-1] == {"not_json": raw.decode()}
+
+
 def test_audio_comes_as_a_form(proxy: Proxy, stack: Stack) -> None:
     """The model is a form field; the form goes on byte for byte."""
     boundary = "xyz"

@@ -324,6 +324,13 @@ def write(path: Path, text: str) -> Path:
         ("a: b\n---\nc: d", "is no valid YAML"),
         ("models: {? [a] : b}", "is no valid YAML"),
         ("\x00", "is no valid YAML"),
+        ("repair: 2024-13-45", "is no valid YAML"),
+        ("server: {port: 0x_}", "is no valid YAML"),
+        ("server: {port: !!int abc}", "is no valid YAML"),
+        ("models: !!map 5", "is no valid YAML"),
+        ("models: " + "[" * 3000, "is no valid YAML"),
+        ("models: {a: {unit: a.service, params: {day: 2024-01-01}}}", "must hold what JSON can say"),
+        ("models: {a: {unit: a.service, params: &p {x: *p}}}", "must hold what JSON can say"),
         ("", "must hold a mapping"),
     ],
 )

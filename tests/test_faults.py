@@ -478,6 +478,24 @@ def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) ->
     assert "Traceback" not in proxy.log
 
 
+def test_a_backend_that_sends_elsewhere_is_a_502(stack: Stack) -> None:
+    answer = stack.run({"m": stack.standin("m")}).chat("m", standin={"status": 302, "raw": "{}"})
+    assert (answer.status, answer.error["code"]) == (502, "backend_error")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ('{"error": {"message": "m", "type": null, "param": 5, "code": {}}}', "m"),
+        ('{"error": null}', "the backend answered 400 without a word"),
+    ],
+)
+def test_a_backends_error_gets_openais_shape(stack: Stack, raw: str, message: str) -> None:
+    answer = stack.run({"m": stack.standin("m")}).chat("m", standin={"status": 400, "raw": raw})
+    shape = {"message": message, "type": "invalid_request_error", "param": None, "code": "backend_error"}
+    assert (answer.status, answer.error) == (400, shape)
+
+
 @pytest.mark.parametrize(("room", "failures"), [(1, 2), (2, 2), (3, 2), (4, 1)])
 def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, room: int, failures: int) -> None:
     """Wherever in a switch it lacks one: who asks then gets an error that says so, and nobody after that. (With room

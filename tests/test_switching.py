@@ -193,6 +193,24 @@ def test_a_broken_edit_is_told_and_the_last_good_config_stays(stack: Stack, pair
     assert proxy.status()["config"]["error"] is None
 
 
+def test_a_time_out_may_be_as_long_as_one_likes(stack: Stack, pair: dict[str, str]) -> None:
+    """Longer than poll(2) can wait, too."""
+    times = {"health_timeout": 3e6, "request_timeout": 1e300, "drain_timeout": 604_800}
+    stack.write_config({model: {"unit": unit, "ttl": 1e300} for model, unit in pair.items()}, **times)
+    proxy = stack.start_proxy()
+    for model in "aab":
+        assert proxy.chat(model).text == f"hello from {model}"
+    assert "Traceback" not in proxy.log
+
+
+def test_a_model_that_was_stopped_is_told_to_be_while_the_next_loads(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b", "--load-s", "1")})
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("b")):
+        wait_for(lambda: proxy.state("a") == "stopped")
+        assert proxy.state("b") == "starting"
+
+
 def test_a_proxy_killed_in_the_middle_of_a_switch_finds_its_way(stack: Stack, pair: dict[str, str]) -> None:
     """kill -9 while a model loads: the next proxy serves it, and any other."""
     slow = stack.standin("slow", "--load-s", "2")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -232,6 +233,10 @@ def _mapping(value: object) -> Mapping[str, object]:
     for name in ("model", "stream", "messages", "prompt", "input"):
         if name in value:
             raise ValueError(f"must not set {name!r}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"must hold what JSON can say: {error}") from error
     return MappingProxyType(dict(value))
 
 

@@ -19,6 +19,9 @@ from systemd_llm_switch.config import Config, ConfigError, Problem, parse
 _Stamp = tuple[tuple[int, ...], ...]
 
 PACKAGED = Path(__file__).with_name("config.yaml")
+# PyYAML's own, and what Python raises at a value or a node that PyYAML did not expect: `2024-13-45`, `!!int abc`,
+# `!!map 5`, bytes that are no UTF-8, a list within three thousand others.
+_MALFORMED = (yaml.YAMLError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -53,7 +56,7 @@ def _parse_file(path: Path) -> Config:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError([Problem("", f"cannot read {path}: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise ConfigError([Problem("", f"{path} is no valid YAML: {_describe(error)}")]) from error
     return parse(raw)
 

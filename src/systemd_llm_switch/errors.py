@@ -149,13 +149,15 @@ class RequestTimeout(RequestError):
 
 
 class RequestTooLarge(RequestError):
-    """The body is larger than `server.max_body_mb`."""
+    """The body is larger than `server.max_body_mb`, or the head than any client's."""
 
     status = 413
     code = "request_too_large"
 
-    def __init__(self, limit_mb: float) -> None:
-        super().__init__(f"the request body is larger than {limit_mb:g} MB (server.max_body_mb)")
+    def __init__(self, limit_mb: float | None) -> None:
+        """`limit_mb` is the body's; None where it was the head."""
+        body = f"the request body is larger than {limit_mb or 0:g} MB (server.max_body_mb)"
+        super().__init__("the request's headers are too long" if limit_mb is None else body)
 
 
 # --- not now --------------------------------------------------------------------------------------

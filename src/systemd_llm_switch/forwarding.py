@@ -421,7 +421,7 @@ class Forwarding:
             return Answer(reply.status, (protocol.JSON_TYPE, *self._record.headers()), body)
         if not protocol.choices_of(parsed):  # as a stream it would be empty, and clients would not know why
             raise BackendError(f"the reply of {self._model.id!r} holds no choices")
-        frames = protocol.sse_frames(parsed, self._request.wants_usage)
+        frames = protocol.sse_frames(parsed, self._request.is_chat, self._request.wants_usage)
         if not self._pace.has_spoken:
             return Answer(200, (*protocol.SSE_HEADERS, *self._record.headers()), b"".join(frames))
         return (yield from self._tell(frames))
@@ -439,6 +439,8 @@ class Forwarding:
 
     def _pass_error(self, reply: Reply) -> Steps:
         """A backend's own error keeps its status and message, in a shape that clients can show."""
+        if reply.status < 400:
+            raise BackendError(f"the backend of {self._model.id!r} answered {reply.status}, which is no reply")
         body = protocol.foreign_error(reply.status, reply.body)
         if self._pace.has_spoken:
             yield protocol.foreign_error_frame(reply.status, body)

@@ -6,6 +6,7 @@ Knows no socket, no unit and no web framework. What real clients need is in docs
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Request:
     is_streamed: bool
     wants_usage: bool
     content_type: str
+    is_form: bool = False
 
     @property
     def is_chat(self) -> bool:
@@ -76,7 +78,7 @@ def parse_request(
     wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     # llama-server wants to read JSON whatever the client called it.
     sent_as = content_type if is_form else "application/json"
-    return Request(path, model, body, raw, bool(stream), wants_usage, sent_as)
+    return Request(path, model, body, raw, bool(stream), wants_usage, sent_as, is_form)
 
 
 def _parse_form(raw: bytes, content_type: str) -> Json:
@@ -127,11 +129,14 @@ def to_backend(
 ) -> bytes:
     """The bytes for the backend: as they came, unless something must differ.
 
-    `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden.
+    `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden. A form
+    goes on as it came: it holds files.
 
     Raises:
         InvalidJson: it could just be read, but is nested too deeply to be written again.
     """
+    if request.is_form:
+        return request.raw
     changed = {name: value for name, value in params.items() if name not in body} | dict(force)
     if stream:
         if request.is_repairable:
@@ -230,14 +235,19 @@ def foreign_error(status: int, raw: bytes) -> Json:
     """What a backend said of a failure, with whatever OpenAI's shape has and it left out."""
     try:
         told = json.loads(raw)["error"]
-        told = dict(told) if isinstance(told, dict) else {"message": str(told)}
+        told = dict(told) if isinstance(told, dict) else {"message": told and str(told)}
     except (ValueError, KeyError, TypeError, RecursionError):
         told = {"message": raw.decode("utf-8", "replace")[:_MAX_TOLD_CHARS]}
     message = str(told.get("message") or f"the backend answered {status} without a word")
     if any(words in message for words in _OVERFLOW_WORDS) and _OVERFLOW_FOR_CLIENTS not in message:
         message = f"{message} ({_OVERFLOW_FOR_CLIENTS})"
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"type": kind, "param": None, "code": "backend_error"} | told | {"message": message}}
+    kind, param, code = told.get("type"), told.get("param"), told.get("code")
+    if not isinstance(kind, str):
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+    if isinstance(code, bool) or not isinstance(code, str | int):
+        code = "backend_error"
+    shape = {"message": message, "type": kind, "param": param if isinstance(param, str) else None, "code": code}
+    return {"error": told | shape}
 
 
 _WORTH_A_RETRY = (408, 409, 429)
@@ -247,11 +257,10 @@ _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
-def sse_frames(reply: Json, wants_usage: bool) -> Iterator[bytes]:
+def sse_frames(reply: Json, is_chat: bool, wants_usage: bool) -> Iterator[bytes]:
     """Splits a finished chat or text completion into the events a streaming client expects, in the order
     role, reasoning, content, tool calls, finish_reason, usage, `[DONE]`: a chunk holds one of them only, since
     some clients read one a chunk."""
-    is_chat = reply.get("object") != "text_completion"
     envelope: Json = {
         name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply
     }
@@ -288,14 +297,15 @@ def object_of(value: object) -> Json:
 
 
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-_SPLIT_FIELDS = ("role", "reasoning_content", "content", "tool_calls", "function_call")
+_TEXT_FIELDS = ("reasoning_content", "reasoning", "content")
+_SPLIT_FIELDS = ("role", *_TEXT_FIELDS, "tool_calls", "function_call")
 
 
 def _chat_pieces(choice: Json) -> Iterator[Json]:
     message = object_of(choice.get("message"))
     others = {name: value for name, value in message.items() if name not in _SPLIT_FIELDS}
     yield {"delta": {"role": message.get("role") or "assistant", **others}}
-    for name in ("reasoning_content", "content"):
+    for name in _TEXT_FIELDS:
         for text in split_text(message.get(name)):
             yield {"delta": {name: text}}
     for position, call in enumerate(objects_of(message.get("tool_calls"))):
@@ -325,10 +335,10 @@ def function_call_deltas(legacy: object) -> Iterator[Json]:
 
 
 def _text_pieces(choice: Json) -> Iterator[Json]:
-    logprobs = choice.get("logprobs")
+    parts = split_logprobs(choice.get("logprobs"))
     texts = list(split_text(choice.get("text"))) or [""]
-    for position, text in enumerate(texts):
-        yield {"text": text, "logprobs": logprobs if position == 0 else None}
+    for text, part in itertools.zip_longest(texts, parts):
+        yield {"text": text or "", "logprobs": part}
 
 
 def split_text(text: object) -> Iterator[str]:
@@ -339,7 +349,8 @@ def split_text(text: object) -> Iterator[str]:
 
 
 def split_logprobs(logprobs: object) -> Iterator[Json]:
-    """The log probabilities of a choice in pieces, likewise."""
-    tokens = objects_of(object_of(logprobs).get("content"))
-    for start in range(0, len(tokens), _LOGPROBS_A_CHUNK):
-        yield {"content": tokens[start : start + _LOGPROBS_A_CHUNK]}
+    """The log probabilities of a choice in pieces, likewise: lists that run side by side (a chat has one, `content`;
+    OpenAI's older completions have one each for tokens, offsets and so on)."""
+    lists = {name: value for name, value in object_of(logprobs).items() if isinstance(value, list)}
+    for start in range(0, max(map(len, lists.values()), default=0), _LOGPROBS_A_CHUNK):
+        yield {name: value[start : start + _LOGPROBS_A_CHUNK] for name, value in lists.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import re
 import select
 import socket
 import struct
@@ -26,6 +27,7 @@ SLOWEST_BYTES_A_S = 100_000
 _MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8192
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 # Of a chunked body, what is no body: extensions and trailers, which could go on for ever.
 _MAX_EXTRA_BYTES = 64 * 1024
 
@@ -186,12 +188,9 @@ def _chunk_head(reader: RequestReader) -> tuple[int, bytes]:
     """A chunk's size, and its extension, which nobody reads."""
     digits, _, extension = _line(reader).partition(b";")
     digits = digits.strip()
-    try:
-        if not digits or len(digits) > 8:
-            raise ValueError
-        return int(digits, 16), extension
-    except ValueError as error:
-        raise Malformed(f"bad chunk size {digits[:20]!r}") from error
+    if not _CHUNK_SIZE.fullmatch(digits):
+        raise Malformed(f"bad chunk size {digits[:20]!r}")
+    return int(digits, 16), extension
 
 
 def _exactly(reader: RequestReader, count: int) -> bytes:

@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 
 from cheroot import server as cheroot_server
@@ -89,7 +90,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         self.conn.rfile.read(end if self._is_whole else begin)
         self.method, self.uri, self.path, self.qs = head[1], head[2], head[2], b""
         self.request_protocol, self.response_protocol = b"HTTP/1.1", "HTTP/1.1"
-        self.close_connection = self.inheaders.get(b"Connection") == b"close"
+        self.close_connection = _asks_to_close(self.inheaders)
         self.started_request = self.ready = True
         return True
 
@@ -181,6 +182,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         if understood and not self.inheaders.get(b"Content-Length", b"0").isdigit():
             self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
             return False
+        self.close_connection = self.close_connection or _asks_to_close(self.inheaders)
         return understood
 
     def simple_response(self, status: str, msg: str = "") -> None:
@@ -222,13 +224,17 @@ class ServedRequest(cheroot_server.HTTPRequest):
     def _error(self, code: int, message: str) -> ProxyError:
         if code == 413:
             limit = self.server.max_request_body_size
-            is_head = "headers" in message
-            return InvalidRequest("the request's headers are too long") if is_head else RequestTooLarge(limit / 1e6)
+            return RequestTooLarge(None if "headers" in message else limit / 1e6)
         if code == 405:
             return MethodNotAllowed(self.method.decode("latin-1"), self.uri.decode("latin-1"), ("GET", "POST"))
         if code == 408:
             return RequestTimeout("the request came too slowly")
         return InvalidRequest(message)
+
+
+def _asks_to_close(fields: Mapping[bytes, bytes]) -> bool:
+    """Options are words in any letters, with commas between them (RFC 9110, 7.6.1)."""
+    return any(option.strip().lower() == b"close" for option in fields.get(b"Connection", b"").split(b","))
 
 
 @functools.lru_cache(maxsize=1)

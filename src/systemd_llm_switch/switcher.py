@@ -46,7 +46,7 @@ from systemd_llm_switch.scheduler import (
 from systemd_llm_switch.status import ModelStatus, SwitchRecord
 from systemd_llm_switch.switching import Outcome, SwitchRun, Target
 from systemd_llm_switch.systemd import Systemd, SystemdError, UnitStatus
-from systemd_llm_switch.waiting import Client
+from systemd_llm_switch.waiting import LONGEST_WAIT_S, Client
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ class Switcher:
         unit, scheduler = model.unit, self._scheduler
         resident = self._residents.get(unit)
         return ModelStatus(
-            state=scheduler.state(unit).value,
+            state=self._state(unit).value,
             unit=unit,
             in_flight=scheduler.in_flight(unit),
             waiting=scheduler.waiting(unit),
@@ -332,6 +332,12 @@ class Switcher:
             last_load_s=self._history.last_load_s(unit),
             last_error=self._history.last_error(unit),
         )
+
+    def _state(self, unit: str) -> State:
+        """The scheduler's word; but that the switch under way has stopped a unit, it hears once the switch is done."""
+        state, run = self._scheduler.state(unit), self._run
+        has_stopped = run is not None and run.has_stopped and unit in run.others
+        return State.STOPPED if has_stopped and state is State.STOPPING else state
 
     def units(self) -> list[str]:
         """The unit of every configured model."""
@@ -479,7 +485,7 @@ class Switcher:
             deadline = self._timer_deadline = self._scheduler.next_deadline()
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is None or left_s > 0:
-                self._timer_wakeup.wait(left_s)
+                self._timer_wakeup.wait(left_s if left_s is None else min(left_s, LONGEST_WAIT_S))
             if self._is_closing:
                 return
             is_due = deadline is not None and time.monotonic() >= deadline

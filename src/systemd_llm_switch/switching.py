@@ -77,6 +77,7 @@ class SwitchRun:
         self.others = others  # every unit that must not run, whoever started it
         self.left = tuple(resident.model.id for resident in leaving)
         self.began = time.monotonic()
+        self.has_stopped = False  # the others, and it was confirmed
         self._leaving = leaving
         self._systemd = systemd
         self._failures = failures
@@ -164,6 +165,7 @@ class SwitchRun:
             resident.backend.drop_idle()
         running = stop_units(systemd, self.others, beside)
         outcome.still_running = frozenset()
+        self.has_stopped = True
         outcome.stop_s = time.monotonic() - began
         return running
 

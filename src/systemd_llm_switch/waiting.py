@@ -16,6 +16,10 @@ from systemd_llm_switch.errors import ClientGone
 _HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
+# What poll(2) takes: three weeks and a half. Whoever waits for longer looks again then.
+LONGEST_WAIT_S = 2_000_000.0
+
+
 def is_readable(fd: int) -> bool:
     """Whether a descriptor can be read now, or its other side is gone. Thread-safe: a poll object is not, and to
     make one takes less than a microsecond."""
@@ -56,7 +60,7 @@ class Client:
             poll.register(self._fd, _HANGUP)
         found = 0
         # Rounded up: poll(2) takes whole milliseconds, and 0 would spin until the deadline.
-        for ready_fd, ready in poll.poll(max(0, int(timeout_s * 1000) + 1)):
+        for ready_fd, ready in poll.poll(max(0, int(min(timeout_s, LONGEST_WAIT_S) * 1000) + 1)):
             if ready_fd == self._fd:
                 raise ClientGone("the client closed its connection")
             found = ready

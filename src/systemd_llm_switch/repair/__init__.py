@@ -3,11 +3,12 @@
 from .history import repair_history
 from .holding import call_may_start_at
 from .leaks import THOUGHTS_END
-from .model import Repair, RequestFacts, UnrepairableReply
+from .model import Kind, Repair, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
 
 __all__ = [
     "THOUGHTS_END",
+    "Kind",
     "Repair",
     "RequestFacts",
     "UnrepairableReply",

@@ -12,15 +12,18 @@ from .text import decode, encode, is_encodable
 MALFORMED = "malformed_arguments"
 """The member that holds the text of arguments that nothing could be made of: the model sees what it wrote."""
 KIND: Kind = "history_arguments"
+KIND_OF_ID: Kind = "history_id"
+_OF_CALLS = frozenset(("tool_calls", "tool_call_id", "function_call"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Message = dict[str, object]
 
 
 def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Repair, ...]]:
-    """A request whose replayed tool calls all have a string with a JSON object as arguments.
+    """A request whose replayed tool calls all have a string with a JSON object as arguments, and an id or none.
 
-    llama-server answers 500 to anything else, for as long as it is in the history. The identical object if nothing was
-    to be changed. Never mutates, never raises. What a broken call meant no longer matters, only that it can be read.
+    llama-server answers 500 to anything else (an id that is null among it), for as long as it is in the history. The
+    identical object if nothing was to be changed. Never mutates, never raises. What a broken call meant no longer
+    matters, only that it can be read.
     """
     messages = body.get("messages")
     if not isinstance(messages, list):
@@ -28,7 +31,7 @@ def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Re
     repairs: list[Repair] = []
     mended = [
         _mended_message(message, repairs)
-        if isinstance(message, dict) and ("tool_calls" in message or "function_call" in message)
+        if isinstance(message, dict) and not _OF_CALLS.isdisjoint(message)
         else message
         for message in messages
     ]
@@ -37,6 +40,7 @@ def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Re
 
 def _mended_message(message: Message, repairs: list[Repair]) -> Message:
     changes: Message = {}
+    message = _without_null_id(message, "tool_call_id", repairs)
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         mended = [_mended_call(call, repairs) for call in calls]
@@ -49,10 +53,20 @@ def _mended_message(message: Message, repairs: list[Repair]) -> Message:
 
 
 def _mended_call(call: object, repairs: list[Repair]) -> object:
-    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+    if not isinstance(call, dict):
+        return call
+    call = _without_null_id(call, "id", repairs)
+    if not isinstance(function := call.get("function"), dict):
         return call
     mended = _mended_function(function, repairs)
     return call if mended is function else {**call, "function": mended}
+
+
+def _without_null_id(owner: Message, name: str, repairs: list[Repair]) -> Message:
+    if name not in owner or owner[name] is not None:
+        return owner
+    repairs.append(Repair(KIND_OF_ID))
+    return {key: value for key, value in owner.items() if key != name}
 
 
 def _mended_function(function: Message, repairs: list[Repair]) -> Message:

@@ -15,7 +15,8 @@ Kind = Literal[
     "tool_call_id", "tool_call_type", "tool_call_shape", "tool_name",
     "arguments_syntax", "arguments_encoding", "arguments_wrapper", "arguments_object", "arguments_names",
     "arguments_types", "unrepairable_arguments", "unfit_arguments",
-    "rescued_call", "json_content", "unfit_content", "unrepairable_content", "history_arguments", "backend_refusal",
+    "rescued_call", "json_content", "unfit_content", "unrepairable_content", "history_arguments", "history_id",
+    "backend_refusal",
 ]  # fmt: skip
 """What a repair may be called; docs/repair.md says what each word means."""
 

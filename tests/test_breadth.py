@@ -52,6 +52,19 @@ def test_such_a_route_streams_when_the_client_asks(proxy: Proxy, stack: Stack) -
     assert stack.seen()["bodies"][-1]["stream"] is True
 
 
+def test_a_completion_is_streamed_as_text_whatever_the_backend_calls_it(proxy: Proxy) -> None:
+    """The route tells; log probabilities come in pieces beside the text, and no line is too long."""
+    tokens = [{"token": f"t{number}", "top_logprobs": ["x" * 500]} for number in range(200)]
+    choice = {"index": 0, "text": "HELLO", "finish_reason": "stop", "logprobs": {"content": tokens}}
+    body = {"model": "a", "prompt": "x", "stream": True, "standin": {"raw": json.dumps({"choices": [choice]})}}
+    answer = proxy.post("/v1/completions", body)
+    choices = [event["choices"][0] for event in answer.events[:-1]]
+    assert "".join(choice["text"] for choice in choices) == "HELLO"
+    parts = [choice["logprobs"]["content"] for choice in choices if choice.get("logprobs")]
+    assert [token for part in parts for token in part] == tokens
+    assert max(map(len, answer.body.split(b"\n"))) < 64 * 1024
+
+
 def test_a_form_keeps_its_file_beside_a_models_params(stack: Stack) -> None:
     """They are for bodies of JSON: a form goes on byte for byte."""
     proxy = stack.run({"a": {"unit": stack.standin("a"), "params": {"temperature": 1}, "force": {"top_k": 2}}})

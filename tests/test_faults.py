@@ -478,6 +478,23 @@ def test_clients_that_reset_their_connection_end_nothing_but_it(stack: Stack) ->
     assert "Traceback" not in proxy.log
 
 
+def test_whether_a_port_is_free_is_not_guessed_without_open_files(stack: Stack) -> None:
+    """The last thing that a cold start looks at before it starts the unit: it must not pass for another's port."""
+    unit = stack.standin("m")
+    proxy = stack.run({"m": unit})
+    pid = proxy.process.pid
+    wait_for(lambda: descriptors_of(pid)["socket:[]"] == 1)
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = _steady_descriptors(pid)
+    # Room for the client's connection, what it waits on, what aborts the switch, and the one to systemd.
+    limit = [number for number in range(len(taken) + 5) if number not in taken][4]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
+    assert "Too many open files" in proxy.chat("m").error["message"]
+    assert stack.active_state(unit) == "inactive"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    assert proxy.chat("m").status == 200
+
+
 def test_a_backend_that_sends_elsewhere_is_a_502(stack: Stack) -> None:
     answer = stack.run({"m": stack.standin("m")}).chat("m", standin={"status": 302, "raw": "{}"})
     assert (answer.status, answer.error["code"]) == (502, "backend_error")

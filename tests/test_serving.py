@@ -135,12 +135,18 @@ def test_requests_that_come_in_one_piece_are_answered_in_turn(proxy: Proxy) -> N
 
 @pytest.mark.parametrize(
     ("version", "sent", "told"),
-    [("1.1", "", None), ("1.1", "close", "close"), ("1.0", "", "close"), ("1.0", "Keep-Alive", "Keep-Alive")],
-)
-def test_an_answer_says_whether_its_connection_stays(proxy: Proxy, version: str, sent: str, told: str | None) -> None:
+    [
+        ("1.1", "", None), ("1.1", "close", "close"), ("1.1", "TE, Close", "close"), ("1.0", "", "close"),
+        ("1.0", "Keep-Alive", "Keep-Alive"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("query", ["", "?read=by-cheroot"])
+def test_an_answer_says_whether_its_connection_stays(
+    proxy: Proxy, query: str, version: str, sent: str, told: str | None
+) -> None:
     line = f"Connection: {sent}\r\n" if sent else ""
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as sock:
-        sock.sendall(f"GET /health HTTP/{version}\r\nHost: localhost\r\n{line}\r\n".encode())
+        sock.sendall(f"GET /health{query} HTTP/{version}\r\nHost: localhost\r\n{line}\r\n".encode())
         reply = http.client.HTTPResponse(sock)
         reply.begin()
         assert reply.read() == b'{"status":"ok"}'

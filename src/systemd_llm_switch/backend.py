@@ -82,11 +82,15 @@ class Backend:
             try:
                 exchange.send_some()
             except BackendLost:
-                pass
+                exchange.close()
             else:
                 yield exchange
         exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, message, is_new=True)
-        exchange.send_some()
+        try:
+            exchange.send_some()
+        except BackendLost:
+            exchange.close()
+            raise
         yield exchange
 
     def give_back(self, sock: socket.socket) -> None:

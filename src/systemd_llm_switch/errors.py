@@ -156,8 +156,10 @@ class RequestTooLarge(RequestError):
 
     def __init__(self, limit_mb: float | None) -> None:
         """`limit_mb` is the body's; None where it was the head."""
-        body = f"the request body is larger than {limit_mb or 0:g} MB (server.max_body_mb)"
-        super().__init__("the request's headers are too long" if limit_mb is None else body)
+        if limit_mb is None:
+            super().__init__("the request's headers are too long")
+        else:
+            super().__init__(f"the request body is larger than {limit_mb:g} MB (server.max_body_mb)")
 
 
 # --- not now --------------------------------------------------------------------------------------

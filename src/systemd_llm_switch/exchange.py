@@ -152,7 +152,6 @@ class Exchange:
         except BlockingIOError:
             return
         except OSError as error:
-            self.close()  # nobody has it yet
             # Half a request is none: nobody acts on it.
             raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         self._unsent = self._unsent[sent:]

@@ -14,9 +14,7 @@ from systemd_llm_switch.errors import ClientGone
 
 # A half-closed connection counts as gone: no client that wants the answer shuts its side down first.
 _HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
-
-
-# What poll(2) takes: three weeks and a half. Whoever waits for longer looks again then.
+# What poll(2) takes, in 31 bits of milliseconds: three weeks. A longer wait ends then, as if its time were over.
 LONGEST_WAIT_S = 2_000_000.0
 
 

@@ -116,6 +116,7 @@ provide_packages
 provide_venv
 provide_node_modules
 .venv/bin/ruff check --quiet --output-format=concise src tests deploy
+.venv/bin/ruff format --quiet --check src tests deploy
 .venv/bin/mypy --no-error-summary
 if [ "$(id -u)" -ne 0 ]; then
     echo "! not root: most tests will fail, since only root can start a private systemd user manager" >&2

@@ -69,9 +69,7 @@ def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemd) -> 
         yield Finding(f"{model}: the last run of {unit} failed (Result: {result})", see)
 
 
-def _of_unit(
-    model: str, unit: str, config: ProxyConfig, systemd: Systemd, places: Places
-) -> Iterator[Finding]:
+def _of_unit(model: str, unit: str, config: ProxyConfig, systemd: Systemd, places: Places) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
         is_demos = (places.demo_sources / unit).exists()

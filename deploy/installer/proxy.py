@@ -18,7 +18,7 @@ UNIT = "llm-switch.service"
 # Runs in .venv, since the package and PyYAML are there and not here.
 _READ_CONFIG = """
 import json, os, sys
-from systemd_llm_switch import config_file
+from systemd_llm_switch.config import file as config_file
 path = config_file.find(None, os.environ)
 try:
     read = config_file.load(path)

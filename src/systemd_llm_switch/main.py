@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from systemd_llm_switch import __version__
-from systemd_llm_switch.application import make_wsgi
-from systemd_llm_switch.config import Config, ConfigError, is_loopback
-from systemd_llm_switch.config_file import LiveConfig, find, load
+from systemd_llm_switch.api.application import make_wsgi
+from systemd_llm_switch.api.services import Services
+from systemd_llm_switch.config.file import LiveConfig, find, load
+from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
 from systemd_llm_switch.errors import ProxyError
-from systemd_llm_switch.handlers import Services
-from systemd_llm_switch.hold import Held, HoldFile
-from systemd_llm_switch.notify import notify
-from systemd_llm_switch.operations import Operations
-from systemd_llm_switch.proxy import Proxy
+from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
-from systemd_llm_switch.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
-from systemd_llm_switch.switcher import Switcher
-from systemd_llm_switch.systemd import Systemd, SystemdError
+from systemd_llm_switch.switching.hold_file import Held, HoldFile
+from systemd_llm_switch.switching.operations import Operations
+from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.notify import notify
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m systemd_llm_switch",
         description="An OpenAI-compatible proxy that switches llama-server units of systemd --user.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one"
-    )
+    parser.add_argument("--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one")
     parser.add_argument("--host", metavar="H", help="address to listen on, instead of server.host")
     parser.add_argument("--port", metavar="P", type=_port, help="port to listen on, instead of server.port")
     parser.add_argument("--check", action="store_true", help="check the config and exit: 0 if it is valid, else 1")

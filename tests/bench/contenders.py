@@ -113,9 +113,7 @@ def ask(address: str, path: str, body: Any = None, timeout_s: float = 120) -> by
         return data
 
 
-def spawn(
-    command: Sequence[str], port: int, env: dict[str, str], log: Path
-) -> tuple[subprocess.Popen[bytes], float]:
+def spawn(command: Sequence[str], port: int, env: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], float]:
     """Starts a server; returns it, and the seconds until it listened."""
     began = time.perf_counter()
     with log.open("wb") as output:

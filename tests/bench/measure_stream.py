@@ -87,9 +87,7 @@ def measure_stream(lineup: Lineup, effort: Effort, figures: Figures) -> None:
         measurement.note("This proxy runs with `streaming: live`; the others pass streams through anyway.")
 
 
-def _streams(
-    lineup: Lineup, kind: Kind, number: int, requests: int, fields: dict[str, Any], into: Measurement
-) -> None:
+def _streams(lineup: Lineup, kind: Kind, number: int, requests: int, fields: dict[str, Any], into: Measurement) -> None:
     proxies = lineup.with_alone(kind)[1:]
     backends = [backend_of(proxy, proxies) for proxy in proxies]
     addresses = list(dict.fromkeys([*backends, *(proxy.address for proxy in proxies)]))

@@ -33,9 +33,7 @@ _STYLE = "text{font:12px system-ui,sans-serif;fill:#24292f}.t{font-weight:600}.w
 def as_svg(figures: Figures) -> str:
     """The panels for which there are figures."""
     found = [
-        (figures.measurements[name], column, title)
-        for name, column, title in PANELS
-        if name in figures.measurements
+        (figures.measurements[name], column, title) for name, column, title in PANELS if name in figures.measurements
     ]
     found = [(measurement, column, title) for measurement, column, title in found if column in measurement.columns]
     names = list(dict.fromkeys(name for measurement, _, _ in found for name in measurement.rows if name != ALONE))

@@ -104,9 +104,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", type=_source, action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--prepare", type=Path, metavar="DIR", help="print the models' commands for a --url's config"
-    )
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="print the models' commands for a --url's config")
     return parser.parse_args()
 
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 from .coercion import coerce, not_known
 from .lenient import Reading, best_reading, read
-from .model import Kind, Schema
+from .model import RepairKind, Schema
 from .schema import Misfit, declared_names, members, misfit, required_names
 from .second_opinion import second_opinion
 from .strings import Exhausted, Unreadable
 from .text import decode, encode, fold
 
-UNREPAIRABLE: Kind = "unrepairable_arguments"
-UNFIT: Kind = "unfit_arguments"
-_SYNTAX: Kind = "arguments_syntax"
-_ENCODING: Kind = "arguments_encoding"
-_WRAPPER: Kind = "arguments_wrapper"
+UNREPAIRABLE: RepairKind = "unrepairable_arguments"
+UNFIT: RepairKind = "unfit_arguments"
+_SYNTAX: RepairKind = "arguments_syntax"
+_ENCODING: RepairKind = "arguments_encoding"
+_WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
@@ -40,7 +40,7 @@ class Mended:
     """Arguments as they are to be sent, and the kinds of repair that led there."""
 
     text: str
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[RepairKind, ...] = ()
 
     @property
     def is_sound(self) -> bool:
@@ -53,7 +53,7 @@ class _Found:
     """An object found in a text, and what had to be done to find it."""
 
     value: dict[str, object]
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[RepairKind, ...] = ()
     reading: Reading | None = None
     """How it was read; None where the text was valid JSON, or empty."""
 
@@ -174,13 +174,13 @@ def _settled(text: str, found: _Found, schema: Schema | None, truncated: bool) -
     return Mended(encode(value), (*found.kinds, *sorted(changed)))
 
 
-def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[Kind]]:
+def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[RepairKind]]:
     """The object with names and types set right, taken out of a wrapper that models like to add."""
     if misfit(found.value, schema) is Misfit.NONE:
         return found.value, frozenset()
     reading = found.reading or _reread(text, found.value)
     value = reading.value if reading else found.value
-    attempts: tuple[tuple[object, tuple[Kind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
+    attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
     for candidate, wrapper in attempts:
         coerced, changed = coerce(candidate, schema, reading.source if reading else not_known)
         if type(coerced) is dict and misfit(coerced, schema) is Misfit.NONE:
@@ -223,9 +223,7 @@ def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None,
         raise Unreadable("cut within a value")
     if truncated and (reading.has_inner_quotes or reading.has_raw_newlines):
         raise Unreadable("cut, and any quote may be one of the text's own")
-    if truncated and reading.open_depths and (
-        reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)
-    ):
+    if truncated and reading.open_depths and (reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)):
         raise Unreadable("cut before all was there")
 
 

@@ -25,17 +25,14 @@ def repair_tool_calls(
     taken: set[str] = set()
     last = len(calls) - 1
     mended = [
-        _mended_call(call, facts, truncated and position == last, taken, repairs)
-        for position, call in enumerate(calls)
+        _mended_call(call, facts, truncated and position == last, taken, repairs) for position, call in enumerate(calls)
     ]
     if all(new is old for new, old in zip(mended, calls, strict=True)):
         return calls, tuple(repairs)
     return mended, tuple(repairs)
 
 
-def repair_function(
-    function: Call, facts: RequestFacts, *, truncated: bool
-) -> tuple[Call, tuple[Repair, ...]]:
+def repair_function(function: Call, facts: RequestFacts, *, truncated: bool) -> tuple[Call, tuple[Repair, ...]]:
     """The name and the arguments of a call (also the legacy `function_call`); identical if both are sound."""
     changes: Call = {}
     name = function.get("name")
@@ -84,9 +81,7 @@ def function_of(call: Call) -> Call | None:
     return None
 
 
-def _mended_call(
-    call: Call, facts: RequestFacts, truncated: bool, taken: set[str], repairs: list[Repair]
-) -> Call:
+def _mended_call(call: Call, facts: RequestFacts, truncated: bool, taken: set[str], repairs: list[Repair]) -> Call:
     function = function_of(call) if isinstance(call, dict) else None
     if function is None or call.get("type", "function") not in ("function", None, ""):
         return call

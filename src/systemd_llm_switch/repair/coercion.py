@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .lenient import read
-from .model import Kind, Schema
+from .model import RepairKind, Schema
 from .schema import (
     ANYTHING,
     Judge,
@@ -27,7 +27,7 @@ _NO_VALUE = object()
 _SAFE_INTEGER = 2**53
 
 
-def coerce(value: object, schema: Schema, source: Source) -> tuple[object, frozenset[Kind]]:
+def coerce(value: object, schema: Schema, source: Source) -> tuple[object, frozenset[RepairKind]]:
     """The value as the schema wants it, and what was changed: names, types or both.
 
     `source` tells how a part of the value was written (None: not known). Mutates nothing; the result need not fit.
@@ -47,7 +47,7 @@ class _Coercer(Judge):
     def __init__(self, root: Schema, source: Source) -> None:
         super().__init__(root)
         self.source = source
-        self.changed: set[Kind] = set()
+        self.changed: set[RepairKind] = set()
 
     def coerce(self, value: object, declared: object, depth: int) -> object:
         schema = self.resolve(declared)
@@ -147,9 +147,7 @@ class _Coercer(Judge):
         """An optional member that must not be null but is: left out, it says the same."""
         declared = members(schema)
         return (
-            name in declared
-            and name not in required_names(schema)
-            and not self.fits(None, declared[name], depth + 1)
+            name in declared and name not in required_names(schema) and not self.fits(None, declared[name], depth + 1)
         )
 
     def renames(self, value: dict[str, object], schema: Schema) -> dict[str, str]:

@@ -6,13 +6,13 @@ import json
 import re
 
 from .arguments import mend_arguments
-from .model import Kind, Repair
+from .model import Repair, RepairKind
 from .text import decode, encode, is_encodable
 
 MALFORMED = "malformed_arguments"
 """The member that holds the text of arguments that nothing could be made of: the model sees what it wrote."""
-KIND: Kind = "history_arguments"
-KIND_OF_ID: Kind = "history_id"
+KIND: RepairKind = "history_arguments"
+KIND_OF_ID: RepairKind = "history_id"
 _OF_CALLS = frozenset(("tool_calls", "tool_call_id", "function_call"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Message = dict[str, object]

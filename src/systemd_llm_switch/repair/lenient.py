@@ -19,9 +19,7 @@ _COMMENT_STARTS = frozenset("/#")
 _SKIPPED = frozenset(" \n\r\t/#")
 _NOT_A_NUMBER = frozenset({"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"})
 _CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
-_NUMBER = re.compile(
-    r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?(?:\.\d*+)?(?:[eE][+-]?\d++)?)(?![\w.])"
-)
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?(?:\.\d*+)?(?:[eE][+-]?\d++)?)(?![\w.])")
 _WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*")
 _KEY = re.compile(
     r'"(?P<double>[^"\\\n]*(?:\\.[^"\\\n]*)*)"\s*:'
@@ -131,9 +129,7 @@ def _readings(text: str, start: int, names: frozenset[str], tail: re.Pattern[str
 class _Reader(StringReader):
     """One pass over one text; `at` is the next character to look at."""
 
-    def __init__(
-        self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool
-    ) -> None:
+    def __init__(self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool) -> None:
         super().__init__(text, start, names, tail, trusts_names)
         self.parts_left = _MAX_PARTS
         self.strange_names = 0

@@ -10,7 +10,7 @@ Schema = Mapping[str, object]
 """A JSON schema as the client sent it; nothing about it has been checked."""
 
 
-Kind = Literal[
+RepairKind = Literal[
     "reply_body", "role", "finish_reason", "empty_content",
     "tool_call_id", "tool_call_type", "tool_call_shape", "tool_name",
     "arguments_syntax", "arguments_encoding", "arguments_wrapper", "arguments_object", "arguments_names",
@@ -32,7 +32,7 @@ class Repair:
     `kind` is stable, as the status and the journal count by it; `tool` names the tool it happened to.
     """
 
-    kind: Kind
+    kind: RepairKind
     tool: str | None = None
 
 

@@ -16,9 +16,7 @@ CLOSER_OF = {"{": "}", "[": "]"}
 SPACE = re.compile(r"\s*")
 COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
-_NEXT_KEY = re.compile(
-    r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:"
-)
+_NEXT_KEY = re.compile(r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
 _LONE_STRING = re.compile(r"([\"'])[^\"'\n]{1,80}\1\s*(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
 _ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
@@ -48,9 +46,7 @@ class StringReader:
     that is expected.
     """
 
-    def __init__(
-        self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool
-    ) -> None:
+    def __init__(self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool) -> None:
         self.text = text
         self.at = start
         self.names = names

@@ -1,4 +1,7 @@
-"""Who runs, who waits, who drains, who is evicted. Pure: events in, actions out as values, the clock passed in."""
+"""Who runs, who waits, who drains, who is evicted. Pure: events in, actions out as values, the clock passed in.
+
+Must not know threads, systemd or HTTP. docs/scheduling.md has the policy. Start reading at `scheduler`.
+"""
 
 from .decisions import (
     IN_FLIGHT_LIMIT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from systemd_llm_switch.config import Server
+from systemd_llm_switch.config.records import ServerSettings
 
 IN_FLIGHT_LIMIT = 128  # requests at the backends at once, over all models; each holds a thread
 
@@ -23,7 +23,7 @@ class Policy:
     abandon_after_s: float = 1.5  # a load for nobody goes on so long: clients that time out resend at once
 
     @classmethod
-    def of(cls, server: Server) -> Policy:
+    def of(cls, server: ServerSettings) -> Policy:
         """The policy that the config asks for."""
         return cls(
             queue_limit=server.queue_limit,

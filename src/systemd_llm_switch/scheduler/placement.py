@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from systemd_llm_switch.config import ROUNDING_GIB, Model
+from systemd_llm_switch.config.records import ROUNDING_GIB, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class Occupant:
     """A loaded unit as seen by somebody who needs its place."""
 
     spec: Spec
@@ -52,7 +52,7 @@ def fit_together(specs: Collection[Spec], card_gib: float | None) -> bool:
     return _fit_on_card(specs, card_gib)
 
 
-def choose_evictions(target: Spec, residents: Iterable[Resident], card_gib: float | None) -> tuple[str, ...]:
+def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: float | None) -> tuple[str, ...]:
     """The units to stop so that `target` fits: as few as needed, in the order in which they go.
 
     First whoever may be taken soonest, idle before busy, least recently used first; and in any case

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .decisions import Policy, State
-from .placement import Resident, choose_evictions, fit_together
+from .placement import Occupant, choose_evictions, fit_together
 from .units import Unit
 
 UNMEASURED_COST_S = 10.0  # what a switch is taken to cost before any was seen
@@ -61,7 +61,7 @@ class Planner:
     def _place(self, unit: Unit, older: set[Unit], before: Sequence[Placement]) -> Placement:
         takeable_at = {it.name: self.takeable_at(it, unit, older) for it in self.present}
         seen = [
-            Resident(it.loaded, takeable_at[it.name], it.is_busy, it.used_at)
+            Occupant(it.loaded, takeable_at[it.name], it.is_busy, it.used_at)
             for it in self.present
             if it.loaded is not None
         ]

@@ -1,0 +1,170 @@
+"""The WSGI application: which route answers, who is let in, and what becomes of whatever goes wrong.
+
+web.py dispatches, and that is all: what a route returns goes past it to the server, since web.py would hand that a
+chain without `close()`, so that a body whose client went away would never be ended. Requests for a model, which are
+most of all, go past it altogether (docs/performance.md has what that brings).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import quote
+
+import web
+
+from systemd_llm_switch.api.access import Access
+from systemd_llm_switch.api.handlers import (
+    Forwarded,
+    Handler,
+    Health,
+    Hold,
+    Load,
+    Models,
+    OneModel,
+    Release,
+    Status,
+    Unload,
+    Upstream,
+    forward,
+)
+from systemd_llm_switch.api.services import Environ, Services
+from systemd_llm_switch.errors import (
+    ClientGone,
+    InternalError,
+    MethodNotAllowed,
+    ProxyError,
+    UnknownUrl,
+)
+from systemd_llm_switch.forward.forwarding import Answer
+from systemd_llm_switch.forward.proxy import Story
+from systemd_llm_switch.openai.endpoints import FORWARDED
+
+log = logging.getLogger(__name__)
+
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    (f"({'|'.join(FORWARDED)})", Forwarded),
+    (r"(?:/v1)?/models", Models),
+    (r"/v1/models/(.+)", OneModel),
+    (r"/health", Health),
+    (r"/api/status", Status),
+    (r"/api/load|/models/load", Load),
+    (r"/api/unload|/models/unload", Unload),
+    (r"/api/hold", Hold),
+    (r"/api/release", Release),
+    (r"/upstream/(.+)", Upstream),
+)
+POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
+GOT = ("/v1/models", "/health", "/api/status")
+LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
+_LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
+
+
+_TOLD = "llm_switch.told"
+_FORWARDED = frozenset(FORWARDED)
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
+    ClientGone.status: f"{ClientGone.status} Client Closed Request"
+}
+
+
+def make_wsgi(services: Services) -> Wsgi:
+    """The whole application as a WSGI callable."""
+    dispatch = _Dispatch(services)
+
+    def serve(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        access = services.access()
+        told = _tell(services, access, dispatch, environ)
+        answer = told.answer if isinstance(told, Story) else told
+        headers = [*answer.headers, *access.cors_headers(environ)]
+        if answer.body:
+            headers.append(("Content-Length", str(len(answer.body))))
+        start_response(_STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status", headers)
+        if isinstance(told, Story):
+            return told
+        return () if environ["REQUEST_METHOD"] == "HEAD" else (answer.body,)
+
+    return serve
+
+
+def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Environ) -> Answer | Story:
+    """What a route tells whoever may come in. Whatever goes wrong leaves in OpenAI's shape, with a line in the
+    journal."""
+    path = environ["PATH_INFO"]
+    try:
+        if access.check(path, environ):
+            return Answer(204, access.preflight_headers(environ), b"")
+        if path in _FORWARDED and environ["REQUEST_METHOD"] == "POST":
+            return forward(services, path, environ)
+        return dispatch.tell(environ)
+    except ProxyError as error:
+        level = logging.WARNING if error.status < 500 else logging.ERROR
+        log.log(level, "refused path=%s status=%d reason=%r", _quoted(path), error.status, error.message)
+        return Answer.of_error(error)
+    except Exception:
+        log.exception("route_crashed path=%s", _quoted(path))
+        return Answer.of_error(InternalError("the proxy failed; its journal has the reason"))
+
+
+def _quoted(path: str) -> str:
+    """WSGI's reading of the path's bytes (PEP 3333), as they are written in a URL."""
+    return quote(path.encode("latin-1"))
+
+
+class _Dispatch(web.application):  # type: ignore[misc]
+    """web.py's choice of a route."""
+
+    def __init__(self, services: Services) -> None:
+        web.config.debug = False
+        mapping: list[object] = []
+        for pattern, handler in ROUTES:
+            mapping += [pattern, type(handler.__name__, (handler,), {"services": services})]
+        super().__init__(mapping, {}, autoreload=False)
+        self._wsgi = self.wsgifunc()
+
+    def tell(self, environ: Environ) -> Answer | Story:
+        """What the route tells.
+
+        Raises:
+            ProxyError, and whatever goes wrong in the route.
+        """
+        for _ in self._wsgi(environ, lambda *_: None):
+            continue  # web.py cleans up at the end of it
+        told = environ.pop(_TOLD, None)
+        try:
+            if told is None:
+                raise MethodNotAllowed(environ["REQUEST_METHOD"], environ["PATH_INFO"], ("GET", "POST"))
+            if isinstance(told, Exception):
+                raise told
+            return cast(Answer | Story, told)
+        finally:
+            del told  # it may name this frame: a circle, until a collection
+
+    def handle(self) -> bytes:
+        """Called by web.py, which would answer an exception in words of its own."""
+        try:
+            told = super().handle()
+        except web.HTTPError:
+            told = _translate_refusal()
+        except Exception as error:
+            told = error
+        web.ctx.env[_TOLD] = told
+        return b""
+
+
+def _translate_refusal() -> ProxyError:
+    """web.py's own: no such route, no such method."""
+    status = int(web.ctx.status[:3])
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")
+        return MethodNotAllowed(web.ctx.method, web.ctx.path, [name.strip() for name in allowed.split(",")])
+    if status == HTTPStatus.NOT_FOUND:
+        near = get_close_matches(web.ctx.path, (*POSTED, *GOT), n=1, cutoff=_LIKENESS)
+        meant = f" did you mean {near[0]}?" if near else ""
+        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path};{meant} there are {LISTED}")
+    return InternalError(f"web.py refused the request with status {status}")

@@ -1,0 +1,256 @@
+"""The routes: web.py classes that read a request, call, and write the answer.
+
+Knows HTTP and nothing of how a request is served. Each method returns what is to be told: a whole answer, or a story.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+from urllib.parse import unquote
+
+import web
+
+from systemd_llm_switch.api.services import CLIENT_FD, Environ, Services
+from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.errors import (
+    InvalidRequest,
+    MissingModel,
+)
+from systemd_llm_switch.forward.forwarding import Answer
+from systemd_llm_switch.forward.proxy import Story
+from systemd_llm_switch.openai.request import parse_object
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
+from systemd_llm_switch.scheduler import State
+from systemd_llm_switch.switching.status import ModelStatus
+from systemd_llm_switch.waiting import Client
+
+_MAX_HOLD_MINUTES = 366 * 24 * 60
+_LONGEST_KEY = 40  # letters of a key that is told in an error
+# llama-server's router words for what we call states; Open WebUI shows loaded models by them.
+_STATUS_VALUE = {
+    State.READY.value: "loaded",
+    State.DRAINING.value: "loaded",
+    State.STARTING.value: "loading",
+}
+
+
+class Handler:
+    """Base of the routes: reading and writing."""
+
+    services: ClassVar[Services]
+
+    @property
+    def client(self) -> Client:
+        return _client(web.ctx.env)
+
+    @property
+    def content_type(self) -> str:
+        return _content_type(web.ctx.env)
+
+    def read_body(self) -> bytes:
+        """The whole body; the server has read and bounded it."""
+        return _body(web.ctx.env)
+
+    def read_object(self) -> Json:
+        """The body as an object; an empty one is an empty object."""
+        raw = self.read_body()
+        return parse_object(raw) if raw.strip() else {}
+
+    def read_order(self, *known: str) -> Json:
+        """What an operator asks for, by these keys. Under llama-server's own routes (/models/load) its clients may
+        send more.
+
+        Raises:
+            InvalidRequest: a key that is none of them: a mistake that would otherwise pass for another order.
+        """
+        body = self.read_object()
+        unknown = next((key for key in body if key not in known), None)
+        if unknown is not None and web.ctx.path.startswith("/api/"):
+            keys = " and ".join(f"`{key}`" for key in known) or "none"
+            told = f"{unknown[:_LONGEST_KEY]!r} is no key of {web.ctx.path}; known: {keys}"
+            raise InvalidRequest(told, param=unknown[:_LONGEST_KEY])
+        return body
+
+    def write(self, value: object) -> Answer:
+        """Answers with JSON."""
+        return Answer(200, (JSON_TYPE,), dump(value))
+
+
+class Forwarded(Handler):
+    """Every route that is forwarded to the model its body names. For web.py, which tells by it that only POST is
+    allowed there: `application` takes the POSTs past it."""
+
+    def POST(self, path: str) -> Story:
+        return forward(self.services, path, web.ctx.env)
+
+
+def forward(services: Services, path: str, environ: Environ) -> Story:
+    """Serves a request for a model; without web.py, which most of all requests need not pay for."""
+    return services.proxy.serve(path, _body(environ), _content_type(environ), _client(environ))
+
+
+def _client(environ: Environ) -> Client:
+    return Client(environ.get(CLIENT_FD))
+
+
+def _content_type(environ: Environ) -> str:
+    return str(environ.get("CONTENT_TYPE") or JSON_TYPE[1])
+
+
+def _body(environ: Environ) -> bytes:
+    body: bytes = environ["wsgi.input"].read()
+    return body
+
+
+class Upstream(Handler):
+    """What a loaded model's backend tells of itself."""
+
+    def GET(self, name_and_path: str) -> Answer:
+        return self.pass_through("GET", name_and_path, b"")
+
+    def POST(self, name_and_path: str) -> Answer:
+        return self.pass_through("POST", name_and_path, self.read_body())
+
+    def pass_through(self, method: str, name_and_path: str, body: bytes) -> Answer:
+        proxy, path = self.services.proxy, unquote(name_and_path)
+        with self.services.aside():
+            return proxy.pass_through(method, path, web.ctx.query, body, self.content_type, self.client)
+
+
+class Models(Handler):
+    """The configured models; never touches a unit."""
+
+    def GET(self) -> Answer:
+        states = self.services.switcher.status()
+        config = self.services.live.current()
+        data = [self.describe(model, states.get(model.id)) for model in config.models.values()]
+        return self.write({"object": "list", "data": data})
+
+    def describe(self, model: Model, status: ModelStatus | None) -> Json:
+        value = _STATUS_VALUE.get(status.state, "unloaded") if status is not None else "unloaded"
+        return {
+            "id": model.id,
+            "object": "model",
+            "created": int(self.services.started),
+            "owned_by": "systemd-llm-switch",
+            "aliases": list(model.aliases),
+            "status": {"value": value},
+        }
+
+
+class OneModel(Models):
+    """One configured model, by id or alias."""
+
+    def GET(self, name: str) -> Answer:  # type: ignore[override]
+        model = self.services.live.current().find_model(unquote(name))  # the server leaves %2F as it is
+        return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
+
+
+class Health(Handler):
+    """The proxy's own health."""
+
+    def GET(self) -> Answer:
+        return self.write({"status": "ok"})
+
+
+class Status(Handler):
+    """What is loaded, who waits, what went wrong."""
+
+    def GET(self) -> Answer:
+        services = self.services
+        services.live.current()  # an edit shows here, not only after the next request; so does a start by hand
+        services.operations.look()
+        switcher = services.switcher
+        return self.write(
+            {
+                "models": {name: dataclasses.asdict(state) for name, state in switcher.status().items()},
+                "waiting": switcher.waiting,
+                "on_hold": switcher.on_hold,
+                "hold_until": switcher.hold_until,
+                "switches": [record.as_json() for record in switcher.switches()],
+                "repairs": services.proxy.repairs(),
+                "config": {"path": str(services.live.path), "error": services.live.error},
+            }
+        )
+
+
+class Load(Handler):
+    """Loads a model by hand; answers when it is ready."""
+
+    def POST(self) -> Answer:
+        model = self.named_model(self.read_order("model"))
+        with self.services.aside():
+            self.services.operations.load(model, self.client)
+        status = self.services.switcher.status()[model.id]
+        return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
+
+    def named_model(self, body: Json) -> Model:
+        config = self.services.live.current()
+        name = body.get("model")
+        if name is None or name == "":
+            raise MissingModel(config.models)
+        if not isinstance(name, str):
+            raise InvalidRequest("`model` must be a text", param="model")
+        return config.find_model(name)
+
+
+class Unload(Load):
+    """Frees the VRAM of one model, or of all; answers when it is free."""
+
+    def POST(self) -> Answer:
+        body = self.read_order("model", "force")
+        force = _read_force(body)
+        config: Config = self.services.live.current()
+        models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
+        with self.services.aside():
+            unloaded = self.services.operations.unload(models, force, self.client)
+        return self.write({"success": True, "models": [model.id for model in unloaded]})
+
+
+class Hold(Handler):
+    """Keeps the VRAM free for something else; answers when it is free."""
+
+    def POST(self) -> Answer:
+        body = self.read_order("minutes", "force")
+        minutes, force = self.read_minutes(body), _read_force(body)
+        left_s = math.inf if minutes is None else minutes * 60
+        with self.services.aside():
+            warning = self.services.operations.hold(left_s, force, self.client)
+        return self.write(_told(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
+
+    def read_minutes(self, body: Json) -> float | None:
+        minutes: object = body.get("minutes")
+        if minutes is None:
+            return None
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float):
+            raise InvalidRequest("`minutes` must be a number", param="minutes")
+        if not 0 < minutes <= _MAX_HOLD_MINUTES:
+            raise InvalidRequest(
+                f"`minutes` must be greater than 0 and at most {_MAX_HOLD_MINUTES}; leave it out for a hold that lasts "
+                f"until `POST /api/release`",
+                param="minutes",
+            )
+        return minutes
+
+
+class Release(Handler):
+    """Ends a hold."""
+
+    def POST(self) -> Answer:
+        self.read_order()
+        warning = self.services.operations.release()
+        return self.write(_told(warning, on_hold=False))
+
+
+def _told(warning: str | None, **fields: object) -> Json:
+    """A success, with what the operator should know of it."""
+    return {"success": True, **fields} | ({"warning": warning} if warning else {})
+
+
+def _read_force(body: Json) -> bool:
+    force = body.get("force", False)
+    if not isinstance(force, bool):
+        raise InvalidRequest("`force` must be true or false", param="force")
+    return force

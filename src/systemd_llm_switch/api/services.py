@@ -1,0 +1,73 @@
+"""What the routes share: the parts of the proxy that they call, who may come in, and room for what no queue bounds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from systemd_llm_switch.api.access import Access
+from systemd_llm_switch.config.file import LiveConfig
+from systemd_llm_switch.errors import ProxyError, QueueFull
+from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.switching.operations import Operations
+from systemd_llm_switch.switching.switcher import Switcher
+
+Environ = dict[str, Any]
+
+# The server's gateway leaves the client's socket here.
+CLIENT_FD = "llm_switch.client_fd"
+# Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
+ASIDE_LIMIT = 16
+
+
+class Services:
+    """What the routes call. `host` is the address that is listened on."""
+
+    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, operations: Operations, host: str) -> None:
+        self.live = live
+        self.proxy = proxy
+        self.switcher = switcher
+        self.operations = operations
+        self.started = time.time()
+        self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
+        self._host = host
+        self._access = (live.latest, Access(live.latest.server, host))
+
+    def access(self) -> Access:
+        """The rules of the config in force."""
+        config = self.live.latest
+        known, access = self._access
+        if known is not config:
+            access = Access(config.server, self._host)
+            self._access = (config, access)
+        return access
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, a request waits that no queue bounds.
+
+        Raises:
+            QueueFull: as many wait already as may; the threads that are left are for those that need not wait.
+        """
+        if not self._aside.acquire(blocking=False):
+            raise QueueFull(f"{ASIDE_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)
+        try:
+            yield
+        finally:
+            self._aside.release()
+
+    def max_body_bytes(self) -> int:
+        """Asked when a request's headers are read, and so its first look at the config: what is asked on the way of a
+        request for a model is content with `live.latest`."""
+        return int(self.live.current().server.max_body_mb * 1_000_000)
+
+    def admits(self, environ: dict[str, Any]) -> bool:
+        """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
+        try:
+            self.access().check(environ["PATH_INFO"], environ)
+        except ProxyError:
+            return False
+        return True

@@ -1,0 +1,164 @@
+"""The values of config keys: each cast takes what YAML gave and returns the value, or raises ValueError with a reason
+that a person understands. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+# systemd.unit(5), "Description": the characters a unit name may have.
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
+_STREAMING = ("buffered", "live")
+
+
+class WrongEntry(ValueError):
+    """One entry of a list is wrong, and the message is only of it."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, int | float):
+        raise ValueError("must be a text (put it in quotes)")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text")
+    return value.strip()
+
+
+def as_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def as_number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError("must be a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("must be a smaller number") from error
+
+
+def as_positive(value: object) -> float:
+    number = as_number(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be greater than 0")
+    return number
+
+
+def as_not_negative(value: object) -> float:
+    number = as_number(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError("must be 0 or more")
+    return number
+
+
+def as_count(value: object) -> int:
+    number = as_not_negative(value)
+    if number != int(number):
+        raise ValueError("must be a whole number")
+    return int(number)
+
+
+def as_port(value: object) -> int:
+    port = as_count(value)
+    if not 1 <= port <= 65535:
+        raise ValueError("must be a port, 1 to 65535")
+    return port
+
+
+def as_each(cast: Callable[[object], str], value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    entries = []
+    for index, entry in enumerate(value):
+        try:
+            entries.append(cast(entry))
+        except ValueError as error:
+            raise WrongEntry(index, str(error)) from error
+    return tuple(entries)
+
+
+def as_texts(value: object) -> tuple[str, ...]:
+    return as_each(as_text, value)
+
+
+def as_host(value: object) -> str:
+    return as_text(value).removeprefix("[").removesuffix("]")  # as IPv6 addresses stand in URLs
+
+
+def as_hosts(value: object) -> tuple[str, ...]:
+    return as_each(as_host_name, value)
+
+
+def as_host_name(value: object) -> str:
+    name = as_text(value)
+    if "/" in name or "*" in name:
+        raise ValueError(f"must be a name like my-box.lan, without scheme, path or *, not {name!r}")
+    return name
+
+
+def as_origins(value: object) -> tuple[str, ...]:
+    return as_each(as_origin, value)
+
+
+def as_origin(value: object) -> str:
+    """As browsers send it (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): anything else would never match."""
+    text = as_text(value)
+    origin = text.lower().removesuffix("/")
+    if origin in ("*", "null"):
+        return origin
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"must look like https://chat.example.org or http://localhost:8080 (or '*'), not {text!r}")
+    default = ":443" if origin.startswith("https:") else ":80" if origin.startswith("http:") else None
+    return origin if default is None else origin.removesuffix(default)
+
+
+def as_mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("must be a mapping of request fields")
+    for name in ("model", "stream", "messages", "prompt", "input"):
+        if name in value:
+            raise ValueError(f"must not set {name!r}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"must hold what JSON can say: {error}") from error
+    return MappingProxyType(dict(value))
+
+
+def as_streaming(value: object) -> str:
+    if value not in _STREAMING:
+        raise ValueError(f"must be one of {', '.join(_STREAMING)}")
+    return str(value)
+
+
+def as_unit(value: object) -> str:
+    unit = as_text(value)
+    if not _UNIT_NAME.fullmatch(unit):
+        hint = "" if "." in unit else f"; did you mean {unit}.service?"
+        raise ValueError(f"{unit!r} is no systemd service name{hint}")
+    return unit
+
+
+def as_url(value: object) -> str:
+    url = as_text(value).rstrip("/").lower().replace("//localhost:", "//127.0.0.1:")  # one spelling: they are compared
+    try:
+        parts = urlsplit(url)
+        is_plain = parts.scheme == "http" and parts.hostname and parts.port
+    except ValueError:
+        is_plain = None
+    if not is_plain or parts.path or parts.query or parts.fragment:
+        raise ValueError(f"must look like http://127.0.0.1:3004, not {url!r}")
+    return url
+
+
+Cast = Callable[[object], Any]

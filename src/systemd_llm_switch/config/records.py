@@ -1,0 +1,117 @@
+"""The configuration as frozen records. Pure: knows nothing of YAML, files, units that run, HTTP or logging."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from systemd_llm_switch.errors import ModelNotFound
+
+ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and where in the file (`models.bge-m3.unit`)."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(Exception):
+    """The config cannot be used; `problems` names every reason."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as the README says."""
+
+    host: str = "127.0.0.1"
+    port: int = 3002
+    llama_url: str = "http://127.0.0.1:3004"
+    health_timeout: float = 120.0
+    request_timeout: float = 1800.0
+    queue_limit: int = 64
+    max_body_mb: float = 64.0
+    streaming: str = "buffered"
+    vram: float | None = None
+    max_wait: float | None = None
+    min_resident: float | None = None
+    drain_timeout: float | None = None
+    preload: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: str | None = None
+    allow_unauthenticated: bool = False
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the proxy."""
+        return is_loopback(self.host)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self.api_keys or self.api_keys_file)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One public model id and the unit that serves it."""
+
+    id: str
+    unit: str
+    llama_url: str
+    aliases: tuple[str, ...] = ()
+    vram: float | None = None
+    ttl: float | None = None
+    streaming: str = "buffered"
+    params: Mapping[str, object] = field(default_factory=dict)
+    force: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RepairSettings:
+    """`repair:`. What the repair of replies may do."""
+
+    rescue: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A valid configuration. `names` maps each id and alias to its model."""
+
+    server: ServerSettings
+    models: Mapping[str, Model]
+    names: Mapping[str, Model]
+    repair: RepairSettings = RepairSettings()
+
+    def find_model(self, name: str) -> Model:
+        """The model of an id or an alias.
+
+        Raises:
+            ModelNotFound
+        """
+        model = self.names.get(name)
+        if model is None:
+            raise ModelNotFound(name, self.models)
+        return model
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address is this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

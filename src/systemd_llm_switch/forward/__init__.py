@@ -1,0 +1,4 @@
+"""One request from its bytes to its answer: lease, backend, repair, reply.
+
+Must not know web.py, cheroot or systemd. Start reading at `proxy`.
+"""

@@ -1,0 +1,275 @@
+"""A reply that is passed on while the model still writes it: events in, frames out. Pure.
+
+Text and reasoning go on at once. What may need repair is held until the stream has ended: tool calls, JSON that
+the client asked for, and text that may yet turn out to be a leaked tool call. Then the whole reply is mended by
+the same function as a finished one, so what a client puts together is the same in both modes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from systemd_llm_switch.forward.recovery import Told
+from systemd_llm_switch.openai.shapes import Json, choices_of, object_of, objects_of
+from systemd_llm_switch.openai.sse import (
+    DONE,
+    frame,
+    function_call_deltas,
+    split_logprobs,
+    split_text,
+    tool_call_deltas,
+)
+from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
+
+
+class BrokenStream(Exception):
+    """The backend's stream is not what it should be."""
+
+
+class StreamError(Exception):
+    """The backend told an error in its stream; `body` is the object that it sent."""
+
+    def __init__(self, body: Json) -> None:
+        super().__init__(str(body.get("error")))
+        self.body = body
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that it would have had before the stream began."""
+        told = self.body.get("error")
+        code = told.get("code") if isinstance(told, dict) else None
+        return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice of the reply as far as it was read."""
+
+    sent: list[str] = field(default_factory=list)
+    pending: str = ""  # text that was read and not passed on
+    fields: Json = field(default_factory=dict)  # of the message: role, reasoning_content, …
+    calls: dict[int, Json] = field(default_factory=dict)
+    function: Json | None = None
+    logprobs: list[object] = field(default_factory=list)
+    finish_reason: str | None = None
+    tokens: int = 0  # of text and thoughts: llama-server sends an event for each
+
+    @property
+    def text(self) -> str:
+        return "".join(self.sent) + self.pending
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self.calls) or self.function is not None
+
+
+class LiveReply:
+    """The reply of one streamed request. Feed it the data of each event; `repairs` and `usage` are whole at the
+    end."""
+
+    def __init__(self, facts: RequestFacts, is_chat: bool, wants_usage: bool) -> None:
+        self._facts = facts
+        self._may_rescue = bool(facts.rescue and facts.tools)
+        self._is_chat = is_chat
+        self._wants_usage = wants_usage
+        self._choices: dict[int, _Choice] = {}
+        self._envelope: Json = {}
+        self._usage_chunk: Json | None = None
+        self._whole: Json = {}
+        self.repairs: tuple[Repair, ...] = ()
+        self.usage: Json = {}
+
+    @property
+    def told(self) -> Told | None:
+        """How far the reply was read; None where the client asked for several."""
+        if len(self._choices) > 1:
+            return None
+        state = next(iter(self._choices.values()), _Choice())
+        return Told(state.fields.get("reasoning_content", ""), state.text, state.tokens)
+
+    def feed(self, data: bytes) -> bytes:
+        """What goes to the client now for one event's data (not `[DONE]`).
+
+        Raises:
+            StreamError: the event is an error.
+            BrokenStream: the event is no chunk.
+        """
+        try:
+            chunk: Json = json.loads(data)
+            choices = choices_of(chunk)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise BrokenStream(f"an event is no JSON object: {data[:200]!r}") from error
+        if "error" in chunk:
+            raise StreamError(chunk)
+        if isinstance(chunk.get("usage"), dict):
+            self.usage = chunk["usage"]
+            if not choices:
+                self._usage_chunk = chunk
+                return b""
+        self._note_envelope(chunk)
+        if len(choices) == 1 and not chunk.get("usage") and self._may_pass(choices[0]):
+            return b"data: " + data + b"\n\n"
+        return b"".join(frame for choice in choices for frame in self._take(choice))
+
+    def resume(self, rest: Json) -> Iterator[bytes]:
+        """What goes to the client now that the rest of the reply is known, after an error ended the stream."""
+        choice = rest["choices"][0]
+        state = self._choices.setdefault(0, _Choice())
+        state.calls.clear()  # a failed reading of what now comes as text
+        state.function = None
+        self.usage = rest["usage"]
+        self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
+        yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
+
+    def end(self) -> None:
+        """The stream has ended: what was held can be mended.
+
+        Raises:
+            BrokenStream: it ended without a finish_reason.
+        """
+        if not self._choices or any(choice.finish_reason is None for choice in self._choices.values()):
+            raise BrokenStream("the stream ended early")
+        reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
+        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts)
+
+    def rest(self) -> Iterator[bytes]:
+        """What is left after `end()`: held text, tool calls, finish_reason, usage, `[DONE]`."""
+        for choice in choices_of(self._whole):
+            yield from self._rest(choice, self._choices[choice["index"]])
+        if self._wants_usage:
+            usage = {"choices": [], "usage": self.usage} if self._usage_chunk is None else self._usage_chunk
+            yield frame(self._base() | usage)
+        yield DONE
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def _may_pass(self, choice: Json) -> bool:
+        """Takes a choice in if its event can go on as it came: the hot path of a live stream."""
+        _, state, delta = self._read(choice)
+        text = delta.get("content")
+        if choice.get("finish_reason") is not None or choice.get("logprobs") or not _PLAIN.issuperset(delta):
+            return False
+        if text and (self._may_rescue or self._facts.wants_json or state.pending or state.has_calls):
+            return False
+        self._note(state, delta)
+        if text:
+            state.sent.append(text)
+        return True
+
+    def _take(self, choice: Json) -> Iterator[bytes]:
+        """Takes a choice in; yields what may go on of it."""
+        index, state, delta = self._read(choice)
+        is_first = not state.fields
+        self._note(state, delta)
+        if is_first and "role" in state.fields:
+            yield self._frame(index, {"role": state.fields["role"]})
+        if delta.get("reasoning_content"):
+            yield self._frame(index, {"reasoning_content": delta["reasoning_content"]})
+        state.pending += delta.get("content") or ""
+        for call in objects_of(delta.get("tool_calls")):
+            _merge_call(state.calls, call)
+        if isinstance(delta.get("function_call"), dict):
+            state.function = _merged_function(state.function or {}, delta["function_call"])
+        state.logprobs += objects_of(object_of(choice.get("logprobs")).get("content"))
+        state.finish_reason = choice.get("finish_reason") or state.finish_reason
+        yield from self._text_that_may_pass(index, state)
+
+    def _read(self, choice: Json) -> tuple[int, _Choice, Json]:
+        """A choice's number, what was read of it before, and what is new.
+
+        Raises:
+            BrokenStream: it has another form than a chunk's.
+        """
+        index = choice.get("index", 0)
+        delta = object_of(choice.get("delta")) if self._is_chat else {"content": choice.get("text")}
+        texts = (delta.get("content"), delta.get("reasoning_content"))
+        if not isinstance(index, int) or not all(text is None or isinstance(text, str) for text in texts):
+            raise BrokenStream(f"a choice is none: {json.dumps(choice)[:200]}")
+        return index, self._choices.setdefault(index, _Choice()), delta
+
+    def _note(self, state: _Choice, delta: Json) -> None:
+        state.tokens += bool(delta.get("content") or delta.get("reasoning_content"))
+        for name, value in delta.items():
+            if name == "reasoning_content":
+                state.fields[name] = state.fields.get(name, "") + (value or "")
+            elif name not in ("content", "tool_calls", "function_call"):
+                state.fields[name] = value
+
+    def _text_that_may_pass(self, index: int, state: _Choice) -> Iterator[bytes]:
+        if self._facts.wants_json or state.has_calls:
+            return
+        end = len(state.pending)
+        if self._may_rescue:
+            is_start = not state.sent or state.sent[-1].endswith(THOUGHTS_END)
+            end = call_may_start_at(state.pending, is_start=is_start)
+        if end:
+            piece, state.pending = state.pending[:end], state.pending[end:]
+            state.sent.append(piece)
+            yield self._frame(index, {"content": piece})
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _finished(self, index: int, state: _Choice) -> Json:
+        text = state.text
+        if not self._is_chat:
+            return {"index": index, "text": text, "finish_reason": state.finish_reason}
+        message: Json = {"role": "assistant"} | state.fields
+        message["content"] = None if state.has_calls and not text else text
+        if state.calls:
+            message["tool_calls"] = [call for _, call in sorted(state.calls.items())]
+        if state.function is not None:
+            message["function_call"] = state.function
+        return {"index": index, "message": message, "finish_reason": state.finish_reason}
+
+    def _rest(self, choice: Json, state: _Choice) -> Iterator[bytes]:
+        index, message = choice["index"], choice.get("message") or {}
+        text = (message.get("content") if self._is_chat else choice.get("text")) or ""
+        for piece in split_text(text[sum(map(len, state.sent)) :]):
+            yield self._frame(index, {"content": piece})
+        for position, call in enumerate(message.get("tool_calls") or []):
+            for delta in tool_call_deltas(position, call):
+                yield self._frame(index, {"tool_calls": [delta]})
+        for delta in function_call_deltas(message.get("function_call")):
+            yield self._frame(index, {"function_call": delta})
+        for logprobs in split_logprobs({"content": state.logprobs}):
+            yield self._frame(index, {}, logprobs=logprobs)
+        yield self._frame(index, {}, finish_reason=choice["finish_reason"])
+
+    def _frame(self, index: int, delta: Json, **more: object) -> bytes:
+        content = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **content, "finish_reason": None, **more}
+        base = self._base() if more.get("finish_reason") is None else self._envelope
+        return frame(base | {"choices": [choice]})
+
+    def _note_envelope(self, chunk: Json) -> None:
+        """What stands around the choices; llama-server puts `timings` into its last chunk."""
+        self._envelope |= {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
+
+    def _base(self) -> Json:
+        return {name: value for name, value in self._envelope.items() if name != "timings"}
+
+
+_PLAIN = frozenset(("role", "content", "reasoning_content"))
+
+
+def _merge_call(calls: dict[int, Json], delta: Json) -> None:
+    """Adds a tool call's delta to what was read of the call."""
+    index = delta.get("index")
+    index = index if isinstance(index, int) else len(calls) if delta.get("id") else max(len(calls) - 1, 0)
+    known = calls.setdefault(index, {})
+    function = _merged_function(known.get("function") or {}, object_of(delta.get("function")))
+    known.update({name: value for name, value in delta.items() if name not in ("index", "function")})
+    known["function"] = function
+
+
+def _merged_function(known: Json, delta: Json) -> Json:
+    merged = known | {name: value for name, value in delta.items() if name != "arguments"}
+    arguments = delta.get("arguments")
+    if isinstance(arguments, str):
+        before = known.get("arguments")
+        merged["arguments"] = before + arguments if isinstance(before, str) else arguments
+    elif arguments is not None:
+        merged["arguments"] = arguments  # an object, from a backend that does not know better
+    return merged

@@ -1,0 +1,253 @@
+"""cheroot: the listening socket, the threads, an orderly end; and what systemd wants to know of it.
+
+Knows HTTP's wire and nothing of routes or models. A request that waits holds a thread, so there are as many as
+requests may wait and run, and a reserve that keeps /health and /v1/models answering.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import resource
+import socket
+import sys
+import threading
+from typing import Any
+
+from cheroot import server as cheroot_server
+from cheroot import wsgi
+
+from systemd_llm_switch.api.access import Headers
+from systemd_llm_switch.api.application import Wsgi
+from systemd_llm_switch.api.services import CLIENT_FD, Services
+from systemd_llm_switch.http_server.connections import Connection, IdleConnections
+from systemd_llm_switch.http_server.reading import SlowReads
+from systemd_llm_switch.http_server.threadpool import GrowingPool
+from systemd_llm_switch.systemd.notify import notify, watchdog_interval_s
+
+log = logging.getLogger(__name__)
+
+RESERVE_THREADS = 64
+_BACKLOG = 512
+_IDLE_CONNECTIONS = 512
+# A client may pause for so long, between its requests and within one.
+_SOCKET_TIMEOUT_S = 30
+_MAX_HEADER_BYTES = 64 * 1024
+# Of the reserve, so many threads may wait for slow senders, so many linger, handlers.ASIDE_LIMIT wait outside of the
+# queue, and some stay with their connection (threads.py): the rest of it answers /health.
+_SLOW_READS = 24
+_LINGERING = 8
+# Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than
+# _FILES, unless very many requests may wait.
+_FILES_A_THREAD = 3
+_FILES = 8192
+# Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
+SHUTDOWN_TIMEOUT_S = 25
+
+
+# What PEP 3333 wants to be told and is the same for every request.
+_SURROUNDINGS = {
+    "SCRIPT_NAME": "",
+    "SERVER_NAME": "systemd-llm-switch",
+    "wsgi.version": (1, 0),
+    "wsgi.url_scheme": "http",
+    "wsgi.errors": sys.stderr,
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": False,
+    "wsgi.run_once": False,
+}
+
+
+class _Gateway(cheroot_server.Gateway):
+    """WSGI (PEP 3333) for one application, which is ours: what cheroot checks of any application is left out."""
+
+    def respond(self) -> None:
+        """Has the request answered."""
+        request = self.req
+        told = request.server.wsgi_app(self.environ(), request.start_response)
+        try:
+            for piece in told:
+                if piece:
+                    request.ensure_headers_sent()
+                    request.write(piece)
+        finally:
+            request.ensure_headers_sent()
+            if hasattr(told, "close"):
+                told.close()
+
+    def environ(self) -> dict[str, Any]:
+        """What the application is told of the request."""
+        request = self.req
+        connection = request.conn
+        told: dict[str, Any] = {
+            "HTTP_" + name.decode("latin-1").upper().replace("-", "_"): value.decode("latin-1")
+            for name, value in request.inheaders.items()
+        }
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if f"HTTP_{name}" in told:
+                told[name] = told.pop(f"HTTP_{name}")
+        told |= request.server.surroundings
+        told["REQUEST_METHOD"] = request.method.decode("latin-1")
+        told["PATH_INFO"] = request.path.decode("latin-1")
+        told["QUERY_STRING"] = request.qs.decode("latin-1")
+        told["SERVER_PROTOCOL"] = request.request_protocol.decode("latin-1")
+        told["REMOTE_ADDR"] = connection.remote_addr or ""
+        told["wsgi.input"] = io.BytesIO(request.body)
+        told[CLIENT_FD] = connection.socket.fileno()
+        return told
+
+
+class Server(wsgi.Server):
+    """cheroot with our sizes, our errors and our log.
+
+    `services` tell for each request, before its body is read, how large that may be and whether the application would
+    let it in: the config may change.
+    """
+
+    ConnectionClass = Connection
+    keep_alive_conn_limit = _IDLE_CONNECTIONS
+    max_request_header_size = _MAX_HEADER_BYTES
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        application: Wsgi,
+        threads: int,
+        services: Services,
+    ) -> None:
+        """`threads` is their limit."""
+        super().__init__(
+            (host, port),
+            application,
+            server_name="systemd-llm-switch",
+            request_queue_size=_BACKLOG,
+            timeout=_SOCKET_TIMEOUT_S,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        )
+        self.requests = GrowingPool(self, threads)
+        self.gateway = _Gateway
+        self.surroundings = {**_SURROUNDINGS, "SERVER_PORT": str(port)}
+        self._services = services
+        self._is_stopping = False
+        self._has_stopped = threading.Event()
+        self.slow_reads = SlowReads(_SLOW_READS)
+        self.lingering = threading.BoundedSemaphore(_LINGERING)
+
+    @property
+    def max_request_body_size(self) -> int:  # type: ignore[override]
+        """Bytes; cheroot refuses a larger body before it reads it."""
+        return self._services.max_body_bytes()
+
+    def admits(self, request: Any) -> bool:
+        """Whether the application would let a request in."""
+        return self._services.admits(self.gateway(request).environ())
+
+    def cors_headers(self, origin: str | None) -> Headers:
+        """What lets a listed page read an answer that never got to the application."""
+        return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
+
+    def prepare(self) -> None:
+        """Listens, with room for as many connections as there may be.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        _allow_files(max(_FILES, self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD))
+        super().prepare()
+        self._connections.close()  # type: ignore[has-type]
+        self._connections = IdleConnections(self)
+
+    def process_conn(self, conn: Connection) -> None:
+        """Has a thread serve a connection; a new one only when it has said something."""
+        if conn.is_fresh:
+            conn.is_fresh = False
+            self._connections.put(conn)
+        else:
+            super().process_conn(conn)
+
+    def put_conn(self, conn: Connection) -> None:
+        """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
+        `finally` of its threads); it is this connection's alone."""
+        try:
+            if not self.requests.stays_with(conn):
+                super().put_conn(conn)
+        except Exception:
+            log.exception("connection_lost")
+            conn.close()
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        log.log(level, "server %s", msg, exc_info=traceback)
+
+    def allow_threads(self, count: int) -> None:
+        """Another limit, for a longer or shorter queue."""
+        self.requests.max = count
+
+    def stop(self) -> None:
+        """Ends it in order, from another thread; also when it has not yet begun to serve."""
+        self._is_stopping = True
+        if self.ready:
+            super().stop()
+            self._has_stopped.set()
+
+    def run(self) -> None:
+        """Serves, once prepared, until `stop()` was called from another thread and has ended what runs; tells systemd
+        on the way."""
+        interval_s = watchdog_interval_s()
+        if interval_s is not None:
+            threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
+        notify("READY=1")
+        if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop
+            self.stop()
+        self.serve()
+        self._has_stopped.wait()
+
+    def _watch(self, interval_s: float) -> None:
+        """Tells systemd's watchdog that we live as long as /health really answers."""
+        pause = threading.Event()
+        host, port = self.bind_addr[:2]
+        while self.ready:
+            if _answers(host, port, interval_s):
+                notify("WATCHDOG=1")
+            pause.wait(interval_s)
+
+
+def _answers(host: str, port: int, timeout_s: float) -> bool:
+    connection = http.client.HTTPConnection(_reachable(host), port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/health", headers={"Connection": "close"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        log.error("watchdog /health does not answer")
+        return False
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a bind address by."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _allow_files(count: int) -> None:
+    """Raises the limit of open files as far as it may be; systemd's usual one, 1024, is for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def describe_bind_error(host: str, port: int, error: OSError) -> str:
+    """Why the port cannot be had, and the next step."""
+    try:
+        socket.create_connection((_reachable(host), port), timeout=1).close()
+        in_use = True
+    except OSError:
+        in_use = False
+    if in_use:
+        return (
+            f"port {port} is taken by another program; find it with `ss -ltnp 'sport = :{port}'`, stop it, or set "
+            f"server.port"
+        )
+    return f"cannot listen on {host}:{port}: {error}"

@@ -1,0 +1,156 @@
+"""A request in OpenAI's protocol: its bytes in, what must be known of it out, and the bytes for the backend. Pure.
+
+Knows no socket, no unit and no web framework.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
+from systemd_llm_switch.openai.endpoints import FORWARDED, ReplyKind
+from systemd_llm_switch.openai.shapes import Json, dump
+
+_MAX_FIELD = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the proxy must know of a request. `body` must not be changed: `raw` are the same bytes."""
+
+    path: str
+    model: str
+    body: Json
+    raw: bytes
+    is_streamed: bool
+    wants_usage: bool
+    content_type: str
+    is_form: bool = False
+
+    @property
+    def is_chat(self) -> bool:
+        return FORWARDED.get(self.path) is ReplyKind.CHAT
+
+    @property
+    def is_repairable(self) -> bool:
+        """Whether the reply is a chat's or a completion's."""
+        return FORWARDED.get(self.path) in (ReplyKind.CHAT, ReplyKind.TEXT)
+
+
+def parse_request(
+    path: str, raw: bytes, known_models: Iterable[str], content_type: str = "application/json"
+) -> Request:
+    """Reads a request's body: JSON, or a form where its Content-Type says so.
+
+    Raises:
+        InvalidJson, InvalidRequest, MissingModel: what the client must mend.
+    """
+    is_form = content_type.lower().startswith("multipart/form-data")
+    body = _parse_form(raw, content_type) if is_form else parse_object(raw)
+    model = body.get("model")
+    if model is None or model == "":
+        raise MissingModel(known_models)
+    if not isinstance(model, str):
+        raise InvalidRequest("`model` must be a text", param="model")
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("`stream` must be true or false", param="stream")
+    options = body.get("stream_options")
+    wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    # llama-server wants to read JSON whatever the client called it.
+    sent_as = content_type if is_form else "application/json"
+    return Request(path, model, body, raw, bool(stream), wants_usage, sent_as, is_form)
+
+
+def _parse_form(raw: bytes, content_type: str) -> Json:
+    """The short text fields of a multipart form; its files are not looked at."""
+    import multipart  # web.py brings it; needed for audio only
+
+    _, options = multipart.parse_options_header(content_type)
+    try:
+        parser = multipart.MultipartParser(io.BytesIO(raw), options.get("boundary", ""), memory_limit=len(raw) + 1)
+        fields: Json = {part.name: part.value for part in parser if not part.filename and part.size < _MAX_FIELD}
+    except (multipart.MultipartError, ValueError) as error:
+        raise InvalidRequest(f"the form cannot be read: {error}") from error
+    if "stream" in fields:
+        fields["stream"] = fields["stream"].lower() == "true"
+    return fields
+
+
+def parse_object(raw: bytes) -> Json:
+    """Reads a body that must be a JSON object.
+
+    Raises:
+        InvalidJson, InvalidRequest
+    """
+    try:
+        # Decoded here: of bytes, Python would take UTF-16 and UTF-32 too, which no backend reads.
+        body = _DECODER.decode(raw.decode())
+    except (ValueError, RecursionError) as error:
+        detail = str(error) if raw.strip() else "it is empty"
+        raise InvalidJson(f"the request body is no valid JSON: {detail}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return body
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+
+
+def to_backend(
+    request: Request,
+    body: Json,
+    params: Mapping[str, object],
+    force: Mapping[str, object],
+    stream: bool = False,
+) -> bytes:
+    """The bytes for the backend: as they came, unless something must differ.
+
+    `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden. A form
+    goes on as it came: it holds files.
+
+    Raises:
+        InvalidJson: it could just be read, but is nested too deeply to be written again.
+    """
+    if request.is_form:
+        return request.raw
+    changed = {name: value for name, value in params.items() if name not in body} | dict(force)
+    if stream:
+        if request.is_repairable:
+            changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
+    elif body.get("stream") or "stream_options" in body:
+        changed["stream"] = False
+    choice = changed.get("tool_choice", body.get("tool_choice"))
+    if isinstance(choice, dict) and request.is_chat:
+        changed |= _as_only_tool(choice, changed.get("tools", body.get("tools")))
+    if not changed and body is request.body:
+        return request.raw
+    sent = body | changed
+    if not stream:
+        sent.pop("stream_options", None)
+    try:
+        return dump(sent)
+    except RecursionError as error:
+        raise InvalidJson("the request body is nested too deeply") from error
+
+
+def _as_only_tool(choice: Json, tools: object) -> Json:
+    """A tool that must be called, by its name, as the only one there is: llama-server takes an object as
+    `tool_choice` for "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). A name that no tool has is left
+    to the backend."""
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    named = [tool for tool in tools if _has_name(tool, name)] if isinstance(tools, list) else []
+    return {"tool_choice": "required", "tools": named} if named else {}
+
+
+def _has_name(tool: object, name: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(name, str) and function.get("name") == name

@@ -1,0 +1,155 @@
+"""Server-sent events as OpenAI's clients need them: a finished reply split, errors, keep-alives; and a reader. Pure.
+
+What real clients need is in docs/design.md, "For clients".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
+
+SSE_HEADERS = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),
+)
+# A comment that starts with "ping" ends the answer for Continue; an event of any other kind breaks SDKs.
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+# Older Open WebUI dies at lines of 128 KiB. A character takes at most 12 bytes as JSON: 48 KiB a line.
+_PIECE_CHARS = 4096
+_LOGPROBS_A_CHUNK = 16
+_WORTH_A_RETRY = (408, 409, 429)
+_NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+_TEXT_FIELDS = ("reasoning_content", "reasoning", "content")
+_SPLIT_FIELDS = ("role", *_TEXT_FIELDS, "tool_calls", "function_call")
+
+
+class EventReader:
+    """Cuts a backend's SSE bytes into the data of its events (https://html.spec.whatwg.org/#parsing-an-event-stream;
+    of the fields only `data` matters to OpenAI's protocol)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, received: bytes) -> Iterator[bytes]:
+        """The data of each event that is complete now."""
+        *events, self._rest = (self._rest + received).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                yield b"\n".join(lines)
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether something of ours may be sent now."""
+        return not self._rest
+
+
+def frame(chunk: object) -> bytes:
+    """One event of a stream."""
+    return b"data: " + dump(chunk) + b"\n\n"
+
+
+def raw_frame(body: bytes) -> bytes:
+    """One event that holds a body as it is, on as many lines as it has."""
+    return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
+
+
+def error_frame(error: ProxyError) -> bytes:
+    """An error after the headers are sent."""
+    may_get_better = not error.permanent and (error.status >= 500 or error.status in _WORTH_A_RETRY)
+    return _error_frame(error.body(), may_get_better)
+
+
+def foreign_error_frame(status: int, body: Json) -> bytes:
+    """A backend's own error (of `foreign_error`) after the headers are sent."""
+    return _error_frame(body, may_get_better=status >= 500 or status in _WORTH_A_RETRY)
+
+
+def _error_frame(body: Json, may_get_better: bool) -> bytes:
+    """Where trying again cannot help, the *message* must say so: it is all that litellm looks at before it sends
+    the request again, up to eight times (measured; docs/design.md, "For clients")."""
+    if not may_get_better:
+        told = body["error"]
+        body = {"error": told | {"message": f"invalid_request_error: {told['message']}"}}
+    return frame(body)
+
+
+def sse_frames(reply: Json, is_chat: bool, wants_usage: bool) -> Iterator[bytes]:
+    """Splits a finished chat or text completion into the events a streaming client expects, in the order
+    role, reasoning, content, tool calls, finish_reason, usage, `[DONE]`: a chunk holds one of them only, since
+    some clients read one a chunk."""
+    envelope: Json = {name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply}
+    envelope["object"] = "chat.completion.chunk" if is_chat else "text_completion"
+    choices = choices_of(reply)
+    extras = {name: reply[name] for name in ("timings",) if name in reply}
+    for position, choice in enumerate(choices):
+        index = choice.get("index", position)
+        pieces = _chat_pieces(choice) if is_chat else _text_pieces(choice)
+        for piece in pieces:
+            yield frame(envelope | {"choices": [{"index": index, **piece, "finish_reason": None}]})
+        last: Json = {"delta": {}} if is_chat else {"text": ""}
+        reason = choice.get("finish_reason") or "stop"
+        tail = extras if position == len(choices) - 1 else {}
+        yield frame(envelope | {"choices": [{"index": index, **last, "finish_reason": reason}]} | tail)
+    if wants_usage:
+        yield frame(envelope | {"choices": [], "usage": reply.get("usage") or _NO_USAGE})
+    yield DONE
+
+
+def _chat_pieces(choice: Json) -> Iterator[Json]:
+    message = object_of(choice.get("message"))
+    others = {name: value for name, value in message.items() if name not in _SPLIT_FIELDS}
+    yield {"delta": {"role": message.get("role") or "assistant", **others}}
+    for name in _TEXT_FIELDS:
+        for text in split_text(message.get(name)):
+            yield {"delta": {name: text}}
+    for position, call in enumerate(objects_of(message.get("tool_calls"))):
+        yield from ({"delta": {"tool_calls": [delta]}} for delta in tool_call_deltas(position, call))
+    yield from ({"delta": {"function_call": delta}} for delta in function_call_deltas(message.get("function_call")))
+    yield from ({"delta": {}, "logprobs": part} for part in split_logprobs(choice.get("logprobs")))
+
+
+def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
+    """One whole tool call as deltas: what identifies it comes in the first, its arguments in pieces after."""
+    function = object_of(call.get("function"))
+    texts = list(split_text(function.get("arguments"))) or [""]
+    head = {name: value for name, value in call.items() if name != "function"}
+    yield {"index": position, **head, "function": {"name": function.get("name"), "arguments": texts[0]}}
+    for text in texts[1:]:
+        yield {"index": position, "function": {"arguments": text}}
+
+
+def function_call_deltas(legacy: object) -> Iterator[Json]:
+    """The same for the legacy `function_call`; nothing where there is none."""
+    if isinstance(legacy, dict):
+        yield {"name": legacy.get("name"), "arguments": ""}
+        for text in split_text(legacy.get("arguments")):
+            yield {"arguments": text}
+
+
+def _text_pieces(choice: Json) -> Iterator[Json]:
+    parts = split_logprobs(choice.get("logprobs"))
+    texts = list(split_text(choice.get("text"))) or [""]
+    for text, part in itertools.zip_longest(texts, parts):
+        yield {"text": text or "", "logprobs": part}
+
+
+def split_text(text: object) -> Iterator[str]:
+    """A text in pieces that keep an event's line short enough."""
+    if isinstance(text, str):
+        for start in range(0, len(text), _PIECE_CHARS):
+            yield text[start : start + _PIECE_CHARS]
+
+
+def split_logprobs(logprobs: object) -> Iterator[Json]:
+    """The log probabilities of a choice in pieces, likewise: lists that run side by side (a chat has one, `content`;
+    OpenAI's older completions have one each for tokens, offsets and so on)."""
+    lists = {name: value for name, value in object_of(logprobs).items() if isinstance(value, list)}
+    for start in range(0, max(map(len, lists.values()), default=0), _LOGPROBS_A_CHUNK):
+        yield {name: value[start : start + _LOGPROBS_A_CHUNK] for name, value in lists.items()}

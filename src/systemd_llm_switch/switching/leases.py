@@ -1,0 +1,123 @@
+"""A lease: one request's right to use a model, from its place in the queue until it is given back.
+
+Knows nothing of units or of how is decided; the switcher resolves it, the request's thread waits on it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.errors import InternalError, ModelNotFound, OnHold, ProxyError, QueueFull, Unloaded
+from systemd_llm_switch.scheduler import Reason, Reject
+from systemd_llm_switch.switching.loading import Resident
+from systemd_llm_switch.waiting import Client, Signal
+
+
+class Lease:
+    """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for."""
+
+    __slots__ = (
+        "_error", "_on_interrupt", "_signal", "interruption", "model", "number", "queue_s", "resident",
+        "submitted", "switch_s",
+    )  # fmt: skip
+
+    def __init__(self, number: int, model: Model) -> None:
+        self.number = number
+        self.model = model
+        self.submitted = time.monotonic()
+        self.queue_s = 0.0
+        self.switch_s = 0.0
+        self.resident: Resident | None = None
+        self.interruption: ProxyError | None = None
+        self._error: ProxyError | None = None
+        self._signal = Signal()
+        self._on_interrupt: Callable[[], None] | None = None
+
+    def wait(self, client: Client, timeout_s: float) -> bool:
+        """Blocks until the model may be used (True) or the time is over (False).
+
+        Raises:
+            ProxyError: the request was turned away, or its model failed to start.
+            ClientGone: the client hung up first.
+        """
+        if not self._signal.wait(client, timeout_s):
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    @property
+    def granted(self) -> Resident:
+        """What may be used, from the end of a `wait` until the lease is given back."""
+        if self.resident is None:
+            raise InternalError("a lease was used that is not granted")
+        return self.resident
+
+    def on_interrupt(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called, by another thread, when the lease must end; at once if it must already."""
+        self._on_interrupt = callback
+        if self.interruption is not None:
+            callback()
+
+    @property
+    def waited_s(self) -> tuple[float, float]:
+        """In the queue and for the switch; all of it for the queue until the lease is resolved."""
+        return (self.queue_s if self.is_resolved else time.monotonic() - self.submitted), self.switch_s
+
+    @property
+    def is_resolved(self) -> bool:
+        return self._signal.is_set
+
+    def grant(self) -> None:
+        """The model, `resident`, may be used now."""
+        resident = self.resident
+        if resident is not None and resident.ready > self.submitted:
+            self.switch_s = resident.ready - max(resident.began, self.submitted)
+        self.queue_s = max(0.0, time.monotonic() - self.submitted - self.switch_s)
+        self._signal.set()
+
+    def reject(self, error: ProxyError) -> None:
+        """The wait is over, in vain."""
+        self.queue_s = time.monotonic() - self.submitted
+        self._error = error
+        self._signal.set()
+
+    def interrupt(self, error: ProxyError) -> None:
+        """The running request must end with this error."""
+        self.interruption = error
+        callback = self._on_interrupt  # read once: its own thread may give the lease back meanwhile
+        if callback is not None:
+            callback()
+
+    def forget(self) -> None:
+        """It was given back. An error that was raised keeps its frames, and those this lease; the process and the
+        connection behind it must not wait until Python's collector finds such a circle."""
+        self.resident = self.interruption = self._error = None
+        self._on_interrupt = None
+
+
+def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
+    """What somebody who was turned away is told."""
+    if action.reason is Reason.QUEUE_FULL:
+        limit = config.server.queue_limit
+        message = f"{limit} requests wait already (server.queue_limit); try again later"
+        return QueueFull(message, retry_after_s=action.retry_after_s)
+    if action.reason is Reason.ON_HOLD:
+        message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
+        return OnHold(message, retry_after_s=action.retry_after_s)
+    if action.reason is Reason.UNKNOWN_UNIT:
+        return ModelNotFound(model.id, config.models)
+    if isinstance(action.cause, ProxyError):
+        return copy.copy(action.cause)  # each thread raises one of its own
+    return InternalError("the switch failed; see the proxy's journal")
+
+
+def interruption(model: Model) -> ProxyError:
+    """What somebody is told whose model is taken away."""
+    return Unloaded(
+        f"model {model.id!r} was unloaded while this request ran: by an operator, or because others waited longer than "
+        f"server.drain_timeout"
+    )

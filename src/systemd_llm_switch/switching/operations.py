@@ -1,0 +1,148 @@
+"""What an operator asks for: load, unload, hold, release. Each blocks until it is done; a hold survives a restart,
+as a file remembers it. Knows no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.errors import ModelStartFailed
+from systemd_llm_switch.switching.hold_file import Held, HoldFile
+from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.systemd.manager import SystemdError
+from systemd_llm_switch.waiting import Client, Signal
+
+log = logging.getLogger(__name__)
+
+_STEP_S = 0.02
+_LOOK_TIMEOUT_S = 0.5  # systemd answers within some milliseconds, or else not at all
+_LOOK_PAUSE_S = 0.25
+
+
+class Operations:
+    """Thread-safe. Whoever hangs up ends the waiting, not what was asked for."""
+
+    def __init__(self, switcher: Switcher, file: HoldFile) -> None:
+        self._switcher = switcher
+        self._file = file
+        self._lock = threading.Lock()  # a hold and the file that remembers it change together
+        self._looking = threading.Lock()
+        self._looked_at = -math.inf
+
+    def load(self, model: Model, client: Client) -> None:
+        """Loads a model as a request would.
+
+        Raises:
+            ProxyError: it cannot be loaded.
+            ClientGone: the caller hung up; without another request for it, so does the load.
+        """
+        lease = self._switcher.lease(model)
+        try:
+            while not lease.wait(client, 60):
+                continue
+        finally:
+            self._switcher.release(lease)
+
+    def unload(self, models: Collection[Model], force: bool, client: Client) -> list[Model]:
+        """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
+        that there was something to stop of.
+
+        Raises:
+            ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
+            ModelStartFailed: a unit did not stop, or systemd cannot be asked.
+        """
+        units = [model.unit for model in models]
+        self._switcher.find(units)
+        present = self._switcher.present
+        before = self._switcher.stops()
+        self._switcher.unload(units, force)
+        self._wait_until_stopped(units, before, client)
+        return [model for model in models if model.unit in present]
+
+    def hold(self, left_s: float, force: bool, client: Client) -> str | None:
+        """Frees all VRAM and turns requests away for `left_s` seconds (inf: until released). Returns a warning for
+        the operator, if there is one.
+
+        Raises: as `unload` does; the hold is in force all the same.
+        """
+        warning = None
+        with self._lock:
+            try:
+                self._file.write(time.time() + left_s)
+            except OSError as error:
+                log.error("hold_not_saved path=%s reason=%r", self._file.path, str(error))
+                warning = f"a restart of the proxy ends the hold, since {self._file.path} cannot be written: {error}"
+            self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force)
+        self.complete(client)
+        return warning
+
+    def release(self) -> str | None:
+        """Serves requests again. Returns a warning for the operator, if there is one."""
+        with self._lock:
+            self._switcher.release_hold()
+            try:
+                self._file.clear()
+            except OSError as error:
+                log.error("hold_not_forgotten path=%s reason=%r", self._file.path, str(error))
+                return f"the hold comes back with a restart of the proxy, since {self._file.path} stays: {error}"
+        return None
+
+    def resume(self) -> Held | None:
+        """Goes on with the hold of an earlier proxy, if one is in force. Does not block; where not everything is
+        freed yet, `complete` does that."""
+        held = self._file.read()
+        if held is not None:
+            until = None if held.until == math.inf else held.until - time.time() + time.monotonic()
+            self._switcher.hold(until, force=False)
+        return held
+
+    def complete(self, client: Client) -> None:
+        """Unloads everything for the hold, unless that ends meanwhile, and remembers that it is done: what is started
+        by hand later may run on, also when the proxy restarts.
+
+        Raises: as `unload` does.
+        """
+        try:
+            self._switcher.find(self._switcher.units())
+            self._wait_until_stopped(None, Counter(), client)
+        except ModelStartFailed as error:
+            raise ModelStartFailed(f"the models are on hold, but not all are unloaded: {error.message}") from error
+        try:
+            self._file.note_freed()
+        except OSError as error:
+            log.warning("hold_not_saved path=%s reason=%r", self._file.path, str(error))
+
+    def look(self) -> None:
+        """Notices models that were started by hand, or still loaded when the proxy started, so that what is told of
+        them is true before a request finds out. Blocks for half a second at most; never raises."""
+        is_idle = not (self._switcher.is_switching or self._switcher.on_hold)
+        if not is_idle or time.monotonic() - self._looked_at < _LOOK_PAUSE_S:
+            return
+        if self._looking.acquire(blocking=False):
+            thread = threading.Thread(target=self._look, name="look", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no room for a thread
+                self._looking.release()
+                log.warning("look_failed %s", error)
+            else:
+                thread.join(_LOOK_TIMEOUT_S)
+
+    def _look(self) -> None:
+        try:
+            self._switcher.adopt(is_look=True)
+        except (SystemdError, OSError) as error:  # OSError: no descriptor is left
+            log.warning("look_failed %s", error)
+        finally:
+            self._looked_at = time.monotonic()
+            self._looking.release()
+
+    def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
+        never = Signal()
+        while self._switcher.is_stopping(units, before):
+            never.wait(client, _STEP_S)

@@ -1,0 +1,121 @@
+"""Reads the next model's file into the page cache while the loaded one still drains or stops.
+
+A load is mostly reading: what is in memory when the switch comes need not be waited for. Only memory that nothing
+uses is taken; what a running model has mapped counts as used. Knows files and memory; when to read is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 64 << 20
+_RESERVE_BYTES = 1 << 30  # left free beyond the file itself
+_PAUSE_S = 30.0  # a file that was read a moment ago is there still
+_MODEL = re.compile(r"(?:--model|-m)[ =](.+?\.gguf)(?=\s|$)")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+
+class ReadAhead:
+    """At most one file is read at a time. Thread-safe; nothing here raises or blocks its caller."""
+
+    def __init__(self, systemd: Systemd) -> None:
+        self._systemd = systemd
+        self._lock = threading.Lock()
+        self._is_reading = False
+        self._read_at: dict[str, float] = {}
+
+    def begin(self, unit: str, is_wanted: Callable[[], bool], command: str | None = None) -> None:
+        """Has the unit's model read, for as long as it is wanted; does nothing while another one is. `command` is what
+        the unit runs, where that is known already."""
+        now = time.monotonic()
+        with self._lock:
+            if self._is_reading or now < self._read_at.get(unit, -_PAUSE_S) + _PAUSE_S:
+                return
+            self._is_reading, self._read_at[unit] = True, now
+        reader = threading.Thread(target=self._run, args=(unit, is_wanted, command), name="read-ahead", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError as error:  # the kernel gives no more threads
+            log.info("not_read_ahead unit=%s reason=%r", unit, str(error))
+            with self._lock:
+                self._is_reading = False
+
+    def _run(self, unit: str, is_wanted: Callable[[], bool], command: str | None) -> None:
+        try:
+            if command is None:
+                command = self._systemd.show([unit])[unit].command
+            began = time.monotonic()
+            count = read_files(model_files(command), is_wanted)
+            if count:
+                took_ms = (time.monotonic() - began) * 1000
+                log.info("read_ahead unit=%s mib=%d ms=%.0f", unit, count >> 20, took_ms)
+        except (OSError, SystemdError) as error:
+            log.info("not_read_ahead unit=%s reason=%r", unit, str(error))
+        except Exception:
+            log.exception("read_ahead_crashed unit=%s", unit)
+        finally:
+            with self._lock:
+                self._is_reading = False
+
+
+def model_files(command: str) -> list[Path]:
+    """The files of the model in a llama-server's command line, all parts of a split one; empty where it names none
+    (`-hf`, say)."""
+    named = _MODEL.search(command)
+    if named is None:
+        return []
+    first = named[1].strip("\"'")
+    split = _PART.search(first)
+    if split is None:
+        return [Path(first)]
+    stem, count = first[: split.start()], int(split[1])
+    return [Path(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
+    """Has the kernel read files into the page cache, piece by piece; returns the bytes asked for: 0 where memory does
+    not allow all of them, fewer than all once they are not wanted.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    if not files or sum(file.stat().st_size for file in files) + _RESERVE_BYTES > unused_memory():
+        return 0
+    count = 0
+    for file in files:
+        for length in _read(file, is_wanted):
+            count += length
+    return count
+
+
+def _read(file: Path, is_wanted: Callable[[], bool]) -> Iterator[int]:
+    """The length of each piece, once the kernel has been told to read it (posix_fadvise(2))."""
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(handle).st_size
+        for start in range(0, size, _CHUNK_BYTES):
+            if not is_wanted():
+                return
+            length = min(_CHUNK_BYTES, size - start)
+            os.posix_fadvise(handle, start, length, os.POSIX_FADV_WILLNEED)
+            yield length
+    finally:
+        os.close(handle)
+
+
+def unused_memory() -> int:
+    """Bytes that can be filled without taking anything from a running program: available memory (proc(5)) holds what
+    the kernel could reclaim, and with it the pages of files that a loaded model has mapped."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return max(0, kib["MemAvailable"] - kib["Mapped"]) * 1024

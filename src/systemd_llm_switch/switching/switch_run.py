@@ -1,0 +1,200 @@
+"""One switch, carried out: stop what must go, bring the target up, and say how it went.
+
+Blocks; runs in the switcher's thread for it. Decides nothing and holds no lock: what follows from the outcome is the
+switcher's business.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from systemd_llm_switch.backend.backend import Backend
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyError
+from systemd_llm_switch.switching.failures import Failures
+from systemd_llm_switch.switching.loading import (
+    LoadAborted,
+    PortTaken,
+    Resident,
+    Start,
+    StartRefused,
+    StopUnconfirmed,
+    fingerprint,
+    stop_units,
+)
+from systemd_llm_switch.switching.read_ahead import ReadAhead
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model to bring up, and for how long to wait for it."""
+
+    model: Model
+    backend: Backend
+    health_timeout_s: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a switch went. Without an error, `resident` is the target, or None when there was none or it was aborted."""
+
+    resident: Resident | None = None
+    error: ProxyError | None = None
+    still_running: frozenset[str] = frozenset()  # units whose stop is not confirmed
+    is_aborted: bool = False
+    is_refused: bool = False  # the target cannot be started, and nothing was stopped
+    is_own_failure: bool = False  # the target's: not that of a unit that did not stop, or of systemd
+    stop_s: float = 0.0
+    load_s: float = 0.0
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        return isinstance(self.error, ModelStartFailed) and self.error.out_of_memory
+
+
+class SwitchRun:
+    """A switch under way. To make one opens nothing and cannot fail; `abort` may be called from any thread."""
+
+    def __init__(
+        self,
+        systemd: Systemd,
+        failures: Failures,
+        read_ahead: ReadAhead,
+        target: Target | None,
+        others: Sequence[str],
+        leaving: Sequence[Resident],
+    ) -> None:
+        self.target = target
+        self.others = others  # every unit that must not run, whoever started it
+        self.left = tuple(resident.model.id for resident in leaving)
+        self.began = time.monotonic()
+        self.has_stopped = False  # the others, and it was confirmed
+        self._leaving = leaving
+        self._systemd = systemd
+        self._failures = failures
+        self._read_ahead = read_ahead
+        self._is_over = False
+        self._abort_lock = threading.Lock()
+        self._abort_fd: int | None = None
+        self._is_unwanted = False
+
+    def abort(self) -> None:
+        """The target is not wanted any more."""
+        with self._abort_lock:
+            self._is_unwanted = True
+            if self._abort_fd is not None:
+                os.eventfd_write(self._abort_fd, 1)
+
+    def carry_out(self) -> Outcome:
+        """Does it all. Never raises."""
+        outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd denies it
+        try:
+            self._switch(outcome)
+        except LoadAborted:
+            outcome.is_aborted = True
+        except StartRefused as reason:
+            outcome.is_refused, outcome.error = True, reason.error
+            outcome.still_running = frozenset()  # they were not told to stop
+        except StopUnconfirmed as reason:
+            outcome.still_running, outcome.error = reason.units, ModelStartFailed(str(reason))
+        except SystemdError as reason:
+            outcome.error = ModelStartFailed(str(reason))
+        except OSError as reason:
+            outcome.error = ModelStartFailed(f"the switch failed: {reason.strerror or reason}")
+        except ProxyError as reason:
+            outcome.error = reason
+            outcome.is_own_failure = not isinstance(reason, PortTaken)
+        except Exception:
+            log.exception("switch_crashed")
+            outcome.error = InternalError("the switch failed; see the proxy's journal")
+        finally:
+            self._close_abort_fd()
+        # A copy: the error is kept, and its traceback would keep every frame, with their file descriptors.
+        outcome.error = copy.copy(outcome.error)
+        if self.target is not None:
+            if outcome.resident is None and not outcome.is_refused:
+                outcome.still_running |= self._stop_again(self.target.model.unit, outcome)
+            outcome.load_s = time.monotonic() - self.began - outcome.stop_s
+        self._is_over = True
+        return outcome
+
+    def _switch(self, outcome: Outcome) -> None:
+        """
+        Raises:
+            StartRefused: nothing was touched.
+            StopUnconfirmed, ProxyError, LoadAborted, SystemdError
+            OSError: there is no room for one more open file.
+        """
+        systemd = self._systemd.connected()
+        if self.target is None:
+            with systemd:
+                self._stop_others(systemd, outcome, beside=[])
+            return
+        model = self.target.model
+        with systemd:
+            try:
+                abort_fd = self._open_abort_fd()
+                status = systemd.show([model.unit])[model.unit]
+            except (OSError, SystemdError) as reason:
+                said = f"model {model.id!r} was not started: {reason}"
+                raise StartRefused(ModelStartFailed(said)) from reason
+            start = Start(systemd, model, self.target.backend, abort_fd, self.others)
+            start.check(status, self._failures)
+            if self._leaving:
+                self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
+            running = self._stop_others(systemd, outcome, beside=[model.unit])
+            if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
+                status = systemd.show([model.unit])[model.unit]
+            launched = start.launch(status)
+        outcome.resident = start.wait_until_ready(launched, self.target.health_timeout_s)
+        self._failures.note_success(model.unit)
+
+    def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
+        """Which of those `beside` the others run."""
+        began = time.monotonic()
+        for resident in self._leaving:
+            resident.backend.drop_idle()
+        running = stop_units(systemd, self.others, beside)
+        outcome.still_running = frozenset()
+        self.has_stopped = True
+        outcome.stop_s = time.monotonic() - began
+        return running
+
+    def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
+        """A target that did not get ready is not left half-dead, nor to systemd's own restarts. Never raises."""
+        try:
+            stop_units(self._systemd, [unit])
+            if outcome.error is not None and outcome.is_own_failure:
+                status = self._systemd.show([unit])[unit]
+                self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
+        except StopUnconfirmed as reason:
+            log.error("stop_failed unit=%s reason=%r", unit, str(reason))
+            return frozenset([unit])
+        except Exception:
+            log.exception("stop_crashed unit=%s", unit)
+            return frozenset([unit])
+        return frozenset()
+
+    def _open_abort_fd(self) -> int:
+        """
+        Raises:
+            OSError: there is no room for one more open file.
+        """
+        with self._abort_lock:
+            self._abort_fd = os.eventfd(int(self._is_unwanted), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return self._abort_fd
+
+    def _close_abort_fd(self) -> None:
+        with self._abort_lock:
+            if self._abort_fd is not None:
+                os.close(self._abort_fd)
+                self._abort_fd = None

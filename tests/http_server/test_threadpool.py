@@ -1,0 +1,121 @@
+"""The server has as many threads as it needs: few at first, more before the last free one is taken, all gone after."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from support.stack import Proxy, Stack, in_background, run_all, threads_of, wait_for
+from systemd_llm_switch.switching.read_ahead import ReadAhead
+from systemd_llm_switch.systemd.manager import Systemd
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Proxy:
+    proxy = stack.run({"a": stack.standin("a")}, queue_limit=4)
+    proxy.chat("a")
+    return proxy
+
+
+def test_an_idle_proxy_has_few_threads(proxy: Proxy) -> None:
+    assert threads_of(proxy.process.pid) < 40
+
+
+def test_clients_that_keep_their_connections_keep_few_threads(proxy: Proxy) -> None:
+    """Each is answered again, on the connection that it has, however many there are; and others are, too."""
+    with contextlib.ExitStack() as closing:
+        connections = [http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5) for _ in range(60)]
+        for connection in connections:
+            closing.callback(connection.close)
+        for _ in range(2):
+            for connection in connections:
+                connection.request("GET", "/health")
+                assert connection.getresponse().read() == b'{"status":"ok"}'
+        assert threads_of(proxy.process.pid) < 48
+        assert proxy.get("/v1/models").status == 200
+
+
+def test_a_client_that_keeps_its_connection_holds_no_end_up(proxy: Proxy) -> None:
+    """Its thread, which waits two seconds for it, is told to end."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+        began = time.monotonic()
+        assert proxy.stop() == 0
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy, stack: Stack) -> None:
+    """A hundred requests that all wait for the model, and nobody waits for a thread."""
+    with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 4})] * 100) as answers:
+        wait_for(lambda: stack.seen()["running"] == 100)
+        began = time.monotonic()
+        assert proxy.get("/v1/models").status == 200
+        assert time.monotonic() - began < 2
+        assert threads_of(proxy.process.pid) > 100
+    assert [answer.status for answer in answers] == [200] * 100
+
+
+def test_there_is_a_limit(proxy: Proxy, stack: Stack) -> None:
+    """128 run, 4 wait, the rest is told so at once; however many come, the threads are bounded."""
+    with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 5})] * 160) as answers:
+        wait_for(lambda: stack.seen()["running"] == 128, 30)
+        assert proxy.get("/health").status == 200
+        assert threads_of(proxy.process.pid) < 4 + 128 + 64 + 8
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 128
+
+
+def test_threads_that_the_kernel_refuses_come_later(proxy: Proxy, stack: Stack) -> None:
+    """No room for a thread's stack: those that there are serve on, it is told once, and switching goes on; with room
+    again there are as many threads as are needed."""
+    pid = proxy.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + (4 << 20), usual[1]))
+    answers = run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.2})] * 60)
+    assert [answer.status for answer in answers] == [200] * 60
+    assert proxy.log.count("no_more_threads") == 1
+    assert proxy.post("/api/unload", {}).status == 200
+    assert proxy.chat("a").status == 200
+    resource.prlimit(pid, resource.RLIMIT_AS, usual)
+    with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 3})] * 60):
+        wait_for(lambda: stack.seen()["running"] == 60)
+    assert "Traceback" not in proxy.log
+
+
+def test_a_file_is_read_ahead_though_the_kernel_refused_a_thread_before(tmp_path: Path) -> None:
+    """A refusal raises nothing, and ends nothing for ever."""
+    asked: list[int] = []
+    reading = ReadAhead(Systemd())
+    (tmp_path / "m.gguf").write_bytes(b"model")
+    command = f"/x/llama-server --model {tmp_path}/m.gguf"
+    usual = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        reading.begin("refused.service", lambda: not asked.append(1), command)
+    finally:
+        threading.stack_size(usual)
+    assert not asked
+    reading.begin("m.service", lambda: not asked.append(2), command)
+    wait_for(lambda: asked)
+    assert asked == [2]
+
+
+def _address_space(pid: int) -> int:
+    """Bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_proxy_that_ends_in_a_burst_ends(proxy: Proxy, stack: Stack) -> None:
+    """No thread that comes late holds the process up."""
+    with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 1})] * 60):
+        wait_for(lambda: stack.seen()["running"] >= 10)
+        assert proxy.stop() == 0

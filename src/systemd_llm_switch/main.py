@@ -1,4 +1,4 @@
-"""The command: arguments, logging, wiring, exit code."""
+"""The command: arguments, wiring, exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from systemd_llm_switch import __version__
+from systemd_llm_switch import __version__, logs
 from systemd_llm_switch.api.application import make_wsgi
 from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.config.file import LiveConfig, find, load
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = find(arguments.config, os.environ)
     if arguments.check:
         return _check(path)
-    _set_up_logging()
+    logs.set_up()
     try:
         live = LiveConfig(path)
     except ConfigError as error:
@@ -173,26 +173,3 @@ def _stop_on_signals(server: Server, switcher: Switcher) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-
-
-class _JournalFormatter(logging.Formatter):
-    """Lines with a syslog priority that `journalctl -p` understands: sd-daemon(3)."""
-
-    _PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{next((number for level, number in self._PRIORITY if record.levelno >= level), 7)}>"
-        return prefix + super().format(record).replace("\n", f"\n{prefix}")
-
-
-def _set_up_logging() -> None:
-    """To stderr: for the journal with priorities, for a person with the time."""
-    # What no line shows need not be found out for each.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as logging's HOWTO, "Optimization", says it
-    handler = logging.StreamHandler()
-    if os.environ.get("JOURNAL_STREAM"):
-        handler.setFormatter(_JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

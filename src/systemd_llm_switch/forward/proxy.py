@@ -23,6 +23,7 @@ from systemd_llm_switch.errors import (
 from systemd_llm_switch.forward.forwarding import Answer, Forwarding, Pace, Record, Steps
 from systemd_llm_switch.openai.request import parse_request
 from systemd_llm_switch.openai.sse import SSE_HEADERS, error_frame
+from systemd_llm_switch.quoting import field
 from systemd_llm_switch.switching.loading import Resident
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
@@ -151,7 +152,7 @@ class Proxy:
     def _note_repairs(self, record: Record) -> None:
         """Counts and logs what was repaired, not the text of it."""
         for repair in record.repairs:
-            log.info("repair model=%s kind=%s tool=%s", record.model, repair.kind, repair.tool or "-")
+            log.info("repair model=%s kind=%s tool=%s", record.model, repair.kind, field(repair.tool or ""))
             with self._repairs_lock:
                 self._repairs[repair.kind] += 1
 

@@ -1,0 +1,137 @@
+"""What the proxy logs: foreign text on one bounded line, and refusals of one kind at a bounded rate."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.stack import ROOT
+from systemd_llm_switch.logs import MAX_LINE_BYTES, LineFormatter
+from systemd_llm_switch.quoting import LIMIT, field, printable, quoted
+from systemd_llm_switch.throttle import Throttle
+
+# --- foreign text -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "'plain'"), ("Größe", "'Größe'"), ("", "''"), ("it's", r"'it\'s'"), ("a\\n", r"'a\\n'"),
+        ("a\nb\r", r"'a\nb\r'"), ("\x1b[31m", r"'\x1b[31m'"), ("\x7f\x00", r"'\x7f\x00'"), ("\ud800", r"'\ud800'"),
+        ("a\u2028b", r"'a\u2028b'"), ("a\u202eb", r"'a\u202eb'"), (b"a\nb", r"'a\nb'"), (b"\xff", r"'\xff'"),
+        (b"\xc3" * 2, r"'\xc3\xc3'"),
+        ("Größe".encode(), "'Größe'"),
+    ],
+)  # fmt: skip
+def test_text_is_shown_as_python_writes_it(text: str | bytes, shown: str) -> None:
+    assert quoted(text) == shown
+
+
+def test_long_text_is_cut_and_its_length_named() -> None:
+    assert quoted("x" * 201) == f"'{'x' * 200}'… (201 characters in all)"
+    assert quoted(b"x" * 60_000, 10) == "'xxxxxxxxxx'… (60000 bytes in all)"
+    assert quoted("x" * 200) == f"'{'x' * 200}'"
+
+
+@pytest.mark.parametrize("show", [quoted, printable, field])
+@given(text=st.one_of(st.text(), st.binary()), times=st.integers(1, 50))
+def test_no_text_is_shown_longer_than_the_limit_or_on_two_lines(
+    show: Callable[[str | bytes], str], text: str | bytes, times: int
+) -> None:
+    shown = show(text * times)
+    assert shown.isprintable()
+    assert len(shown) <= LIMIT + len("''… (10000 characters in all)")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("read_file", "read_file"), ("", "-"), ("x status=200", "'x status=200'"), ("a=b", "'a=b'"),
+        ("x\nrequest model=FORGED", r"'x\nrequest model=FORGED'"),
+    ],
+)  # fmt: skip
+def test_a_field_holds_one_word_or_a_quoted_text(text: str, shown: str) -> None:
+    assert field(text) == shown
+
+
+# --- a record is a line -----------------------------------------------------------------------------
+
+
+def formatted(message: str, *arguments: object, error: BaseException | None = None) -> str:
+    info = None if error is None else (type(error), error, error.__traceback__)
+    record = logging.LogRecord("x", logging.WARNING, __file__, 1, message, arguments, info)
+    return LineFormatter("%(message)s", has_priority=True).format(record)
+
+
+def test_a_newline_in_an_argument_begins_no_entry() -> None:
+    assert formatted("repair tool=%s", "x\nrequest model=FORGED") == r"<4>repair tool=x\nrequest model=FORGED"
+
+
+@pytest.mark.parametrize("letter", ["x", "ö", "\U0001f600", "\x00", "\ud800", "\n"])
+@pytest.mark.parametrize("count", [400, 1_998, 2_500, 1_000_000])
+def test_no_line_is_longer_than_its_limit(letter: str, count: int) -> None:
+    line = formatted("%s", letter * count)
+    assert len(line.encode()) + 1 <= MAX_LINE_BYTES
+    assert "\n" not in line
+    if len(letter.encode("utf-8", "replace")) * count > MAX_LINE_BYTES:
+        assert line.endswith(f"({count} characters in all)")
+
+
+def raised(message: str) -> Exception:
+    try:
+        raise ValueError(message)
+    except ValueError as error:
+        return error
+
+
+def test_a_traceback_keeps_its_lines_and_none_of_them_looks_like_an_entry() -> None:
+    lines = formatted("crashed", error=raised("bad\nrequest model=FORGED\x1b[2J")).split("\n")
+    assert lines[0] == "<4>crashed"
+    assert len(lines) > 3
+    assert all(line.startswith("<4>  | ") for line in lines[1:])
+    assert lines[-1] == r"<4>  | request model=FORGED\x1b[2J"
+
+
+def test_a_traceback_of_any_length_is_bounded() -> None:
+    text = formatted("crashed", error=raised("x" * 100_000 + "\n" * 100_000))
+    assert len(text.split("\n")) < 70
+    assert all(len(line.encode()) < MAX_LINE_BYTES for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(("journal", "start"), [("1:2", "<6>"), ("", "20")])
+def test_the_set_up_writes_for_the_journal_or_for_a_person(journal: str, start: str) -> None:
+    code = "import logging; from systemd_llm_switch import logs; logs.set_up(); logging.info('a\\nb')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"JOURNAL_STREAM": journal, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert ran.stderr.startswith(start)
+    assert ran.stderr.endswith("a\\nb\n")
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_ten_of_a_kind_are_admitted_in_a_second_and_the_others_counted() -> None:
+    now = 100.0
+    throttle = Throttle(clock=lambda: now)
+    assert [throttle.admit("a") for _ in range(15)] == [0] * 10 + [None] * 5
+    assert throttle.admit("b") == 0
+    now += 1
+    assert [throttle.admit("a"), throttle.admit("a")] == [5, 0]
+    assert throttle.counts() == {"a": 17, "b": 1}
+
+
+def test_the_kinds_that_are_remembered_are_bounded() -> None:
+    throttle = Throttle()
+    for number in range(1_000):
+        throttle.admit(str(number))
+    assert len(throttle.counts()) < 300
+    assert sum(throttle.counts().values()) == 1_000

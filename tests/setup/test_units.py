@@ -207,9 +207,9 @@ def test_exposure_is_low(manager: UserManager, name: str, limit: float) -> None:
     assert float(figure[1]) <= limit
 
 
-def test_the_readmes_unit_for_a_model_of_ones_own_serves(stack: Stack, llama_server: Path, model_file: Path) -> None:
+def test_the_documented_unit_for_a_model_of_ones_own_serves(stack: Stack, llama_server: Path, model_file: Path) -> None:
     """As it stands there, with this machine's paths, through the proxy."""
-    text = (ROOT / "README.md").read_text().partition("```ini\n")[2].partition("```")[0]
+    text = (ROOT / "docs/configuration.md").read_text().partition("```ini\n")[2].partition("```")[0]
     for there, here in (
         ("%h/llama.cpp/build/bin/llama-server", llama_server), ("%h/models/my-model.gguf", model_file),
         ("--port 3004", f"--port {stack.port} --threads 1"),

@@ -32,7 +32,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as the README says."""
+    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as docs/configuration.md says."""
 
     host: str = "127.0.0.1"
     port: int = 3002

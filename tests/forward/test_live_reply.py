@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def run(stack: Stack) -> Proxy:
 def put_together(events: list[Any]) -> dict[str, Any]:
     """What a client makes of a stream."""
     assert events[-1] == "[DONE]"
-    text, reasoning, calls, finish = "", "", {}, None
+    text, reasoning, finish = "", "", None
+    calls: dict[int, dict[str, Any]] = {}
     for event in events[:-1]:
         for choice in event["choices"]:
             assert finish is None, "something came after finish_reason"
@@ -183,7 +184,7 @@ def test_a_leaked_call_is_not_shown_as_text(proxy: Proxy) -> None:
 
 def test_json_content_is_held_and_repaired(proxy: Proxy) -> None:
     text = '```json\n{"a": 1,}\n```'
-    fields = {"response_format": {"type": "json_object"}}
+    fields: dict[str, Any] = {"response_format": {"type": "json_object"}}
     live = proxy.chat("live", stream=True, standin={"deltas": _pieces(text)}, **fields).events
     whole = proxy.chat("whole", standin={"message": {"role": "assistant", "content": text}}, **fields)
     assert put_together(live)["text"] == of_message(whole)["text"]
@@ -342,7 +343,7 @@ def waits_of(pid: int) -> int:
     return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in told)
 
 
-def stream(proxy: Proxy, model: str, **fields: Any) -> Iterator[Any]:
+def stream(proxy: Proxy, model: str, **fields: Any) -> Generator[Any]:
     """The events as they arrive."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
     try:

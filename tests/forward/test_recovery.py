@@ -217,7 +217,7 @@ def test_a_live_stream_goes_on_where_the_parser_gave_up(
 ) -> None:
     """What the client has is not told twice, and the model writes on from it, for as many tokens as are left."""
     orders = {"deltas": deltas, "stream_error": ERROR, "template": template, "completion": CALL}
-    usage = {"stream_options": {"include_usage": True}}
+    usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
     answer = proxy.chat("live", tools=TOOLS, stream=True, standin=orders, **usage)
     said = "".join(delta.get("content", "") for delta in deltas)
     assert told(answer) == PARIS | {"text": said.rstrip()}

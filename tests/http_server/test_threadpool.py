@@ -95,16 +95,21 @@ def test_threads_that_the_kernel_refuses_come_later(proxy: Proxy, stack: Stack) 
 def test_a_file_is_read_ahead_though_the_kernel_refused_a_thread_before(tmp_path: Path) -> None:
     """A refusal raises nothing, and ends nothing for ever."""
     asked: list[int] = []
+
+    def is_wanted(number: int) -> bool:
+        asked.append(number)
+        return True
+
     reading = ReadAhead(Systemd())
     (tmp_path / "m.gguf").write_bytes(b"model")
     command = f"/x/llama-server --model {tmp_path}/m.gguf"
     usual = threading.stack_size(1 << 46)  # more than there are addresses
     try:
-        reading.begin("refused.service", lambda: not asked.append(1), command)
+        reading.begin("refused.service", lambda: is_wanted(1), command)
     finally:
         threading.stack_size(usual)
     assert not asked
-    reading.begin("m.service", lambda: not asked.append(2), command)
+    reading.begin("m.service", lambda: is_wanted(2), command)
     wait_for(lambda: asked)
     assert asked == [2]
 

@@ -264,7 +264,8 @@ class World:
         if step.action == "touch":
             self.stack.config_path.touch()
             return
-        self.write_config(**({"ttl": 1} if step.action == "ttl" else {"vram": 10}))
+        changed: dict[str, Any] = {"ttl": 1} if step.action == "ttl" else {"vram": 10}
+        self.write_config(**changed)
         time.sleep(step.numbers[0])
         self.write_config()
 
@@ -303,12 +304,13 @@ class World:
 
     def ask(self, step: Step, number: int) -> str:
         delay_s, patience_s = step.numbers
-        orders: dict[str, Any] = {
+        orders_of: dict[str, dict[str, Any]] = {
             "quick": {}, "stream": {"delay_s": delay_s}, "live": {"delta_s": delay_s / 4}, "embed": {},
             "slow": {"delay_s": delay_s}, "drop": {"delay_s": 2}, "drop_stream": {"delay_s": 2},
             "crash": {"delay_s": delay_s / 4, "crash": 7}, "cut": {"cut": True}, "error": {"status": 500},
             "hang": {"hang": True},
-        }[step.action]  # fmt: skip
+        }  # fmt: skip
+        orders = orders_of[step.action]
         words = f"request {number}"
         orders["message"] = {"role": "assistant", "content": words}
         orders["deltas"] = [{"role": "assistant", "content": words}]

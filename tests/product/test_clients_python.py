@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import openai
 import pytest
@@ -26,6 +26,9 @@ from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, Bed, ending
 
 HELLO: Any = [{"role": "user", "content": "Say hi."}]
 SHORT: Any = {"max_tokens": 8, "temperature": 0}
+
+
+Result = TypeVar("Result")
 
 
 class Weather(BaseModel):
@@ -53,7 +56,8 @@ class Sync:
         self._client = OpenAI(base_url=bed.url, api_key="none", max_retries=0, timeout=60)
 
     def chat(self, **fields: Any) -> ChatCompletion:
-        return self._client.chat.completions.create(**fields)
+        reply: ChatCompletion = self._client.chat.completions.create(**fields)
+        return reply
 
     def chunks(self, **fields: Any) -> list[ChatCompletionChunk]:
         return list(self._client.chat.completions.create(stream=True, **fields))
@@ -85,15 +89,16 @@ class Async:
     def __init__(self, bed: Bed) -> None:
         self._url = bed.url
 
-    def _run(self, call: Callable[[AsyncOpenAI], Coroutine[Any, Any, Any]]) -> Any:
-        async def run() -> Any:
+    def _run(self, call: Callable[[AsyncOpenAI], Coroutine[Any, Any, Result]]) -> Result:
+        async def run() -> Result:
             async with AsyncOpenAI(base_url=self._url, api_key="none", max_retries=0, timeout=60) as client:
                 return await call(client)
 
         return asyncio.run(run())
 
     def chat(self, **fields: Any) -> ChatCompletion:
-        return self._run(lambda client: client.chat.completions.create(**fields))
+        reply: ChatCompletion = self._run(lambda client: client.chat.completions.create(**fields))
+        return reply
 
     def chunks(self, **fields: Any) -> list[ChatCompletionChunk]:
         async def read(client: AsyncOpenAI) -> list[ChatCompletionChunk]:
@@ -139,7 +144,8 @@ class Async:
 
 @pytest.fixture(params=[Sync, Async])
 def sdk(request: pytest.FixtureRequest, bed: Bed) -> Sync | Async:
-    return request.param(bed)
+    kind: type[Sync | Async] = request.param
+    return kind(bed)
 
 
 # --- chat -------------------------------------------------------------------------------------------

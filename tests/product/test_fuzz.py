@@ -10,9 +10,9 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -27,7 +27,10 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 HANGS_AFTER_S = 15  # a head may take 10 s to come
 
 
-def tried(examples: int) -> Any:
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def tried(examples: int) -> Callable[[Test], Test]:
     """The same examples each time, unless more are asked for."""
     return settings(
         max_examples=EXAMPLES or examples, derandomize=not EXAMPLES, deadline=None, database=None,

@@ -39,7 +39,8 @@ def sdk(proxy: Proxy, **options: Any) -> OpenAI:
 
 
 def ask(proxy: Proxy, model: str, **fields: Any) -> Any:
-    fields = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 8, "temperature": 0} | fields
+    usual: dict[str, Any] = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 8, "temperature": 0}
+    fields = usual | fields
     return sdk(proxy).chat.completions.create(model=model, **fields)
 
 
@@ -235,7 +236,7 @@ def test_a_dropped_request_frees_the_backend(proxy: Proxy, stack: Stack) -> None
 
 def _unit(units: dict[str, Any], name: str) -> str:
     entry = units[name]
-    return entry["unit"] if isinstance(entry, dict) else entry
+    return str(entry["unit"] if isinstance(entry, dict) else entry)
 
 
 def _status_of(proxy: Proxy) -> str:

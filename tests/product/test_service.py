@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import yaml
 
 from installer.systemd import Systemd
 from installer.units import Machine, UnitSource
-from support.stack import ROOT, Proxy, Stack, free_port, in_background, wait_for
+from support.stack import ROOT, Answer, Proxy, Stack, free_port, in_background, wait_for
 from user_manager import UserManager
 
 SECRET = "xyzzy-plugh"
@@ -84,6 +84,10 @@ class Service:
     def lines(self, event: str) -> list[str]:
         """The lines of one event."""
         return [text for _, text in self.journal() if text.split(" ")[0] == event]
+
+    def wait_for_last_request(self, words: str) -> None:
+        """Blocks until the last logged request has these words."""
+        wait_for(lambda: words in self.lines("request")[-1], what=f"the journal says {words}")
 
     def is_up(self) -> bool:
         with contextlib.suppress(OSError):
@@ -257,7 +261,7 @@ def test_one_line_tells_an_error_with_its_code(service: Service, pair: dict[str,
     for orders, code in (({"crash": 7}, "backend_crashed"), ({"cut": True}, "backend_error"), ({"hang": True}, None)):
         answer = proxy.chat("a", standin=orders)
         assert answer.error["code"] == (code or "backend_timeout")
-        wait_for(lambda answer=answer: f"error={answer.error['code']}" in service.lines("request")[-1])
+        service.wait_for_last_request(f"error={answer.error['code']}")
     assert len(service.lines("request")) == 3
 
 
@@ -351,10 +355,11 @@ def test_stop_finishes_what_runs_and_leaves_the_model(service: Service, pair: di
     stack = service.stack
     proxy = service.start(pair)
     proxy.chat("a")
-    calls: list[Callable[[], Any]] = [
-        lambda stream=stream: proxy.chat("a", stream=stream, standin={"delay_s": 1.6}) for stream in (False, True)
-    ]
-    with in_background(*calls) as answers:
+
+    def ask(stream: bool) -> Answer:
+        return proxy.chat("a", stream=stream, standin={"delay_s": 1.6})
+
+    with in_background(lambda: ask(False), lambda: ask(True)) as answers:
         wait_for(lambda: stack.seen()["running"] == 2)
         began = time.monotonic()
         stack.systemctl("stop", service.unit)

@@ -50,8 +50,12 @@ def test_answers_as_soon_as_it_is_started(own_manager: UserManager) -> None:
 def test_its_journal_knows_the_units_as_a_users(own_manager: UserManager) -> None:
     unit = f"said-{os.getpid()}"
     start_unit(own_manager, unit, "echo hello from the unit; sleep 60")
-    for match in (f"--user-unit={unit}", f"_SYSTEMD_USER_UNIT={unit}.service"):
-        wait_for(lambda match=match: "hello from the unit" in call(own_manager, "journalctl", match, "-o", "cat"))
+
+    def is_found(match: str) -> bool:
+        return "hello from the unit" in call(own_manager, "journalctl", match, "-o", "cat")
+
+    wait_for(lambda: is_found(f"--user-unit={unit}"))
+    wait_for(lambda: is_found(f"_SYSTEMD_USER_UNIT={unit}.service"))
 
 
 def test_managers_run_side_by_side(own_manager: UserManager, tmp_path: Path) -> None:

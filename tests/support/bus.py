@@ -172,15 +172,20 @@ def words(call: Message) -> str:
 
 def refusal(call: Message, text: str = "the bus is gone.") -> bytes:
     """An error for an answer."""
-    return new_error(call, "org.freedesktop.DBus.Error.Failed", "s", (text,)).serialise(1)
+    return _wire(new_error(call, "org.freedesktop.DBus.Error.Failed", "s", (text,)), 1)
 
 
 def job_begun(call: Message, job: str = _JOB) -> bytes:
     """The answer that names a job."""
-    return new_method_return(call, "o", (job,)).serialise(1)
+    return _wire(new_method_return(call, "o", (job,)), 1)
 
 
 def job_ended(job: str = _JOB, result: str = "done") -> bytes:
     """The signal that a job is over."""
     body = (int(job.rpartition("/")[2]), job, "some.service", result)
-    return new_signal(_MANAGER, "JobRemoved", "uoss", body).serialise(2)
+    return _wire(new_signal(_MANAGER, "JobRemoved", "uoss", body), 2)
+
+
+def _wire(message: Message, serial: int) -> bytes:
+    wire: bytes = message.serialise(serial)  # jeepney has no types
+    return wire

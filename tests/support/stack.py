@@ -61,14 +61,15 @@ class Answer:
     @property
     def error(self) -> dict[str, Any]:
         """The error, which must have OpenAI's shape."""
-        error = self.json["error"]
+        error: dict[str, Any] = self.json["error"]
         assert set(error) >= {"message", "type", "param", "code"}, error
         assert isinstance(error["message"], str)
         return error
 
     @property
     def text(self) -> str:
-        return self.json["choices"][0]["message"]["content"]
+        text: str = self.json["choices"][0]["message"]["content"]
+        return text
 
     @property
     def events(self) -> list[Any]:
@@ -133,7 +134,8 @@ class Proxy:
         return self.get("/api/status").json
 
     def state(self, model: str) -> str:
-        return self.status()["models"][model]["state"]
+        state: str = self.status()["models"][model]["state"]
+        return state
 
     def stop(self, timeout_s: float = 40) -> int:
         """SIGTERM, and its exit code."""

@@ -146,8 +146,9 @@ def test_a_release_without_a_hold_is_no_error(proxy: Proxy) -> None:
 # --- what is wrong ----------------------------------------------------------------------------------
 
 
+WRONG_MINUTES: tuple[object, ...] = (0, -5, "5", True, [], 10**9, 10**400)
 WRONG: tuple[tuple[object, str | None], ...] = (
-    *(({"minutes": minutes}, "minutes") for minutes in (0, -5, "5", True, [], 10**9, 10**400)),
+    *(({"minutes": minutes}, "minutes") for minutes in WRONG_MINUTES),
     ({"force": "yes"}, "force"),
     ({"minuts": 30}, "minuts"),
     ({"force": True, "x" * 99: 1}, "x" * 40),

@@ -558,7 +558,10 @@ def test_idle_connections_to_a_backend_go_when_they_are_old(stack: Stack, pair: 
     proxy = stack.run(pair)
     proxy.chat("a")
     run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.5})] * 12)
-    sockets = lambda: descriptors_of(proxy.process.pid)["socket:[]"]  # noqa: E731
+
+    def sockets() -> int:
+        return descriptors_of(proxy.process.pid)["socket:[]"]
+
     assert sockets() > 10
     wait_for(lambda: proxy.chat("a").status == 200 and sockets() < 5, 10)
 

@@ -1,19 +1,26 @@
-"""Every error a client can get: its HTTP status, type, code and whether trying again can help.
+"""Every error that a client can get: its HTTP status, type and code, and whether a retry can help.
 
 Knows nothing of HTTP libraries, units or models. The shape is OpenAI's, `{"error": {"message", "type",
-"param", "code"}}`; any other shape loses the message in the clients (docs/design.md, "For clients").
+"param", "code"}}`: clients lose the message of an error in any other shape (docs/design.md, "For clients").
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
+
+from systemd_llm_switch.quoting import printable, quoted
+
+# The last resort. A message quotes each foreign part of it, and cuts it to `quoting.LIMIT`.
+_MOST_MESSAGE_CHARACTERS = 4000
+_MOST_LISTED = 20  # models that a message names
 
 
 class ProxyError(Exception):
-    """An answer other than the one that was asked for.
+    """An error that the client gets instead of what it asked for.
 
     `retry_after_s` becomes `Retry-After` (whole seconds, 1 to 59: SDKs ignore longer ones). `permanent` says
-    that trying again cannot help: the answer then carries `x-should-retry: false`, which the OpenAI SDKs obey.
+    that a retry cannot help: the reply then carries `x-should-retry: false`, which the OpenAI SDKs obey.
     """
 
     status = 500
@@ -22,9 +29,10 @@ class ProxyError(Exception):
     permanent = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        message = _cut(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = param if param is None else printable(param)
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, object]:
@@ -32,7 +40,7 @@ class ProxyError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> list[tuple[str, str]]:
-        """What the status alone does not tell the client's retry logic."""
+        """The headers that a client's retry logic needs besides the status."""
         headers = []
         if self.retry_after_s is not None:
             headers.append(("Retry-After", str(min(59, max(1, round(self.retry_after_s))))))
@@ -42,21 +50,21 @@ class ProxyError(Exception):
 
 
 class InternalError(ProxyError):
-    """A fault of the proxy's own; its traceback is in the journal, never in the answer."""
+    """A fault of the proxy itself. The traceback is in the journal, never in the reply."""
 
 
 class ClientGone(ProxyError):
-    """Nobody is left to answer. The status is nginx's 499, seen in the journal only."""
+    """The client closed the connection. The status is nginx's 499; only the journal shows it."""
 
     status = 499
     code = "client_closed_request"
 
 
-# --- the request is wrong: trying the same again cannot help -------------------------------------
+# --- the request is wrong: the same request fails again ---------------------------------------------
 
 
 class RequestError(ProxyError):
-    """Base of the errors that the client has to mend."""
+    """Base of the errors that the client has to correct."""
 
     status = 400
     type = "invalid_request_error"
@@ -64,7 +72,7 @@ class RequestError(ProxyError):
 
 
 class InvalidJson(RequestError):
-    """The body is no JSON."""
+    """The body is not valid JSON."""
 
     code = "invalid_json"
 
@@ -75,15 +83,15 @@ class MissingModel(RequestError):
     code = "missing_model"
 
     def __init__(self, known: Iterable[str]) -> None:
-        super().__init__(f"you must name a model; this proxy has: {', '.join(known) or 'none'}", param="model")
+        super().__init__(f"the request names no `model`; this proxy has: {_listed(known)}", param="model")
 
 
 class InvalidRequest(RequestError):
-    """The body is JSON, but not a request."""
+    """The body is JSON, but not a valid request."""
 
 
 class InvalidApiKey(RequestError):
-    """No key, or a wrong one."""
+    """The key is missing or wrong."""
 
     status = 401
     code = "invalid_api_key"
@@ -93,14 +101,14 @@ class InvalidApiKey(RequestError):
 
 
 class ForbiddenOrigin(RequestError):
-    """A web page, or a name, that may not drive this proxy."""
+    """A web page or a host name that may not use this proxy."""
 
     status = 403
     code = "forbidden_origin"
 
 
 class UnknownUrl(RequestError):
-    """No such route."""
+    """The route does not exist."""
 
     status = 404
     code = "unknown_url"
@@ -113,29 +121,28 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        listed = ", ".join(known) or "none"
-        super().__init__(f"the model {name!r} does not exist; this proxy has: {listed}", param="model")
+        super().__init__(f"the model {quoted(name)} does not exist; this proxy has: {_listed(known)}", param="model")
 
 
 class ModelNotLoaded(RequestError):
-    """The route shows a loaded model's backend, and does not load one."""
+    """The route needs a loaded model, and does not load one."""
 
     status = 404
     code = "model_not_loaded"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the model {name!r} is not loaded; `POST /api/load` loads it", param="model")
+        super().__init__(f"the model {quoted(name)} is not loaded; `POST /api/load` loads it", param="model")
 
 
 class MethodNotAllowed(RequestError):
-    """The route exists, for another method."""
+    """The route exists, but not for this method."""
 
     status = 405
     code = "method_not_allowed"
 
     def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
         self._allow = ", ".join(allowed)
-        super().__init__(f"{path} does not take {method}; it takes {self._allow}")
+        super().__init__(f"{printable(path)} does not take {printable(method)}; it takes {self._allow}")
 
     def headers(self) -> list[tuple[str, str]]:
         return [*super().headers(), ("Allow", self._allow)]
@@ -149,24 +156,26 @@ class RequestTimeout(RequestError):
 
 
 class RequestTooLarge(RequestError):
-    """The body is larger than `server.max_body_mb`, or the head than any client's."""
+    """The body is larger than `server.max_body_mb`, or the headers are longer than any client's."""
 
     status = 413
     code = "request_too_large"
 
     def __init__(self, limit_mb: float | None) -> None:
-        """`limit_mb` is the body's; None where it was the head."""
+        """`limit_mb` is the limit of the body; None if the headers were too long."""
         if limit_mb is None:
-            super().__init__("the request's headers are too long")
+            super().__init__("the request's headers are too long; send fewer or shorter ones")
         else:
-            super().__init__(f"the request body is larger than {limit_mb:g} MB (server.max_body_mb)")
+            super().__init__(
+                f"the request body is larger than {limit_mb:g} MB (server.max_body_mb); send less, or raise the limit"
+            )
 
 
-# --- not now --------------------------------------------------------------------------------------
+# --- not now: a later request can succeed -----------------------------------------------------------
 
 
 class QueueFull(ProxyError):
-    """More requests wait than `server.queue_limit` allows."""
+    """As many requests wait as `server.queue_limit` allows."""
 
     status = 429
     type = "rate_limit_error"
@@ -188,7 +197,7 @@ class ShuttingDown(ProxyError):
 
 
 class Unloaded(ProxyError):
-    """An operator, or the drain bound, ended a running request."""
+    """An operator or `server.drain_timeout` ended a running request."""
 
     status = 503
     code = "model_unloaded"
@@ -198,7 +207,7 @@ class Unloaded(ProxyError):
 
 
 class ModelStartFailed(ProxyError):
-    """The unit did not come up. The message says why: systemd's result and the last journal lines."""
+    """The unit failed to start. The message says why: systemd's result and the last journal lines."""
 
     status = 503
     code = "model_start_failed"
@@ -217,21 +226,35 @@ class ModelStartTimeout(ProxyError):
 
 
 class BackendError(ProxyError):
-    """The backend lives but did not answer in HTTP."""
+    """The backend runs, but its reply is not valid HTTP."""
 
     status = 502
     code = "backend_error"
 
 
 class BackendCrashed(ProxyError):
-    """The backend's process ended under the request."""
+    """The backend's process ended during the request."""
 
     status = 502
     code = "backend_crashed"
 
 
 class BackendTimeout(ProxyError):
-    """The backend did not answer within `server.request_timeout`."""
+    """The backend did not reply within `server.request_timeout`."""
 
     status = 504
     code = "backend_timeout"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(printable(name) for name in islice(names, _MOST_LISTED))
+    left = len(names) - _MOST_LISTED
+    return f"{shown} and {left} more (`GET /v1/models` lists them)" if left > 0 else shown or "none"
+
+
+def _cut(message: str) -> str:
+    if len(message) <= _MOST_MESSAGE_CHARACTERS:
+        return message
+    return f"{message[:_MOST_MESSAGE_CHARACTERS]}… ({len(message)} characters in all)"

@@ -727,3 +727,43 @@ def test_a_slow_sender_is_a_408(proxy: Proxy, slow_senders: list[Wire]) -> None:
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
         assert wire.is_closed()
     assert "Traceback" not in proxy.log
+
+
+# --- foreign text -----------------------------------------------------------------------------------
+
+LONG = "x\n\x1b[2Jrequest model=FORGED" + "y" * 60_000
+FOREIGN = {
+    "model": ("POST", CHAT, encode({"model": LONG}), ()),
+    "key of an order": ("POST", "/api/load", encode({LONG: 1}), ()),
+    "origin": ("GET", "/v1/models", b"", (f"Origin: {'o' * 60_000}",)),
+    "host": ("GET", "/v1/models", b"", (f"Host: {'h' * 60_000}",)),
+    "path": ("GET", "/%0arequest" + "p" * 60_000, b"", ()),
+    "model in a path": ("GET", "/v1/models/%0arequest" + "p" * 60_000, b"", ()),
+    "upstream": ("GET", "/upstream/%0arequest" + "p" * 60_000, b"", ()),
+    "method": ("X" * 60_000, "/v1/models", b"", ()),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_text_is_cut_in_the_answer_and_in_the_log(proxy: Proxy, kind: str) -> None:
+    """What a client sent is named in an error, but neither whole nor raw; and it begins no line of the log."""
+    method, path, body, headers = FOREIGN[kind]
+    logged = len(proxy.log)
+    with Wire(proxy) as wire:
+        has_host = any(header.startswith("Host:") for header in headers)
+        lines = [f"{method} {path} HTTP/1.1", *([] if has_host else ["Host: localhost"]), *headers]
+        wire.send("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        answer = wire.answer()
+    assert 400 <= answer.status < 500
+    assert len(answer.body) < 2_500
+    assert answer.error["message"].isprintable()
+    lines = proxy.log[logged:].splitlines()
+    assert not [line for line in lines if line.startswith("request model=FORGED")]
+    assert all(len(line.encode()) < 2_000 for line in lines)
+
+
+def test_an_error_of_a_backend_is_cut(proxy: Proxy) -> None:
+    answer = proxy.chat("a", standin={"status": 422, "body": json.dumps({"error": {"message": "e" * 100_000}})})
+    assert answer.status == 422
+    assert len(answer.body) < 5_000
+    assert answer.error["message"].startswith("eee")

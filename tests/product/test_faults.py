@@ -510,7 +510,7 @@ def test_a_backend_that_sends_elsewhere_is_a_502(stack: Stack) -> None:
     ("raw", "message"),
     [
         ('{"error": {"message": "m", "type": null, "param": 5, "code": {}}}', "m"),
-        ('{"error": null}', "the backend answered 400 without a word"),
+        ('{"error": null}', "the backend replied with status 400 and no message"),
     ],
 )
 def test_a_backends_error_gets_openais_shape(stack: Stack, raw: str, message: str) -> None:

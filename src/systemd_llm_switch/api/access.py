@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from systemd_llm_switch.config.records import ServerSettings, is_loopback
 from systemd_llm_switch.errors import ForbiddenOrigin, InvalidApiKey
+from systemd_llm_switch.quoting import quoted
 
 _OPEN_PATHS = ("/health",)
 _EXPOSED_HEADERS = "ServerSettings-Timing, X-LLM-Switch-Repaired, Retry-After"
@@ -40,7 +41,7 @@ class Access:
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and not self._is_known(origin, environ.get("HTTP_HOST")):
             raise ForbiddenOrigin(
-                f"pages of {origin!r} may not use this proxy; add the origin to server.cors_origins if they may"
+                f"pages of {quoted(origin)} may not use this proxy; add the origin to server.cors_origins if they may"
             )
         is_preflight = origin is not None and self._is_preflight(origin, environ)
         if path not in _OPEN_PATHS and not is_preflight:
@@ -77,7 +78,7 @@ class Access:
         name = host_name(host)
         if name not in self._allowed_hosts:
             raise ForbiddenOrigin(
-                f"this proxy does not answer to the name {name!r}; add it to server.allowed_hosts if it should"
+                f"this proxy does not answer to the name {quoted(name)}; add it to server.allowed_hosts if it should"
             )
 
     def _is_known(self, origin: str, host: str | None) -> bool:

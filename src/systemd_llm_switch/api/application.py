@@ -42,6 +42,7 @@ from systemd_llm_switch.errors import (
 from systemd_llm_switch.forward.forwarding import Answer
 from systemd_llm_switch.forward.proxy import Story
 from systemd_llm_switch.openai.endpoints import FORWARDED
+from systemd_llm_switch.quoting import LIMIT, printable
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Envi
 
 def _quoted(path: str) -> str:
     """WSGI's reading of the path's bytes (PEP 3333), as they are written in a URL."""
-    return quote(path.encode("latin-1"))
+    return printable(quote(path[: LIMIT + 1].encode("latin-1")))
 
 
 class _Dispatch(web.application):  # type: ignore[misc]
@@ -164,7 +165,9 @@ def _translate_refusal() -> ProxyError:
         allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")
         return MethodNotAllowed(web.ctx.method, web.ctx.path, [name.strip() for name in allowed.split(",")])
     if status == HTTPStatus.NOT_FOUND:
-        near = get_close_matches(web.ctx.path, (*POSTED, *GOT), n=1, cutoff=_LIKENESS)
+        near = get_close_matches(web.ctx.path[:LIMIT], (*POSTED, *GOT), n=1, cutoff=_LIKENESS)
         meant = f" did you mean {near[0]}?" if near else ""
-        return UnknownUrl(f"no such route: {web.ctx.method} {web.ctx.path};{meant} there are {LISTED}")
+        return UnknownUrl(
+            f"no such route: {printable(web.ctx.method)} {printable(web.ctx.path)};{meant} there are {LISTED}"
+        )
     return InternalError(f"web.py refused the request with status {status}")

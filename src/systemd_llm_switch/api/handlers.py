@@ -22,12 +22,12 @@ from systemd_llm_switch.forward.forwarding import Answer
 from systemd_llm_switch.forward.proxy import Story
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
+from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.status import ModelStatus
 from systemd_llm_switch.waiting import Client
 
 _MAX_HOLD_MINUTES = 366 * 24 * 60
-_LONGEST_KEY = 40  # letters of a key that is told in an error
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.
 _STATUS_VALUE = {
     State.READY.value: "loaded",
@@ -69,8 +69,8 @@ class Handler:
         unknown = next((key for key in body if key not in known), None)
         if unknown is not None and web.ctx.path.startswith("/api/"):
             keys = " and ".join(f"`{key}`" for key in known) or "none"
-            told = f"{unknown[:_LONGEST_KEY]!r} is no key of {web.ctx.path}; known: {keys}"
-            raise InvalidRequest(told, param=unknown[:_LONGEST_KEY])
+            message = f"{quoted(unknown)} is not a key of {web.ctx.path}; known keys: {keys}"
+            raise InvalidRequest(message, param=unknown)
         return body
 
     def write(self, value: object) -> Answer:

@@ -21,6 +21,7 @@ from systemd_llm_switch.openai.sse import (
     split_text,
     tool_call_deltas,
 )
+from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
 
 
@@ -100,7 +101,7 @@ class LiveReply:
             chunk: Json = json.loads(data)
             choices = choices_of(chunk)
         except (ValueError, AttributeError, RecursionError) as error:
-            raise BrokenStream(f"an event is no JSON object: {data[:200]!r}") from error
+            raise BrokenStream(f"an event is no JSON object: {quoted(data)}") from error
         if "error" in chunk:
             raise StreamError(chunk)
         if isinstance(chunk.get("usage"), dict):

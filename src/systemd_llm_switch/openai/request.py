@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.endpoints import FORWARDED, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.quoting import printable
 
 _MAX_FIELD = 10_000
 
@@ -74,7 +75,7 @@ def _parse_form(raw: bytes, content_type: str) -> Json:
         parser = multipart.MultipartParser(io.BytesIO(raw), options.get("boundary", ""), memory_limit=len(raw) + 1)
         fields: Json = {part.name: part.value for part in parser if not part.filename and part.size < _MAX_FIELD}
     except (multipart.MultipartError, ValueError) as error:
-        raise InvalidRequest(f"the form cannot be read: {error}") from error
+        raise InvalidRequest(f"the form cannot be read: {printable(str(error))}") from error
     if "stream" in fields:
         fields["stream"] = fields["stream"].lower() == "true"
     return fields

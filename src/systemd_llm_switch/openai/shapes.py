@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's JSON: what is in a reply, whatever a backend left out of it. Pure."""
+"""The shapes of OpenAI's JSON, read safely: a backend may leave out anything, or send another type. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ Json = dict[str, Any]
 
 JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
 
-_MAX_TOLD_CHARS = 2000
-# llama-server's words for a prompt that is too long; Roo and Cline condense only when they read the other.
+_MOST_ERROR_BYTES = 64 * 1024  # a longer error is shown as text
+_MOST_MESSAGE_CHARACTERS = 2000
+# llama-server's words for a prompt that is too long. Roo and Cline condense only if they read the words below.
 _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
 def dump(value: object) -> bytes:
-    """Compact JSON, all ASCII: a lone surrogate in a text, which UTF-8 cannot carry, survives."""
+    """Compact JSON in ASCII. So a string with a lone surrogate, which UTF-8 cannot hold, survives."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
@@ -27,7 +28,7 @@ def choices_of(reply: Mapping[str, Any]) -> list[Json]:
 
 
 def objects_of(value: object) -> list[Json]:
-    """The objects of a list; a backend's reply may hold anything anywhere."""
+    """The objects of a list, and no others of its items."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
@@ -37,19 +38,32 @@ def object_of(value: object) -> Json:
 
 
 def foreign_error(status: int, raw: bytes) -> Json:
-    """What a backend said of a failure, with whatever OpenAI's shape has and it left out."""
-    try:
-        told = json.loads(raw)["error"]
-        told = dict(told) if isinstance(told, dict) else {"message": told and str(told)}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        told = {"message": raw.decode("utf-8", "replace")[:_MAX_TOLD_CHARS]}
-    message = str(told.get("message") or f"the backend answered {status} without a word")
-    if any(words in message for words in _OVERFLOW_WORDS) and _OVERFLOW_FOR_CLIENTS not in message:
+    """A backend's error in OpenAI's shape: what the backend left out is filled in, and a long message is cut."""
+    error = _read_error(raw)
+    said = str(error.get("message") or f"the backend replied with status {status} and no message")
+    message = _cut(said)
+    if any(words in said for words in _OVERFLOW_WORDS) and _OVERFLOW_FOR_CLIENTS not in message:
         message = f"{message} ({_OVERFLOW_FOR_CLIENTS})"
-    kind, param, code = told.get("type"), told.get("param"), told.get("code")
+    kind, param, code = error.get("type"), error.get("param"), error.get("code")
     if not isinstance(kind, str):
         kind = "server_error" if status >= 500 else "invalid_request_error"
     if isinstance(code, bool) or not isinstance(code, str | int):
         code = "backend_error"
     shape = {"message": message, "type": kind, "param": param if isinstance(param, str) else None, "code": code}
-    return {"error": told | shape}
+    return {"error": error | shape}
+
+
+def _read_error(raw: bytes) -> Json:
+    """The object or the string under `error`; if there is none, the body itself is the message."""
+    if len(raw) <= _MOST_ERROR_BYTES:
+        try:
+            error = json.loads(raw)["error"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        else:
+            return error if isinstance(error, dict) else {"message": error and str(error)}
+    return {"message": raw[:_MOST_ERROR_BYTES].decode("utf-8", "replace")}
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _MOST_MESSAGE_CHARACTERS else f"{message[:_MOST_MESSAGE_CHARACTERS]}…"

@@ -50,9 +50,10 @@ provide_packages() {
 
 # .venv as ./setup.sh makes it, and what the tests need beside it: with a stamp, since asking pip takes seconds.
 provide_venv() {
-    local make='import os; from installer.places import Places; from installer.python_env import provide_venv
+    local make='import os; from systemd_llm_switch.setup.places import Places
+from systemd_llm_switch.setup.python_env import provide_venv
 provide_venv(Places.of(os.environ))'
-    PYTHONPATH=deploy PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 "$(find_python)" -c "$make"
+    PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 "$(find_python)" -c "$make"
     local wanted
     wanted=$(cat requirements.txt tests/requirements.txt deploy/*requirements.txt | sha256sum)
     if [ "$(cat .venv/.tests 2>/dev/null)" != "$wanted" ]; then
@@ -84,10 +85,10 @@ provide_node_modules() {
 
 # Ends what a killed pytest could not: user managers and proxies that live in this run's own folder.
 clean_up() {
-    local stop='import sys; from pathlib import Path; from user_manager import UserManager
+    local stop='import sys; from pathlib import Path; from systemd_llm_switch.setup.user_manager import UserManager
 for manager in UserManager.all():
     if manager.home.is_relative_to(Path(sys.argv[1])): manager.stop(within_s=5)'
-    PYTHONPATH=deploy .venv/bin/python -c "$stop" "$work"
+    PYTHONPATH=src .venv/bin/python -c "$stop" "$work"
     local line
     for line in /proc/[0-9]*/cmdline; do
         if grep --quiet --fixed-strings -- "$work" "$line" 2>/dev/null; then

@@ -13,7 +13,7 @@ import pytest
 
 from support import clients
 from support.stack import Stack
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 _numbers = itertools.count(1)
 

@@ -24,7 +24,7 @@ from systemd_llm_switch.api.access import host_name
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.openai.endpoints import FORWARDED
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 CHAT = "/v1/chat/completions"
 KEY, FILE_KEY, UMLAUT_KEY = "sk-in-the-config", "sk-in-the-file", "schlüssel-für-alle"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.stack import Answer, Proxy, Stack, chat, wait_for
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 CHAT = "/v1/chat/completions"
 FORWARDED = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/rerank")

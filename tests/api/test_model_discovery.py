@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.models import Folders, WantedModel, find, find_incomplete, missing_parts
+from systemd_llm_switch.setup.model_files import Folders, WantedModel, find, find_incomplete, missing_parts
 
 NEXT = WantedModel("unsloth/Qwen3-Coder-Next-GGUF", "UD-Q4_K_XL")
 BGE = WantedModel("ggml-org/bge-m3-Q8_0-GGUF")

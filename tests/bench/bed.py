@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.load import Generator
 from support.stack import Stack
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 HERE = Path(__file__).parent
 # llama-server with two threads on two cores spins, and is four times slower.

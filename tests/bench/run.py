@@ -45,7 +45,7 @@ from bench.measure_stream import measure_disconnect, measure_stream
 from bench.measure_switch import measure_read_ahead, measure_switch
 from bench.plot import as_svg
 from bench.report import Machine, as_json, as_markdown
-from user_manager import UserManagerError
+from systemd_llm_switch.setup.user_manager import UserManagerError
 
 Measure = Callable[[Lineup, Effort, Figures], None]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from support.stack import Answer, Proxy, Stack, chat, run_all, wait_for
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 TOOLS = [
     {

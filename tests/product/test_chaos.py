@@ -27,7 +27,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "deploy")]  # runs as a script, too
 
 from support.stack import Proxy, Stack, chat, descriptors_of, free_port, rss_mib, run_all, wait_for  # noqa: E402
-from user_manager import UserManager  # noqa: E402
+from systemd_llm_switch.setup.user_manager import UserManager  # noqa: E402
 
 CI_SECONDS = 45
 CI_SEED = 1

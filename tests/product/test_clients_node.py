@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
 
 from support.clients import CALL_PROMPT, LATE_ERROR, MEANT_CALLS, MODES, Bed, ending
 from support.stack import Stack, chat
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 SCRIPTS = Path(__file__).parents[1] / "clients"
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support.stack import Proxy, Stack
 from systemd_llm_switch import errors
 from systemd_llm_switch.openai.endpoints import FORWARDED
-from user_manager import UserManager
+from systemd_llm_switch.setup.user_manager import UserManager
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 HANGS_AFTER_S = 15  # a head may take 10 s to come

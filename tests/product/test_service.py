@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
-from installer.systemd import Systemd
-from installer.units import Machine, UnitSource
 from support.stack import ROOT, Answer, Proxy, Stack, free_port, in_background, wait_for
-from user_manager import UserManager
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource
+from systemd_llm_switch.setup.user_manager import UserManager
 
 SECRET = "xyzzy-plugh"
 SHUTDOWN_S = 25  # what the proxy grants running requests
@@ -39,7 +39,7 @@ class Service:
         self.config = stack.folder / f"{name}.yaml"
         self.proxy = Proxy(free_port(), None, stack.folder)  # type: ignore[arg-type]
         home = Path(stack.env["HOME"])
-        left_out = Systemd(stack.env).unusable_settings()
+        left_out = Systemctl(stack.env).unusable_settings()
         machine = Machine(home, Path(sys.executable), home, home, left_out, self.config)
         text = UnitSource.read(ROOT / "deploy/systemd/llm-switch.service").render(machine, None)
         folder = home / ".config/systemd/user"

@@ -17,7 +17,10 @@ OWNERS = {
     "web": {"api/application", "api/handlers"},
     "cheroot": {"http_server/server", "http_server/connections", "http_server/request", "http_server/threadpool"},
     "requests": {"backend/backend"},
-    "subprocess": {"systemd/manager"},
+    "subprocess": {
+        "systemd/manager",
+        *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
+    },
     "jeepney": {"systemd/bus"},
     "yaml": {"config/file"},
 }

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from installer.ledger import Ledger
-from installer.places import Places
 from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
 from support.stack import chat, free_port, wait_for
-from user_manager import UserManager
+from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.places import Places
+from systemd_llm_switch.setup.user_manager import UserManager
 
 MODELS = ("bge-m3", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
 SERVER_PROMPT = "📂 Path to your llama-server binary [default: "

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from installer.systemd import Systemd
-from installer.units import Machine, UnitSource, exec_start, quote, without
 from support.stack import ROOT, Stack, wait_for
 from systemd_llm_switch.http_server.server import SHUTDOWN_TIMEOUT_S
-from user_manager import UserManager
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource, exec_start, quote, without
+from systemd_llm_switch.setup.user_manager import UserManager
 
 SOURCES = {source.name: source for source in UnitSource.read_all(ROOT / "deploy/systemd")}
 DEMO = {source.name: source for source in UnitSource.read_all(ROOT / "deploy/demo")}
@@ -89,7 +89,7 @@ def test_the_embedding_model_takes_long_inputs() -> None:
 @pytest.fixture
 def units(stack: Stack, llama_server: Path, model_file: Path) -> Iterator[dict[str, str]]:
     """The real unit files, rendered for the small model and a free port, under this test's own names."""
-    left_out = Systemd(stack.env).unusable_settings()
+    left_out = Systemctl(stack.env).unusable_settings()
     machine = Machine(Path(stack.env["HOME"]), llama_server, llama_server, model_file.parent, left_out)
     folder = Path(stack.env["HOME"]) / ".config/systemd/user"
     names = {}

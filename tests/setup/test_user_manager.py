@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import user_manager
 from support.stack import ROOT, wait_for
-from user_manager import HIDDEN_NODES, Process, UserManager, UserManagerError, is_reachable
+from systemd_llm_switch.setup import user_manager
+from systemd_llm_switch.setup.user_manager import HIDDEN_NODES, Process, UserManager, UserManagerError, is_reachable
 
 
 @pytest.fixture
@@ -136,7 +136,8 @@ def test_the_command_starts_lists_and_stops(tmp_path: Path) -> None:
 def test_a_plain_user_is_told_why_not(tmp_path: Path) -> None:
     """As another user, in a process of its own, since privileges cannot be taken back."""
     script = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT / 'deploy')!r}); import pathlib, user_manager\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import pathlib\n"
+        "from systemd_llm_switch.setup import user_manager\n"
         "os.setuid(65534)\n"
         f"user_manager.UserManager.start(pathlib.Path({str(tmp_path)!r}))"
     )
@@ -164,7 +165,7 @@ def test_a_machine_without_systemd_is_told_the_line_to_type(monkeypatch: pytest.
 BARE_MACHINE = """
 import json, os, subprocess, sys, pathlib
 sys.path.insert(0, sys.argv[1])
-import user_manager
+from systemd_llm_switch.setup import user_manager
 manager = user_manager.UserManager.start(pathlib.Path(sys.argv[2]))
 try:
     run = ("systemd-run", "--user", "--wait", "--quiet", "--unit=bare", "echo", "heard")
@@ -182,7 +183,7 @@ print(json.dumps({"heard": heard, "journald": os.path.exists(f"/proc/{journald}/
 def test_brings_a_journal_where_there_is_none_and_takes_it_away(tmp_path: Path) -> None:
     """On a machine of its own, as far as /run and /var/log go."""
     enter = 'mount -t tmpfs none /run && mount -t tmpfs none /var/log && exec "$@"'
-    program = [sys.executable, "-c", BARE_MACHINE, str(ROOT / "deploy"), str(tmp_path)]
+    program = [sys.executable, "-c", BARE_MACHINE, str(ROOT / "src"), str(tmp_path)]
     command = ["unshare", "--mount", "sh", "-c", enter, "sh", *program]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

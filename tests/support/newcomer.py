@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from support.stack import ROOT
-from user_manager import FOREIGN_VARIABLES, UserManager
+from systemd_llm_switch.setup.user_manager import FOREIGN_VARIABLES, UserManager
 
 COPIED = ("deploy", "src", "tests/test_smoke.py", "requirements.txt", "setup.sh")
 # What the machine that runs the tests has set must not answer the set-up's questions.

@@ -6,9 +6,9 @@ import re
 from itertools import chain, count
 from pathlib import Path
 
-from installer import console
-from installer.ledger import Ledger, Outcome
-from installer.places import Places
+from systemd_llm_switch.setup import console
+from systemd_llm_switch.setup.ledger import Ledger, Outcome
+from systemd_llm_switch.setup.places import Places
 
 _EDITED = "demo-edited.yaml"
 _UNIT = re.compile(r"[\w:.@\\-]+\.service")

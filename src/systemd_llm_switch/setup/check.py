@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from installer.llama_server import is_executable
-from installer.models import missing_parts
-from installer.places import Places, SetupError
-from installer.proxy import UNIT, ProxyConfig, ProxyStatus
-from installer.systemd import Systemd
-from installer.units import exec_start, model_in, wanted_model
+from systemd_llm_switch.setup.llama_server import is_executable
+from systemd_llm_switch.setup.model_files import missing_parts
+from systemd_llm_switch.setup.places import Places, SetupError
+from systemd_llm_switch.setup.running_proxy import UNIT, ProxyConfig, ProxyStatus
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import exec_start, model_in, wanted_model
 
 _LONGEST_ERROR = 400  # letters; the journal has the rest
 
@@ -26,7 +26,7 @@ class Finding:
     is_download: bool = False
 
 
-def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Finding]:
+def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Finding]:
     """Everything that would keep a configured model from running."""
     found = [Finding(f"config: {problem}", f"edit {places.short(config.path)}") for problem in config.problems]
     last_errors: Mapping[str, str] = {}
@@ -41,7 +41,7 @@ def findings(config: ProxyConfig, systemd: Systemd, places: Places) -> list[Find
     return list(dict.fromkeys(found))
 
 
-def _ask_proxy(config: ProxyConfig, systemd: Systemd, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
+def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
     """What is wrong with the proxy, and what it knows of its models: why each could not be loaded, if it could not."""
     if not systemd.is_active(UNIT):
         return [Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")], {}
@@ -59,7 +59,7 @@ def _ask_proxy(config: ProxyConfig, systemd: Systemd, places: Places) -> tuple[l
     return found, told.last_errors
 
 
-def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemd) -> Iterator[Finding]:
+def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemctl) -> Iterator[Finding]:
     """The proxy's own words where it tried, else systemd's."""
     result = systemd.show(unit, "Result")
     see = f"journalctl --user -u {unit} -n 30"
@@ -69,7 +69,7 @@ def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemd) -> 
         yield Finding(f"{model}: the last run of {unit} failed (Result: {result})", see)
 
 
-def _of_unit(model: str, unit: str, config: ProxyConfig, systemd: Systemd, places: Places) -> Iterator[Finding]:
+def _of_unit(model: str, unit: str, config: ProxyConfig, systemd: Systemctl, places: Places) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
         is_demos = (places.demo_sources / unit).exists()

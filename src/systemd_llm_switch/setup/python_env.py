@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from installer import console
-from installer.places import Places, SetupError
+from systemd_llm_switch.setup import console
+from systemd_llm_switch.setup.places import Places, SetupError
 
 
 def see_to_packages(*, may_install: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.places import SetupError
+from systemd_llm_switch.setup.places import SetupError
 
 # These two bring a fresh tmpfs on /run where that is no mount point of its own, as in a container: without the
 # manager's socket the proxy can do nothing.
@@ -32,13 +32,13 @@ _NAMESPACE_SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Systemd:
+class Systemctl:
     """The user manager that `env` leads to."""
 
     env: Mapping[str, str]
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> Systemd:
+    def of(cls, environ: Mapping[str, str]) -> Systemctl:
         """As a login shell would see it: `su` and cron leave XDG_RUNTIME_DIR out."""
         usual = f"/run/user/{os.getuid()}"
         has_usual = "XDG_RUNTIME_DIR" not in environ and Path(usual).is_dir()

@@ -6,18 +6,18 @@ import getpass
 import shutil
 from collections.abc import Mapping
 
-from installer import console, demo_config
-from installer.ledger import Ledger, Outcome, remove_empty
-from installer.places import NAME, Places
-from installer.proxy import UNIT
-from installer.systemd import Systemd
-from user_manager import UserManager, is_reachable
+from systemd_llm_switch.setup import console, demo_config
+from systemd_llm_switch.setup.ledger import Ledger, Outcome, remove_empty
+from systemd_llm_switch.setup.places import NAME, Places
+from systemd_llm_switch.setup.running_proxy import UNIT
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
 
 def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     """Stops the proxy and all models, then removes what is ours."""
     private = UserManager.of_home(places.home)
-    systemd = Systemd(private.env) if private else Systemd.of(environ)
+    systemd = Systemctl(private.env) if private else Systemctl.of(environ)
     can_reach = is_reachable(dict(systemd.env))
     names = list(ledger.units)
     console.heading("Removing systemd-llm-switch")

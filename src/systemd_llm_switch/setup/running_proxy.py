@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer.places import Places, SetupError
+from systemd_llm_switch.setup.places import Places, SetupError
 
 UNIT = "llm-switch.service"
 

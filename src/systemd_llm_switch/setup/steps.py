@@ -9,12 +9,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from installer import check, console, demo, demo_config, install, llama_server, proxy, python_env, uninstall
-from installer.ledger import Ledger
-from installer.places import Places, SetupError
-from installer.systemd import Systemd
-from installer.units import Machine, UnitSource
-from user_manager import UserManager, is_reachable
+from systemd_llm_switch.setup import (
+    check,
+    console,
+    demo,
+    demo_config,
+    install,
+    llama_server,
+    python_env,
+    running_proxy,
+    uninstall,
+)
+from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.places import Places, SetupError
+from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource
+from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
 _DESCRIPTION = "Sets systemd-llm-switch up for you: one proxy, and one systemd user unit per model."
 _EPILOG = """\
@@ -57,9 +67,9 @@ def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
         uninstall.run(places, os.environ, ledger)
         return 0
     if asked.check:
-        config = proxy.ProxyConfig.read(places, os.environ)
+        config = running_proxy.ProxyConfig.read(places, os.environ)
         private = UserManager.of_home(places.home)  # the demo's, say
-        systemd = Systemd(private.env) if private else _reach_manager(os.environ)
+        systemd = Systemctl(private.env) if private else _reach_manager(os.environ)
         return 1 if _check(config, places, systemd) else 0
     console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
     python_env.see_to_packages(may_install=asked.yes or asked.demo)
@@ -92,9 +102,9 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     _tell_next(config, places, [finding.mend for finding in found if finding.is_download])
 
 
-def _reach_manager(environ: Mapping[str, str]) -> Systemd:
+def _reach_manager(environ: Mapping[str, str]) -> Systemctl:
     """Raises SetupError when no user manager answers."""
-    systemd = Systemd.of(environ)
+    systemd = Systemctl.of(environ)
     if not is_reachable(dict(systemd.env)):
         hint = (
             "run it as yourself, without sudo"
@@ -122,7 +132,7 @@ def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *
     ledger.llama_server, ledger.models_dir = server, str(llama_server.absolute(models, places))
 
 
-def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> None:
+def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemctl) -> None:
     console.heading("Models and units")
     if not machine.models_dir.is_dir():
         console.note(f"{places.short(machine.models_dir)} does not exist yet")
@@ -143,20 +153,20 @@ def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledge
     systemd.reload()
 
 
-def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemd) -> proxy.ProxyConfig:
+def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemctl) -> running_proxy.ProxyConfig:
     console.heading("Proxy")
-    if not systemd.is_known(proxy.UNIT):
+    if not systemd.is_known(running_proxy.UNIT):
         raise SetupError(f"your user manager finds no units in {places.linked}; is XDG_CONFIG_HOME right?")
-    systemd.enable(proxy.UNIT)
-    systemd.restart(proxy.UNIT)
-    config = proxy.ProxyConfig.read(places, environ)
-    proxy.wait_until_healthy(config.url)
-    console.done(f"{proxy.UNIT} runs and is started at log-in: {config.url}/v1")
+    systemd.enable(running_proxy.UNIT)
+    systemd.restart(running_proxy.UNIT)
+    config = running_proxy.ProxyConfig.read(places, environ)
+    running_proxy.wait_until_healthy(config.url)
+    console.done(f"{running_proxy.UNIT} runs and is started at log-in: {config.url}/v1")
     _provide_linger(ledger, systemd)
     return config
 
 
-def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
+def _provide_linger(ledger: Ledger, systemd: Systemctl) -> None:
     user = getpass.getuser()
     if systemd.lingers(user):
         console.done("it runs from boot on, without a log-in")
@@ -168,7 +178,7 @@ def _provide_linger(ledger: Ledger, systemd: Systemd) -> None:
         console.note(f"it ends when you log out; to keep it: sudo loginctl enable-linger {user}")
 
 
-def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> list[check.Finding]:
+def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl) -> list[check.Finding]:
     """Shows what it finds."""
     console.heading("Check")
     found = check.findings(config, systemd, places)
@@ -181,7 +191,7 @@ def _check(config: proxy.ProxyConfig, places: Places, systemd: Systemd) -> list[
     return found
 
 
-def _tell_next(config: proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
+def _tell_next(config: running_proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
     console.heading("Next")
     if downloads and len(downloads) == len(config.models):
         console.plain("  Download a model (Ctrl-C once it listens), and run ./setup.sh again:")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from shlex import quote
 
-from installer import console
-from installer.ledger import Ledger, Outcome
-from installer.models import Folders, find, find_incomplete, missing_parts
-from installer.places import Places
-from installer.units import Machine, UnitSource
+from systemd_llm_switch.setup import console
+from systemd_llm_switch.setup.ledger import Ledger, Outcome
+from systemd_llm_switch.setup.model_files import Folders, find, find_incomplete, missing_parts
+from systemd_llm_switch.setup.places import Places
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource
 
 
 def install_units(

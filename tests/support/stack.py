@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import random
+import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -21,18 +20,10 @@ from typing import Any
 
 import yaml
 
+from support.ports import free_port as free_port  # the tests take it from here
+
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now, and that the kernel gives to no outgoing connection: a server could not be
-    started on it again while that lasts."""
-    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, max(first_of_clients, 10_100))))
-            return int(sock.getsockname()[1])
 
 
 def wait_for(claim: Callable[[], Any], timeout_s: float = 15, what: str = "") -> Any:
@@ -154,7 +145,8 @@ class Stack:
     def __init__(self, env: dict[str, str], folder: Path, prefix: str) -> None:
         self.env = env
         self.folder = folder
-        self.prefix = prefix
+        # The journal is shared with other runs and workers: their units need other names.
+        self.prefix = f"{prefix}-{os.getpid()}"
         self.port = free_port()
         self.config_path = folder / "config.yaml"
         self.units: list[str] = []

@@ -20,7 +20,9 @@ from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
+from systemd_llm_switch.switching.adoption import Adoption
 from systemd_llm_switch.switching.hold_file import Held, HoldFile
+from systemd_llm_switch.switching.losses import Losses
 from systemd_llm_switch.switching.operations import Operations
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.systemd.manager import Systemd, SystemdError
@@ -92,15 +94,17 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
             live.path,
         )
         return 1
-    switcher = Switcher(Systemd(), config)
-    proxy = Proxy(live, switcher)
-    operations = Operations(switcher, HoldFile.find(os.environ))
+    systemd = Systemd()
+    switcher = Switcher(systemd, config)
+    proxy = Proxy(live, switcher, Losses(switcher, systemd))
+    adoption = Adoption(switcher, systemd)
+    operations = Operations(switcher, adoption, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
     server = Server(host, port, make_wsgi(services), _threads(config), services)
     live.on_change = _Reloading(switcher, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
-    threading.Thread(target=_take_up, args=(switcher, config, operations, held), name="take-up", daemon=True).start()
+    threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
     try:
         server.prepare()
         address = f"[{host}]" if ":" in host else host
@@ -136,12 +140,12 @@ class _Reloading:
         self._server.allow_threads(_threads(config))
 
 
-def _take_up(switcher: Switcher, config: Config, operations: Operations, held: Held | None) -> None:
+def _take_up(adoption: Adoption, config: Config, operations: Operations, held: Held | None) -> None:
     """What an earlier proxy left loaded is used; what the config wants loaded from the start is loaded. Under a hold
     nothing of that: it frees what is still loaded, if an earlier proxy did not come to that."""
     try:
         if held is None:
-            switcher.adopt()
+            adoption.adopt()
         elif not held.is_freed:
             operations.complete(Client(None))
     except (SystemdError, ProxyError) as error:

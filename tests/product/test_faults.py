@@ -19,8 +19,8 @@ from support.stack import Stack, descriptors_of, in_background, run_all, wait_fo
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.backend.exchange import BackendLost, Exchange
 from systemd_llm_switch.config.records import Model
-from systemd_llm_switch.switching.loading import Resident
-from systemd_llm_switch.systemd.manager import ProcessWatch
+from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.systemd.unit import ProcessWatch
 from systemd_llm_switch.waiting import Client
 
 

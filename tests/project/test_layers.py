@@ -18,7 +18,7 @@ OWNERS = {
     "cheroot": {"http_server/server", "http_server/connections", "http_server/request", "http_server/threadpool"},
     "requests": {"backend/backend"},
     "subprocess": {
-        "systemd/manager",
+        "systemd/journal",
         *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
     },
     "jeepney": {"systemd/bus"},

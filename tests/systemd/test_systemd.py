@@ -17,7 +17,8 @@ from jeepney import Message
 from support.bus import Between, Fault, Listener, Scripted, Silent, job_begun, job_ended, messages, refusal
 from support.stack import Stack, in_background, run_all, wait_for
 from systemd_llm_switch.setup.user_manager import UserManager
-from systemd_llm_switch.systemd.manager import Systemd, SystemdError, UnitStatus
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.unit import UnitStatus
 
 SLEEP = "/bin/sleep infinity"
 STUBBORN = """/bin/sh -c 'trap "" TERM; while :; do sleep 0.05; done'"""

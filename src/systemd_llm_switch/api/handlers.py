@@ -123,7 +123,7 @@ class Models(Handler):
     """The configured models; never touches a unit."""
 
     def GET(self) -> Answer:
-        states = self.services.switcher.status()
+        states = self.services.report.models()
         config = self.services.live.current()
         data = [self.describe(model, states.get(model.id)) for model in config.models.values()]
         return self.write({"object": "list", "data": data})
@@ -145,7 +145,7 @@ class OneModel(Models):
 
     def GET(self, name: str) -> Answer:  # type: ignore[override]
         model = self.services.live.current().find_model(unquote(name))  # the server leaves %2F as it is
-        return self.write(self.describe(model, self.services.switcher.status().get(model.id)))
+        return self.write(self.describe(model, self.services.report.models().get(model.id)))
 
 
 class Health(Handler):
@@ -162,14 +162,14 @@ class Status(Handler):
         services = self.services
         services.live.current()  # an edit shows here, not only after the next request; so does a start by hand
         services.operations.look()
-        switcher = services.switcher
+        overview = services.report.overview()
         return self.write(
             {
-                "models": {name: dataclasses.asdict(state) for name, state in switcher.status().items()},
-                "waiting": switcher.waiting,
-                "on_hold": switcher.on_hold,
-                "hold_until": switcher.hold_until,
-                "switches": [record.as_json() for record in switcher.switches()],
+                "models": {name: dataclasses.asdict(state) for name, state in overview.models.items()},
+                "waiting": overview.waiting,
+                "on_hold": overview.on_hold,
+                "hold_until": overview.hold_until,
+                "switches": [record.as_json() for record in overview.switches],
                 "repairs": services.proxy.repairs(),
                 "config": {"path": str(services.live.path), "error": services.live.error},
             }
@@ -183,7 +183,7 @@ class Load(Handler):
         model = self.named_model(self.read_order("model"))
         with self.services.aside():
             self.services.operations.load(model, self.client)
-        status = self.services.switcher.status()[model.id]
+        status = self.services.report.models()[model.id]
         return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
 
     def named_model(self, body: Json) -> Model:

@@ -13,6 +13,7 @@ from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.errors import ProxyError, QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.switching.operations import Operations
+from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
 
 Environ = dict[str, Any]
@@ -31,6 +32,7 @@ class Services:
         self.proxy = proxy
         self.switcher = switcher
         self.operations = operations
+        self.report = Report(switcher)
         self.started = time.time()
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host

@@ -47,6 +47,7 @@ from systemd_llm_switch.repair import (
     repair_reply,
 )
 from systemd_llm_switch.switching.leases import Lease
+from systemd_llm_switch.switching.losses import Losses
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client, remaining_s
 
@@ -162,6 +163,7 @@ class Forwarding:
     """One request on its way."""
 
     _switcher: Switcher
+    _losses: Losses
     _config: Config
     _request: Request
     _model: Model
@@ -252,7 +254,7 @@ class Forwarding:
         lasted_s = time.monotonic() - began
         if lease.interruption is not None:
             return lease.interruption
-        reason = self._switcher.explain_loss(lease)
+        reason = self._losses.explain(lease)
         if reason is None:
             return BackendError(f"the backend of {name!r} at {self._model.llama_url} failed: {fault}")
         is_untouched = not self._pace.has_spoken and (fault.was_unread or lasted_s < _DYING_S)

@@ -24,7 +24,8 @@ from systemd_llm_switch.forward.forwarding import Answer, Forwarding, Pace, Reco
 from systemd_llm_switch.openai.request import parse_request
 from systemd_llm_switch.openai.sse import SSE_HEADERS, error_frame
 from systemd_llm_switch.quoting import field
-from systemd_llm_switch.switching.loading import Resident
+from systemd_llm_switch.switching.losses import Losses
+from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
@@ -76,9 +77,10 @@ class Story:
 class Proxy:
     """Serves requests. Thread-safe; each story belongs to one thread."""
 
-    def __init__(self, live: LiveConfig, switcher: Switcher) -> None:
+    def __init__(self, live: LiveConfig, switcher: Switcher, losses: Losses) -> None:
         self._live = live
         self._switcher = switcher
+        self._losses = losses
         self._repairs: Counter[str] = Counter()
         self._repairs_lock = threading.Lock()
 
@@ -130,7 +132,9 @@ class Proxy:
             record.model, record.is_streamed = model.id, request.is_streamed
             if request.is_streamed:
                 pace.start()
-            answer = yield from Forwarding(self._switcher, config, request, model, client, record, pace).run()
+            answer = yield from Forwarding(
+                self._switcher, self._losses, config, request, model, client, record, pace
+            ).run()
             record.status = answer.status
             return answer
         except GeneratorExit:

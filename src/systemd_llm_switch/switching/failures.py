@@ -1,14 +1,16 @@
 """Starts that failed again and again: whether one more is worth stopping another model for.
 
-Pure: systemd's word on a unit and the clock (seconds, monotonic) are passed in.
+The unit's status and the clock (seconds, monotonic) are passed in.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from systemd_llm_switch.errors import ModelStartFailed, ProxyError
+from systemd_llm_switch.systemd.unit import UnitStatus
 
 FAILURES_OF_A_LOOP = 3
 PAUSE_S = 30.0
@@ -22,6 +24,12 @@ class Fingerprint(NamedTuple):
     active_state: str
     result: str
     invocation_id: str
+
+    @classmethod
+    def of(cls, status: UnitStatus) -> Self:
+        """The unit's fingerprint now. Looks at the times of its files."""
+        files = tuple((path, _changed_at_ns(path)) for path in status.files)
+        return cls(files, status.needs_daemon_reload, status.active_state, status.result, status.invocation_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +72,10 @@ class Failures:
         )
         refusal.retry_after_s = left_s
         return refusal
+
+
+def _changed_at_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116  (a path as systemd gave it)
+    except OSError:
+        return 0

@@ -1,18 +1,19 @@
 """A lease: one request's right to use a model, from its place in the queue until it is given back.
 
-Knows nothing of units or of how is decided; the switcher resolves it, the request's thread waits on it.
+Knows nothing of units or of how decisions are made. The switcher resolves a lease; the request's thread waits on it.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import InternalError, ModelNotFound, OnHold, ProxyError, QueueFull, Unloaded
-from systemd_llm_switch.scheduler import Reason, Reject
-from systemd_llm_switch.switching.loading import Resident
+from systemd_llm_switch.scheduler import Grant, Interrupt, Reason, Reject
+from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.waiting import Client, Signal
 
 
@@ -51,20 +52,20 @@ class Lease:
 
     @property
     def granted(self) -> Resident:
-        """What may be used, from the end of a `wait` until the lease is given back."""
+        """The process that may be used, from the end of a `wait` until the lease is given back."""
         if self.resident is None:
-            raise InternalError("a lease was used that is not granted")
+            raise InternalError("a lease was used before it was granted")
         return self.resident
 
     def on_interrupt(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called, by another thread, when the lease must end; at once if it must already."""
+        """Has another thread call `callback` when the lease must end; calls it at once if it must already."""
         self._on_interrupt = callback
         if self.interruption is not None:
             callback()
 
     @property
     def waited_s(self) -> tuple[float, float]:
-        """In the queue and for the switch; all of it for the queue until the lease is resolved."""
+        """Seconds in the queue and for the switch. Until the lease is resolved, all of it counts for the queue."""
         return (self.queue_s if self.is_resolved else time.monotonic() - self.submitted), self.switch_s
 
     @property
@@ -80,7 +81,7 @@ class Lease:
         self._signal.set()
 
     def reject(self, error: ProxyError) -> None:
-        """The wait is over, in vain."""
+        """The wait is over, and the model cannot be used."""
         self.queue_s = time.monotonic() - self.submitted
         self._error = error
         self._signal.set()
@@ -88,22 +89,66 @@ class Lease:
     def interrupt(self, error: ProxyError) -> None:
         """The running request must end with this error."""
         self.interruption = error
-        callback = self._on_interrupt  # read once: its own thread may give the lease back meanwhile
+        callback = self._on_interrupt  # read once: the request's thread may give the lease back meanwhile
         if callback is not None:
             callback()
 
     def forget(self) -> None:
-        """It was given back. An error that was raised keeps its frames, and those this lease; the process and the
-        connection behind it must not wait until Python's collector finds such a circle."""
+        """The lease was given back. A raised error keeps its frames, and they keep this lease; the process and the
+        connection behind it must not wait until Python's collector finds that cycle."""
         self.resident = self.interruption = self._error = None
         self._on_interrupt = None
 
 
+class Leases:
+    """The leases that are out, by number. `issue`, `withdraw`, `promise` and the lists need the switcher's lock;
+    `perform` does not."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._leases: dict[int, Lease] = {}
+
+    def issue(self, model: Model) -> Lease:
+        """A new lease, not resolved yet."""
+        lease = Lease(next(self._numbers), model)
+        self._leases[lease.number] = lease
+        return lease
+
+    def withdraw(self, lease: Lease) -> bool:
+        """Takes a lease back; False if it was back already."""
+        return self._leases.pop(lease.number, None) is not None
+
+    def promise(self, number: int, residents: Mapping[str, Resident]) -> None:
+        """Notes the process that a lease is about to be granted."""
+        lease = self._leases[number]
+        lease.resident = residents[lease.model.unit]
+
+    def waiting(self) -> list[Lease]:
+        """The leases that are not resolved."""
+        return [lease for lease in self._leases.values() if not lease.is_resolved]
+
+    def all(self) -> list[Lease]:
+        """All leases, granted or not."""
+        return list(self._leases.values())
+
+    def perform(self, action: Grant | Reject | Interrupt, config: Config) -> None:
+        """Lets a lease know what was decided of it."""
+        lease = self._leases.get(action.ticket)
+        if lease is None:
+            return  # it was given back meanwhile
+        if isinstance(action, Grant):
+            lease.grant()
+        elif isinstance(action, Reject):
+            lease.reject(rejection(action, lease.model, config))
+        else:
+            lease.interrupt(interruption(lease.model))
+
+
 def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
-    """What somebody who was turned away is told."""
+    """The error for a request that the scheduler rejected."""
     if action.reason is Reason.QUEUE_FULL:
         limit = config.server.queue_limit
-        message = f"{limit} requests wait already (server.queue_limit); try again later"
+        message = f"{limit} requests are waiting already (server.queue_limit); try again later"
         return QueueFull(message, retry_after_s=action.retry_after_s)
     if action.reason is Reason.ON_HOLD:
         message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
@@ -116,7 +161,7 @@ def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
 
 
 def interruption(model: Model) -> ProxyError:
-    """What somebody is told whose model is taken away."""
+    """The error for a running request whose model is taken away."""
     return Unloaded(
         f"model {model.id!r} was unloaded while this request ran: by an operator, or because others waited longer than "
         f"server.drain_timeout"

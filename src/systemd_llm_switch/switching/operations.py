@@ -1,5 +1,5 @@
-"""What an operator asks for: load, unload, hold, release. Each blocks until it is done; a hold survives a restart,
-as a file remembers it. Knows no HTTP."""
+"""What an operator asks for: load, unload, hold, release. Each blocks until it is done; a file remembers a hold across
+restarts. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import ModelStartFailed
+from systemd_llm_switch.switching.adoption import Adoption
 from systemd_llm_switch.switching.hold_file import Held, HoldFile
 from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.switching.unloading import Unloading
 from systemd_llm_switch.systemd.manager import SystemdError
-from systemd_llm_switch.waiting import Client, Signal
+from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
-_STEP_S = 0.02
-_LOOK_TIMEOUT_S = 0.5  # systemd answers within some milliseconds, or else not at all
+_LOOK_TIMEOUT_S = 0.5  # systemd answers within milliseconds, or not at all
 _LOOK_PAUSE_S = 0.25
 
 
 class Operations:
-    """Thread-safe. Whoever hangs up ends the waiting, not what was asked for."""
+    """Thread-safe. A caller that hangs up ends its wait, not what it asked for."""
 
-    def __init__(self, switcher: Switcher, file: HoldFile) -> None:
+    def __init__(self, switcher: Switcher, adoption: Adoption, file: HoldFile) -> None:
         self._switcher = switcher
+        self._adoption = adoption
         self._file = file
         self._lock = threading.Lock()  # a hold and the file that remembers it change together
         self._looking = threading.Lock()
@@ -50,23 +51,23 @@ class Operations:
 
     def unload(self, models: Collection[Model], force: bool, client: Client) -> list[Model]:
         """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
-        that there was something to stop of.
+        that ran.
 
         Raises:
-            ClientGone, ShuttingDown: nobody waits any more; the unloading goes on.
+            ClientGone, ShuttingDown: the wait is over; the unloading goes on.
             ModelStartFailed: a unit did not stop, or systemd cannot be asked.
         """
         units = [model.unit for model in models]
-        self._switcher.find(units)
+        self._adoption.find(units)
         present = self._switcher.present
-        before = self._switcher.stops()
-        self._switcher.unload(units, force)
-        self._wait_until_stopped(units, before, client)
+        unloading = Unloading(units)
+        self._switcher.unload(units, force, unloading)
+        self._wait(unloading, client)
         return [model for model in models if model.unit in present]
 
     def hold(self, left_s: float, force: bool, client: Client) -> str | None:
-        """Frees all VRAM and turns requests away for `left_s` seconds (inf: until released). Returns a warning for
-        the operator, if there is one.
+        """Frees all VRAM and rejects requests for `left_s` seconds (inf: until released). Returns a warning for the
+        operator, if there is one.
 
         Raises: as `unload` does; the hold is in force all the same.
         """
@@ -93,8 +94,8 @@ class Operations:
         return None
 
     def resume(self) -> Held | None:
-        """Goes on with the hold of an earlier proxy, if one is in force. Does not block; where not everything is
-        freed yet, `complete` does that."""
+        """Continues the hold of an earlier proxy, if one is in force. Does not block; `complete` frees what is still
+        loaded."""
         held = self._file.read()
         if held is not None:
             until = None if held.until == math.inf else held.until - time.time() + time.monotonic()
@@ -103,13 +104,15 @@ class Operations:
 
     def complete(self, client: Client) -> None:
         """Unloads everything for the hold, unless that ends meanwhile, and remembers that it is done: what is started
-        by hand later may run on, also when the proxy restarts.
+        by hand later may run on, even when the proxy restarts.
 
         Raises: as `unload` does.
         """
         try:
-            self._switcher.find(self._switcher.units())
-            self._wait_until_stopped(None, Counter(), client)
+            self._adoption.find(self._switcher.units())
+            unloading = Unloading(None)
+            self._switcher.watch(unloading)
+            self._wait(unloading, client)
         except ModelStartFailed as error:
             raise ModelStartFailed(f"the models are on hold, but not all are unloaded: {error.message}") from error
         try:
@@ -118,8 +121,8 @@ class Operations:
             log.warning("hold_not_saved path=%s reason=%r", self._file.path, str(error))
 
     def look(self) -> None:
-        """Notices models that were started by hand, or still loaded when the proxy started, so that what is told of
-        them is true before a request finds out. Blocks for half a second at most; never raises."""
+        """Notices models that were started by hand, or were still loading when the proxy started, so that the status is
+        true before a request asks for one of them. Blocks for half a second at most; never raises."""
         is_idle = not (self._switcher.is_switching or self._switcher.on_hold)
         if not is_idle or time.monotonic() - self._looked_at < _LOOK_PAUSE_S:
             return
@@ -127,7 +130,7 @@ class Operations:
             thread = threading.Thread(target=self._look, name="look", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # no room for a thread
+            except RuntimeError as error:  # the kernel refuses one more thread
                 self._looking.release()
                 log.warning("look_failed %s", error)
             else:
@@ -135,14 +138,15 @@ class Operations:
 
     def _look(self) -> None:
         try:
-            self._switcher.adopt(is_look=True)
+            self._adoption.adopt(is_look=True)
         except (SystemdError, OSError) as error:  # OSError: no descriptor is left
             log.warning("look_failed %s", error)
         finally:
             self._looked_at = time.monotonic()
             self._looking.release()
 
-    def _wait_until_stopped(self, units: Sequence[str] | None, before: Counter[str], client: Client) -> None:
-        never = Signal()
-        while self._switcher.is_stopping(units, before):
-            never.wait(client, _STEP_S)
+    def _wait(self, unloading: Unloading, client: Client) -> None:
+        try:
+            unloading.wait(client)
+        finally:
+            self._switcher.forget(unloading)

@@ -1,8 +1,22 @@
-"""What is told of the models and of past switches: records, and their form in /api/status. Pure."""
+"""What is reported of models and of past switches: records, and their form in /api/status. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.scheduler import State
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSnapshot:
+    """A configured model's unit at one moment. `loaded_since` is seconds since the epoch."""
+
+    model: Model
+    state: State
+    in_flight: int
+    waiting: int
+    loaded_since: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +44,12 @@ class SwitchRecord:
     error: str | None
 
     def as_json(self) -> dict[str, object]:
-        """As /api/status tells it."""
+        """The record as /api/status shows it."""
         fields = {"at": self.at, "from": list(self.left), "to": self.to}
         return fields | {"stop_ms": self.stop_ms, "load_ms": self.load_ms, "error": self.error}
 
     def as_words(self) -> str:
-        """As the journal tells it."""
+        """The record as the journal shows it."""
         return (
             f"from={','.join(self.left) or '-'} to={self.to or '-'} "
             f"stop_ms={self.stop_ms:.0f} load_ms={self.load_ms:.0f}"

@@ -1,7 +1,6 @@
 """One switch, carried out: stop what must go, bring the target up, and say how it went.
 
-Blocks; runs in the switcher's thread for it. Decides nothing and holds no lock: what follows from the outcome is the
-switcher's business.
+Blocks; runs in the thread for switches. Decides nothing and holds no lock: the switcher acts on the outcome.
 """
 
 from __future__ import annotations
@@ -17,18 +16,12 @@ from dataclasses import dataclass
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyError
-from systemd_llm_switch.switching.failures import Failures
-from systemd_llm_switch.switching.loading import (
-    LoadAborted,
-    PortTaken,
-    Resident,
-    Start,
-    StartRefused,
-    StopUnconfirmed,
-    fingerprint,
-    stop_units,
-)
+from systemd_llm_switch.switching.diagnosis import PortTaken
+from systemd_llm_switch.switching.failures import Failures, Fingerprint
 from systemd_llm_switch.switching.read_ahead import ReadAhead
+from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.switching.start import LoadAborted, Start, StartRefused
+from systemd_llm_switch.switching.stop import StopUnconfirmed, stop_units
 from systemd_llm_switch.systemd.manager import Systemd, SystemdError
 
 log = logging.getLogger(__name__)
@@ -77,7 +70,7 @@ class SwitchRun:
         self.others = others  # every unit that must not run, whoever started it
         self.left = tuple(resident.model.id for resident in leaving)
         self.began = time.monotonic()
-        self.has_stopped = False  # the others, and it was confirmed
+        self.has_stopped = False  # whether the others stopped, and systemd confirmed it
         self._leaving = leaving
         self._systemd = systemd
         self._failures = failures
@@ -96,14 +89,14 @@ class SwitchRun:
 
     def carry_out(self) -> Outcome:
         """Does it all. Never raises."""
-        outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd denies it
+        outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd says otherwise
         try:
             self._switch(outcome)
         except LoadAborted:
             outcome.is_aborted = True
         except StartRefused as reason:
             outcome.is_refused, outcome.error = True, reason.error
-            outcome.still_running = frozenset()  # they were not told to stop
+            outcome.still_running = frozenset()  # they were not asked to stop
         except StopUnconfirmed as reason:
             outcome.still_running, outcome.error = reason.units, ModelStartFailed(str(reason))
         except SystemdError as reason:
@@ -152,14 +145,14 @@ class SwitchRun:
             if self._leaving:
                 self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
             running = self._stop_others(systemd, outcome, beside=[model.unit])
-            if running or not status.is_stopped:  # what ran may have ended with the others, or somebody started it
+            if running or not status.is_stopped:  # it may have ended with the others, or somebody may have started it
                 status = systemd.show([model.unit])[model.unit]
             launched = start.launch(status)
         outcome.resident = start.wait_until_ready(launched, self.target.health_timeout_s)
         self._failures.note_success(model.unit)
 
     def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
-        """Which of those `beside` the others run."""
+        """Stops the others. Returns those of `beside` that run."""
         began = time.monotonic()
         for resident in self._leaving:
             resident.backend.drop_idle()
@@ -170,12 +163,13 @@ class SwitchRun:
         return running
 
     def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
-        """A target that did not get ready is not left half-dead, nor to systemd's own restarts. Never raises."""
+        """Stops a target that did not get ready, so that it is not left half-dead, nor to systemd's own restarts.
+        Returns the unit if it may still run. Never raises."""
         try:
             stop_units(self._systemd, [unit])
             if outcome.error is not None and outcome.is_own_failure:
                 status = self._systemd.show([unit])[unit]
-                self._failures.note_failure(unit, outcome.error, fingerprint(status), time.monotonic())
+                self._failures.note_failure(unit, outcome.error, Fingerprint.of(status), time.monotonic())
         except StopUnconfirmed as reason:
             log.error("stop_failed unit=%s reason=%r", unit, str(reason))
             return frozenset([unit])

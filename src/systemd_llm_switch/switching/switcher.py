@@ -1,30 +1,19 @@
-"""The one lock: turns events into the scheduler's decisions and performs them on systemd's units.
+"""The one lock: turns events into the scheduler's decisions, and performs those on systemd's units.
 
-Under the lock decisions are made, nothing else; systemd, HTTP and waiting happen outside it, switches in a
-thread of their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
+Under the lock decisions are made, nothing else. systemd, HTTP and waiting happen outside it, switches in a thread of
+their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
-import os
-import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
-from systemd_llm_switch.errors import (
-    ModelNotLoaded,
-    ModelStartFailed,
-    ProxyError,
-    ShuttingDown,
-)
+from systemd_llm_switch.errors import ModelNotLoaded, ShuttingDown
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -38,45 +27,49 @@ from systemd_llm_switch.scheduler import (
     State,
     Switch,
 )
-from systemd_llm_switch.switching.failures import Failures
-from systemd_llm_switch.switching.leases import Lease, interruption, rejection
-from systemd_llm_switch.switching.loading import LoadAborted, Resident, Start, quote_journal
+from systemd_llm_switch.switching.leases import Lease, Leases
 from systemd_llm_switch.switching.read_ahead import ReadAhead
-from systemd_llm_switch.switching.status import ModelStatus, SwitchRecord
+from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.switching.status import UnitSnapshot
 from systemd_llm_switch.switching.switch_log import History
-from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun, Target
-from systemd_llm_switch.systemd.manager import Systemd, SystemdError, UnitStatus
-from systemd_llm_switch.waiting import LONGEST_WAIT_S, Client
+from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun
+from systemd_llm_switch.switching.switch_thread import SwitchThread
+from systemd_llm_switch.switching.timer import Timer
+from systemd_llm_switch.switching.unloading import Unloading, Unloadings
+from systemd_llm_switch.systemd.manager import Systemd
 
 log = logging.getLogger(__name__)
 
-_TIMER_PAUSE_S = 1.0  # after what should never happen: not a thousand times a second
-
 
 class Switcher:
-    """Grants leases on models; at most one switch is under way. Thread-safe."""
+    """Grants leases on models; at most one switch is under way. Thread-safe.
+
+    Every change is made under the lock. Some reads need none: each is one atomic look-up, and a stale result is safe.
+
+    - `lease` looks for the model's process in `_residents`. If that has ended, `lose` looks again under the lock.
+    - `_perform` looks for the lease of an action. A lease that is missing was given back meanwhile.
+    - `loaded` and `notice_losses` look at processes, which may end at any moment anyway.
+    - `backend` never replaces an entry of `_backends`.
+    - `waiting`, `is_switching`, `on_hold` and `hold_until` are shown to people, or a decision under the lock follows.
+    """
 
     def __init__(self, systemd: Systemd, config: Config) -> None:
-        self._systemd = systemd
+        self.history = History()
         self._config = config
         self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
         self._lock = threading.Lock()
-        self._timer_wakeup = threading.Condition(self._lock)
-        self._timer_deadline: float | None = None
-        self._numbers = itertools.count(1)
-        self._leases: dict[int, Lease] = {}
+        self._timer = Timer(self._lock, self._scheduler.next_deadline, self._tick)
+        self._leases = Leases()
         self._residents: dict[str, Resident] = {}
         self._backends: dict[str, Backend] = {}
         self._run: SwitchRun | None = None
-        self._runs: queue.SimpleQueue[SwitchRun] = queue.SimpleQueue()
-        self._stops: Counter[str] = Counter()
-        self._failures = Failures()
+        self._unloadings = Unloadings(self.history.last_error)
         self._read_ahead = ReadAhead(systemd)
-        self._history = History()
+        self._switches = SwitchThread(systemd, self._read_ahead, self._end_switch)
         self._is_closing = False
-        # Both live as long as the proxy: where a decision is made, no thread may be refused by the kernel.
-        threading.Thread(target=self._keep_time, name="switcher-timer", daemon=True).start()
-        threading.Thread(target=self._carry_out_all, name="switches", daemon=True).start()
+        # Both threads start now, so that a decision never needs a new one: the kernel might refuse it.
+        self._timer.start()
+        self._switches.start()
 
     # --- leases: the hot path -------------------------------------------------------------------------
 
@@ -88,12 +81,11 @@ class Switcher:
         """
         resident = self._residents.get(model.unit)
         if resident is not None and resident.watch.has_exited():
-            self._lose(resident)
-        lease = Lease(next(self._numbers), model)
+            self.lose(resident)
         with self._lock:
             if self._is_closing:
                 raise _shutting_down()
-            self._leases[lease.number] = lease
+            lease = self._leases.issue(model)
             actions = self._scheduler.submit(lease.number, model.unit, time.monotonic())
             self._begin(actions)
         self._perform(actions)
@@ -105,12 +97,17 @@ class Switcher:
     def release(self, lease: Lease) -> None:
         """Gives a lease back, granted or still waiting. Idempotent; does not block."""
         with self._lock:
-            if self._leases.pop(lease.number, None) is None:
+            if not self._leases.withdraw(lease):
                 return
             actions = self._scheduler.finish(lease.number, time.monotonic())
             self._begin(actions)
         lease.forget()
         self._perform(actions)
+
+    def distrust(self, lease: Lease) -> None:
+        """The backend did not answer in time: has its unit stopped, once nothing runs on it, before it is used again.
+        Does not block."""
+        self.unload([lease.model.unit], force=False)
 
     # --- what happens elsewhere -----------------------------------------------------------------------
 
@@ -123,63 +120,39 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
 
-    def adopt(self, *, is_look: bool = False) -> None:
-        """Takes over what runs already and is ready, so that a restarted proxy reloads nothing.
-
-        Units that run on the same port are left to the next switch: nobody can tell which of them answers.
-        A mere look leaves alone what could not stay: what does not fit beside the others, and all under a hold.
-        Blocks for a question to systemd.
-
-        Raises:
-            SystemdError: systemd cannot be asked.
-        """
-        self._notice_losses()  # what is gone is in nobody's way
+    def take_in(self, resident: Resident, *, is_look: bool) -> bool:
+        """Uses a process that was found ready; False where it is not wanted. After a mere look, only one that can stay
+        is wanted."""
+        unit = resident.model.unit
         with self._lock:
-            models = {model.unit: model for model in self._config.models.values()}
-            known = self._scheduler.residents
-        statuses = self._systemd.show(models)
-        running = [models[unit] for unit, status in statuses.items() if status.is_running]
-        urls = Counter(model.llama_url for model in running)
-        for model in running:
-            if model.unit not in known and urls[model.llama_url] == 1:
-                self._adopt_one(model, statuses[model.unit], is_look)
-
-    def _adopt_one(self, model: Model, status: UnitStatus, is_look: bool) -> None:
-        abort_fd = os.eventfd(1, os.EFD_CLOEXEC)  # what still loads is left to the first request for it
-        try:
-            rivals = [it.unit for it in self._config.models.values() if it.unit != model.unit]
-            start = Start(self._systemd, model, self.backend(model.llama_url), abort_fd, rivals)
-            resident = start.wait_until_ready(start.launch(status), health_timeout_s=1.0)
-        except (ProxyError, LoadAborted, OSError) as reason:
-            level = logging.DEBUG if is_look else logging.INFO  # there may be many looks while one model loads
-            log.log(level, "not_adopted model=%s unit=%s reason=%r", model.id, model.unit, str(reason) or "not ready")
-            return
-        finally:
-            os.close(abort_fd)
-        with self._lock:
-            is_free = self._scheduler.state(model.unit) in (State.STOPPED, State.FAILED)
-            if not is_free or self._is_changing(model.unit) or resident.watch.has_exited():
-                return  # a switch that began meanwhile stops it, or did
-            if is_look and (self._scheduler.on_hold or not self._scheduler.fits(model.unit)):
-                return
-            self._residents[model.unit] = resident
-            self._history.forget_error(model.unit)
-            actions = self._scheduler.adopt(model.unit, time.monotonic())
+            is_free = self._scheduler.state(unit) in (State.STOPPED, State.FAILED)
+            if not is_free or self._is_changing(unit) or resident.watch.has_exited():
+                return False  # a switch that began meanwhile stops it, or did
+            if is_look and (self._scheduler.on_hold or not self._scheduler.fits(unit)):
+                return False
+            self._residents[unit] = resident
+            self.history.forget_error(unit)
+            actions = self._scheduler.adopt(unit, time.monotonic())
             self._begin(actions)
-        log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
         self._perform(actions)
+        return True
 
-    def _notice_losses(self) -> None:
+    def note_found(self, unit: str) -> None:
+        """The unit runs without our doing, ready or not. Does not block."""
+        self._decide(lambda now: self._scheduler.found(unit, now))
+
+    def notice_losses(self) -> None:
+        """Looks whether the processes of all loaded models still live. Costs one poll for each; does not block."""
         for resident in list(self._residents.values()):
             if resident.watch.has_exited():
-                self._lose(resident)
+                self.lose(resident)
 
-    def _lose(self, resident: Resident) -> None:
-        """The resident's process is gone; whoever comes next has it started again."""
+    def lose(self, resident: Resident) -> None:
+        """The resident's process is gone; the next request has it started again. Idempotent; does not block."""
         unit = resident.model.unit
         with self._lock:
             if self._residents.get(unit) is not resident or self._is_changing(unit):
-                return  # known already, or the switch under way will tell what became of it
+                return  # known already, or the switch under way will say what became of it
             del self._residents[unit]
             actions = self._scheduler.lost(unit, time.monotonic())
             self._begin(actions)
@@ -187,52 +160,16 @@ class Switcher:
         log.warning("unit_lost model=%s unit=%s pid=%d", resident.model.id, unit, resident.watch.pid)
         self._perform(actions)
 
-    def explain_loss(self, lease: Lease) -> str | None:
-        """Why a backend's connection broke: systemd's words and the journal's if its process ended, else None.
-
-        Blocks up to a quarter of a second: a connection may break a moment before its process is gone. One that
-        takes longer to end, as systemd tells it to, is waited for before its unit is used again.
-        """
-        resident = lease.resident
-        if resident is None:
-            return None
-        unit = resident.model.unit
-        if not Client(None).wait_readable(resident.watch.fileno(), 0.25):
-            return self._explain_end(unit)
-        self._lose(resident)
-        try:
-            status = self._systemd.show_after_exit(unit, resident.watch.pid)
-        except SystemdError as error:
-            return str(error)
-        lines = self._systemd.journal(resident.invocation_id)
-        words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
-        return " ".join(word for word in words if word)
-
-    def _explain_end(self, unit: str) -> str | None:
-        """What systemd says of a unit whose process lives; None if that is meant to go on living."""
-        try:
-            status = self._systemd.show([unit])[unit]
-        except SystemdError as error:
-            return str(error)
-        if status.is_running:
-            return None
-        self.unload([unit], force=False)
-        return f"unit {unit}: {status.describe()}; somebody stops it."
-
-    def distrust(self, lease: Lease) -> None:
-        """The backend did not answer in time: its unit is stopped, once nothing runs on it, before it is used
-        again. Does not block."""
-        self.unload([lease.model.unit], force=False)
-
     # --- the operator ---------------------------------------------------------------------------------
 
-    def unload(self, units: Iterable[str], force: bool) -> None:
-        """Has units stopped, after their running requests or, with `force`, at once. Does not block."""
-        self._decide(lambda now: self._scheduler.unload(units, force, now))
+    def unload(self, units: Iterable[str], force: bool, unloading: Unloading | None = None) -> None:
+        """Has units stopped, after their running requests or, with `force`, at once. Does not block; to wait for it,
+        pass an `unloading`, and `forget` it afterwards."""
+        self._decide(lambda now: self._scheduler.unload(units, force, now), unloading)
 
     def hold(self, until: float | None, force: bool) -> None:
-        """Turns requests away until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that
-        is known to be loaded. Does not block."""
+        """Rejects requests until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that is
+        known to be loaded. Does not block."""
         self._decide(lambda now: self._scheduler.hold(until, force, now))
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
 
@@ -241,58 +178,29 @@ class Switcher:
         self._decide(self._scheduler.release_hold)
         log.info("hold_released")
 
-    def find(self, units: Iterable[str]) -> None:
-        """Has the scheduler know of those that run without its doing, ready or not. Blocks for a question to systemd.
+    def watch(self, unloading: Unloading) -> None:
+        """Has `unloading` resolved once its units have stopped. Does not block; `forget` it afterwards."""
+        self._decide(self._scheduler.tick, unloading)
 
-        Raises:
-            ModelStartFailed: systemd cannot be asked.
-        """
-        try:
-            statuses = self._systemd.show(units)
-        except SystemdError as error:
-            raise ModelStartFailed(str(error)) from error
-        for unit, status in statuses.items():
-            if not status.is_stopped:
-                self._decide(partial(self._scheduler.found, unit))
-
-    def stops(self) -> Counter[str]:
-        """How often each unit was stopped, for `is_stopping`."""
+    def forget(self, unloading: Unloading) -> None:
+        """Nobody waits for it any more. Idempotent; the units go on stopping."""
         with self._lock:
-            return self._stops.copy()
-
-    def is_stopping(self, units: Iterable[str] | None, since: Counter[str]) -> bool:
-        """Whether one of `units` was not stopped since; of None, whether a hold still has something to unload.
-
-        Raises:
-            ShuttingDown: nobody waits for it any more; the unloading goes on.
-            ModelStartFailed: it did not stop.
-        """
-        with self._lock:
-            loaded = self._scheduler.residents
-            if units is not None:
-                left = [unit for unit in loaded.intersection(units) if self._stops[unit] == since[unit]]
-            else:
-                left = list(loaded) if self._scheduler.on_hold else []
-            failed = next((error for unit in left if (error := self._history.last_error(unit))), None)
-            if left and self._is_closing:
-                raise _shutting_down()
-            if failed is not None and self._run is None:
-                raise ModelStartFailed(failed)
-        return bool(left)
+            self._unloadings.discard(unloading)
 
     def close(self) -> None:
-        """Turns waiting requests away; running ones go on, models stay loaded."""
+        """Rejects waiting requests; running ones go on, models stay loaded."""
         with self._lock:
             self._is_closing = True
-            waiting = [lease for lease in self._leases.values() if not lease.is_resolved]
-            self._timer_wakeup.notify_all()
+            waiting = self._leases.waiting()
+            self._timer.close()
+            self._resolve_unloadings()
         for lease in waiting:
             lease.reject(_shutting_down())
 
     def interrupt_all(self) -> None:
-        """Ends what still runs while the proxy is being stopped; each is told so."""
+        """Ends what still runs while the proxy is being stopped; each request gets an error that says so."""
         with self._lock:
-            running = list(self._leases.values())
+            running = self._leases.all()
         for lease in running:
             lease.interrupt(_shutting_down())
 
@@ -314,34 +222,27 @@ class Switcher:
             raise ModelNotLoaded(model.id)
         return resident
 
-    def status(self) -> dict[str, ModelStatus]:
-        """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
-        self._notice_losses()
-        with self._lock:
-            return {model.id: self._model_status(model) for model in self._config.models.values()}
-
-    def _model_status(self, model: Model) -> ModelStatus:
-        unit, scheduler = model.unit, self._scheduler
-        resident = self._residents.get(unit)
-        return ModelStatus(
-            state=self._state(unit).value,
-            unit=unit,
-            in_flight=scheduler.in_flight(unit),
-            waiting=scheduler.waiting(unit),
-            loaded_since=resident.since if resident is not None else None,
-            last_load_s=self._history.last_load_s(unit),
-            last_error=self._history.last_error(unit),
-        )
-
-    def _state(self, unit: str) -> State:
-        """The scheduler's word; but that the switch under way has stopped a unit, it hears once the switch is done."""
-        state, run = self._scheduler.state(unit), self._run
-        has_stopped = run is not None and run.has_stopped and unit in run.others
-        return State.STOPPED if has_stopped and state is State.STOPPING else state
+    def models(self) -> list[Model]:
+        """The configured models."""
+        return list(self._config.models.values())
 
     def units(self) -> list[str]:
         """The unit of every configured model."""
-        return [model.unit for model in self._config.models.values()]
+        return [model.unit for model in self.models()]
+
+    def snapshot(self) -> list[UnitSnapshot]:
+        """Every configured model's unit, all at one moment."""
+        with self._lock:
+            return [self._unit_snapshot(model) for model in self.models()]
+
+    def _unit_snapshot(self, model: Model) -> UnitSnapshot:
+        unit, scheduler, run = model.unit, self._scheduler, self._run
+        resident, state = self._residents.get(unit), scheduler.state(unit)
+        # The scheduler hears only at the end of a switch that the others were stopped in its course.
+        if state is State.STOPPING and run is not None and run.has_stopped and unit in run.others:
+            state = State.STOPPED
+        since = resident.since if resident is not None else None
+        return UnitSnapshot(model, state, scheduler.in_flight(unit), scheduler.waiting(unit), since)
 
     @property
     def present(self) -> frozenset[str]:
@@ -351,7 +252,7 @@ class Switcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
+        """How many requests wait for their turn."""
         return self._scheduler.waiting_total
 
     @property
@@ -366,15 +267,8 @@ class Switcher:
 
     @property
     def hold_until(self) -> float | None:
-        """When the hold ends, in seconds since the epoch; None without one, and for one that must be released."""
-        until = self._scheduler.hold_until
-        if until is None or until == math.inf:
-            return None
-        return round(time.time() + until - time.monotonic(), 1)
-
-    def switches(self) -> Sequence[SwitchRecord]:
-        """The last switches, oldest first."""
-        return self._history.switches
+        """When the hold ends (`time.monotonic`; inf: when it is released); None without one."""
+        return self._scheduler.hold_until
 
     def _is_changing(self, unit: str) -> bool:
         """Whether the switch under way starts or stops the unit."""
@@ -383,68 +277,48 @@ class Switcher:
 
     # --- performing what was decided ------------------------------------------------------------------
 
-    def _decide(self, event: Callable[[float], list[Action]]) -> None:
+    def _decide(self, event: Callable[[float], list[Action]], unloading: Unloading | None = None) -> None:
         """One event for the scheduler, and what follows from it."""
         with self._lock:
+            if unloading is not None:
+                self._unloadings.add(unloading)
             actions = event(time.monotonic())
             self._begin(actions)
         self._perform(actions)
+
+    def _tick(self) -> None:
+        self._decide(self._scheduler.tick)
 
     def _begin(self, actions: Sequence[Action]) -> None:
         """What must change together with a decision, under the lock."""
         for action in actions:
             if isinstance(action, Grant):
-                lease = self._leases[action.ticket]
-                lease.resident = self._residents[lease.model.unit]
+                self._leases.promise(action.ticket, self._residents)
             elif isinstance(action, Switch):
-                self._run = self._prepare(action)
-                self._runs.put(self._run)
+                self._run = self._switches.begin(action, self._config, self._residents.values(), self.backend)
             elif isinstance(action, Abort) and self._run is not None:
                 self._run.abort()
-        deadline = self._scheduler.next_deadline()
-        if deadline is not None and (self._timer_deadline is None or deadline < self._timer_deadline):
-            self._timer_wakeup.notify_all()
+        self._timer.note_change()
+        if self._unloadings:
+            self._resolve_unloadings()
 
-    def _prepare(self, switch: Switch) -> SwitchRun:
-        models = {model.unit: model for model in self._config.models.values()}
-        others, target = list(switch.evict), None
-        if switch.target is not None:
-            model = models[switch.target]
-            target = Target(model, self.backend(model.llama_url), self._config.server.health_timeout)
-            stay = {switch.target, *switch.keep, *_harmless(models, switch)}
-            others = [unit for unit in dict.fromkeys([*switch.evict, *models]) if unit not in stay]
-        leaving = [resident for unit, resident in self._residents.items() if unit in others]
-        return SwitchRun(self._systemd, self._failures, self._read_ahead, target, others, leaving)
+    def _resolve_unloadings(self) -> None:
+        closing = _shutting_down() if self._is_closing else None
+        loaded = self._scheduler.residents
+        self._unloadings.resolve(loaded, self._scheduler.on_hold, closing, is_switching=self.is_switching)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         """What follows from a decision, outside the lock."""
         for action in actions:
             if isinstance(action, Grant | Reject | Interrupt):
-                lease = self._leases.get(action.ticket)
-                if lease is None:
-                    continue  # it was given back meanwhile
-                if isinstance(action, Grant):
-                    lease.grant()
-                elif isinstance(action, Reject):
-                    lease.reject(rejection(action, lease.model, self._config))
-                else:
-                    lease.interrupt(interruption(lease.model))
+                self._leases.perform(action, self._config)
             elif isinstance(action, HoldEnded):
                 log.info("hold_ended")
 
-    def _carry_out_all(self) -> None:
-        """The switches' thread: one after the other, for ever."""
-        while True:
-            try:
-                self._carry_out(self._runs.get())
-            except Exception:
-                log.exception("switch_crashed")
-
-    def _carry_out(self, run: SwitchRun) -> None:
-        """One switch, from the first question to systemd to the scheduler's next decision."""
-        outcome = run.carry_out()
+    def _end_switch(self, run: SwitchRun, outcome: Outcome) -> None:
+        """The switch under way is over. Called in the thread for switches."""
         try:
-            self._history.note(run, outcome)
+            self.history.note(run, outcome)
         finally:  # else no switch would ever follow
             with self._lock:
                 self._run = None
@@ -453,16 +327,16 @@ class Switcher:
             self._perform(actions)
 
     def _conclude(self, run: SwitchRun, outcome: Outcome) -> list[Action]:
-        """Takes in what is loaded now; the scheduler's answer to it."""
+        """Takes in what is loaded now; returns the scheduler's answer to it."""
         now = time.monotonic()
         if outcome.is_refused:
             return self._scheduler.switch_refused(now, outcome.error)
         stopped = set(run.others) - outcome.still_running
         if run.target is not None and outcome.resident is None:
-            stopped.add(run.target.model.unit)
+            stopped |= {run.target.model.unit} - outcome.still_running
         for unit in stopped:
             self._residents.pop(unit, None)
-            self._stops[unit] += 1
+        self._unloadings.note_stopped(stopped)
         if outcome.resident is not None:
             self._residents[outcome.resident.model.unit] = outcome.resident
         if outcome.error is not None:
@@ -471,36 +345,6 @@ class Switcher:
             return self._scheduler.switch_aborted(now, outcome.still_running)
         return self._scheduler.switch_done(now, now - run.began)
 
-    def _keep_time(self) -> None:
-        """The timer's thread: tells the scheduler when one of its deadlines has come."""
-        while not self._is_closing:
-            try:
-                self._wait_for_deadline()
-            except Exception:
-                log.exception("timer_crashed")  # the next deadline is another event
-                time.sleep(_TIMER_PAUSE_S)
-
-    def _wait_for_deadline(self) -> None:
-        with self._timer_wakeup:
-            deadline = self._timer_deadline = self._scheduler.next_deadline()
-            left_s = None if deadline is None else deadline - time.monotonic()
-            if left_s is None or left_s > 0:
-                self._timer_wakeup.wait(left_s if left_s is None else min(left_s, LONGEST_WAIT_S))
-            if self._is_closing:
-                return
-            is_due = deadline is not None and time.monotonic() >= deadline
-            actions = self._scheduler.tick(time.monotonic()) if is_due else []
-            self._begin(actions)
-        self._perform(actions)
-
 
 def _shutting_down() -> ShuttingDown:
     return ShuttingDown("the proxy is being stopped; try again in a moment", retry_after_s=3)
-
-
-def _harmless(models: Mapping[str, Model], switch: Switch) -> Iterator[str]:
-    """The units on the CPU with a port of their own: started by hand, they may run on beside the target."""
-    ports = {model.llama_url for unit, model in models.items() if unit == switch.target or unit in switch.keep}
-    for unit, model in models.items():
-        if model.vram == 0 and model.llama_url not in ports and unit not in switch.evict:
-            yield unit

@@ -1,8 +1,8 @@
-"""Who listens on a TCP port of this machine, as the kernel tells it: sock_diag(7), cgroups(7).
+"""Who listens on a TCP port of this machine, as the kernel says: sock_diag(7), cgroups(7).
 
-Knows nothing of units or models. A socket belongs to the control group that made it; that is told to everybody, while
-the open files of other processes (/proc/PID/fd) are hidden from one in a user namespace, as a hardened unit is. Where
-the kernel does not tell (another machine's port, a kernel before 5.7), nobody is known to listen.
+Knows nothing of units or models. A socket belongs to the control group that made it. The kernel shows that to
+everybody, while it hides the open files of other processes (/proc/PID/fd) from one in a user namespace, such as a
+hardened unit. Where the kernel does not say (another machine's port, a kernel before 5.7), nobody is known to listen.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def listening_sockets(port: int) -> frozenset[int]:
 
 
 def holds_any(pid: int, sockets: frozenset[int]) -> bool:
-    """Whether a process is of a control group that made one of these sockets; False where that may not be seen."""
+    """Whether a process is in a control group that made one of these sockets; False where that cannot be seen."""
     try:
         groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
         own = next(line.removeprefix("0::") for line in groups.splitlines() if line.startswith("0::"))
-        return _inode(f"{_cgroup_root()}{own}") in sockets
+        return _inode(f"{cgroup_root()}{own}") in sockets
     except (OSError, StopIteration):
         return False
 
@@ -50,7 +50,7 @@ def control_groups(sockets: frozenset[int]) -> Iterator[str]:
     if not sockets:
         return
     with suppress(OSError):
-        root = _cgroup_root()
+        root = cgroup_root()
         for folder, names, _ in os.walk(root):
             for name in names:
                 if _inode(f"{folder}/{name}") in sockets:
@@ -69,7 +69,7 @@ def _ask(sock: socket.socket, family: int, port: int) -> Iterator[int]:
     """The control groups of the sockets of one address family.
 
     Raises:
-        OSError, struct.error: the kernel does not tell.
+        OSError, struct.error: the kernel does not say.
     """
     query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING) + _SOCKET_ID.pack(port, 0)
     sock.send(_HEADER.pack(_HEADER.size + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_ALL, 0, 0) + query)
@@ -95,7 +95,7 @@ def _aligned(length: int) -> int:
     return (length + 3) & ~3
 
 
-def _cgroup_root() -> str:
+def cgroup_root() -> str:
     """Where cgroup2 is mounted (on hybrid hosts below /sys/fs/cgroup/unified).
 
     Raises:

@@ -1,0 +1,52 @@
+"""Why a backend's connection broke: its process ended, or is about to."""
+
+from __future__ import annotations
+
+from systemd_llm_switch.switching.diagnosis import quote_journal
+from systemd_llm_switch.switching.leases import Lease
+from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.systemd import journal
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.waiting import Client
+
+_ENDING_S = 0.25
+
+
+class Losses:
+    """Explains broken connections, and reports lost processes to the switcher. Thread-safe."""
+
+    def __init__(self, switcher: Switcher, systemd: Systemd) -> None:
+        self._switcher = switcher
+        self._systemd = systemd
+
+    def explain(self, lease: Lease) -> str | None:
+        """What systemd and the journal say if the backend's process ended; None if it lives on.
+
+        Blocks for up to a quarter of a second: a connection may break a moment before its process is gone. A process
+        that takes longer to end, as systemd asked it to, is waited for before its unit is used again.
+        """
+        resident = lease.resident
+        if resident is None:
+            return None
+        unit = resident.model.unit
+        if not Client(None).wait_readable(resident.watch.fileno(), _ENDING_S):
+            return self._explain_end(unit)
+        self._switcher.lose(resident)
+        try:
+            status = self._systemd.show_after_exit(unit, resident.watch.pid)
+        except SystemdError as error:
+            return str(error)
+        lines = journal.last_lines(resident.invocation_id)
+        words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
+        return " ".join(word for word in words if word)
+
+    def _explain_end(self, unit: str) -> str | None:
+        """What systemd says of a unit whose process lives; None if it is not being stopped."""
+        try:
+            status = self._systemd.show([unit])[unit]
+        except SystemdError as error:
+            return str(error)
+        if status.is_running:
+            return None
+        self._switcher.unload([unit], force=False)
+        return f"unit {unit}: {status.describe()}; it is being stopped."

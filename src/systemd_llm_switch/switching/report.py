@@ -1,0 +1,62 @@
+"""What /api/status and /v1/models report: each model, who waits, the hold, the last switches. Only reads."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from systemd_llm_switch.switching.status import ModelStatus, SwitchRecord, UnitSnapshot
+from systemd_llm_switch.switching.switcher import Switcher
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One moment. `hold_until` is seconds since the epoch; None without a hold, and for one without an end."""
+
+    models: dict[str, ModelStatus]
+    waiting: int
+    on_hold: bool
+    hold_until: float | None
+    switches: Sequence[SwitchRecord]
+
+
+class Report:
+    """Reads the switcher and its history. Thread-safe."""
+
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+
+    def models(self) -> dict[str, ModelStatus]:
+        """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
+        self._switcher.notice_losses()
+        return {it.model.id: self._describe(it) for it in self._switcher.snapshot()}
+
+    def overview(self) -> Overview:
+        """All of it."""
+        hold_until = self._switcher.hold_until
+        return Overview(
+            models=self.models(),
+            waiting=self._switcher.waiting,
+            on_hold=hold_until is not None,
+            hold_until=None if hold_until is None or hold_until == math.inf else _as_epoch(hold_until),
+            switches=self._switcher.history.switches,
+        )
+
+    def _describe(self, snapshot: UnitSnapshot) -> ModelStatus:
+        unit, history = snapshot.model.unit, self._switcher.history
+        return ModelStatus(
+            state=snapshot.state.value,
+            unit=unit,
+            in_flight=snapshot.in_flight,
+            waiting=snapshot.waiting,
+            loaded_since=snapshot.loaded_since,
+            last_load_s=history.last_load_s(unit),
+            last_error=history.last_error(unit),
+        )
+
+
+def _as_epoch(moment: float) -> float:
+    """`time.monotonic` as seconds since the epoch."""
+    return round(time.time() + moment - time.monotonic(), 1)

@@ -1,0 +1,193 @@
+"""One unit brought up: checked, started, watched until its backend is ready. Blocks; never called under a lock.
+
+Knows nothing of who waits for it; `diagnosis` says why it failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from systemd_llm_switch.backend.backend import Backend, Readiness
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.switching.diagnosis import Diagnosis
+from systemd_llm_switch.switching.failures import Failures, Fingerprint
+from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.systemd.listeners import holds_any, listening_sockets
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch, UnitStatus
+from systemd_llm_switch.waiting import is_readable
+
+# Health is asked for in small steps at first (a small model is ready within a second) and in larger ones later: a
+# fiftieth of the time waited, so that the questions never cost more than 2 % of a load. While nothing listens, a
+# question is a refused connection, some 20 µs; later it takes a millisecond from both sides, and from the load.
+_FIRST_STEP_S = 0.001
+_FIRST_LOADING_STEP_S = 0.005
+_LARGEST_STEP_S = 0.25
+_STEP_PART = 0.02
+# How long a stopped predecessor's port may take to fall silent; the kernel closes it with the process.
+_SILENCE_TIMEOUT_S = 5.0
+
+
+class LoadAborted(Exception):
+    """Nobody wants the model any more; its unit is still to be stopped."""
+
+
+class StartRefused(Exception):
+    """A start that cannot succeed was not tried, and nothing was stopped for it; `error` says why."""
+
+    def __init__(self, error: ProxyError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Launched(NamedTuple):
+    """A unit that was started or adopted and may not be ready yet. `began` is `time.monotonic`."""
+
+    watch: ProcessWatch
+    invocation_id: str
+    began: float
+
+
+class Start:
+    """Brings one model up. `abort_fd` is readable once nobody wants it any more; `rivals` are the other units, which
+    somebody may have started by hand."""
+
+    def __init__(
+        self, systemd: Systemd, model: Model, backend: Backend, abort_fd: int, rivals: Sequence[str] = ()
+    ) -> None:
+        self._systemd = systemd
+        self._model = model
+        self._backend = backend
+        self._abort_fd = abort_fd
+        self._rivals = rivals
+        self._diagnosis = Diagnosis(model, backend)
+        self._began = time.monotonic()
+
+    def check(self, status: UnitStatus, failures: Failures) -> None:
+        """Looks at the unit before anything is stopped for it.
+
+        Raises:
+            StartRefused: it is missing, or in a crash loop.
+        """
+        if status.is_missing:
+            raise StartRefused(self._diagnosis.failure(status))
+        refusal = failures.refusal(status.unit, Fingerprint.of(status), time.monotonic())
+        if refusal is not None:
+            raise StartRefused(refusal)
+
+    def launch(self, status: UnitStatus) -> Launched:
+        """Starts the unit unless it runs already.
+
+        `status` is what systemd said of it after everything else was stopped. A unit that runs was started by
+        hand or by an earlier proxy: it is adopted.
+
+        Raises:
+            ModelStartFailed: it could not be started, or has ended already.
+            SystemdError: systemd could not be asked.
+            OSError: there is no room for one more open file.
+        """
+        began = time.monotonic()
+        process = status.main_process
+        if not status.is_running:
+            self._start_unit(status)
+            process = self._systemd.main_process(status.unit)
+        return Launched(self._watch(process), process.invocation_id, began)
+
+    def wait_until_ready(self, launched: Launched, health_timeout_s: float) -> Resident:
+        """Waits until the backend of what was launched is ready; the timeout counts from its launch.
+
+        Raises:
+            ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
+            LoadAborted: `abort_fd` became readable.
+            OSError: there is no room for one more open file.
+        """
+        watch = launched.watch
+        deadline = launched.began + health_timeout_s
+        poll = select.poll()
+        poll.register(watch.fileno(), select.POLLIN)
+        poll.register(self._abort_fd, select.POLLIN)
+        waiting_since = time.monotonic()
+        readiness = Readiness.SILENT
+        while True:
+            # `readiness` would need ten times as long to see that still nothing listens.
+            if readiness is not Readiness.SILENT or not self._backend.is_silent():
+                readiness = self._backend.readiness()
+            events = dict(poll.poll(0))
+            if watch.fileno() in events:
+                raise self._diagnosis.failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
+            if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
+                return Resident(self._model, self._backend, watch, launched.invocation_id, self._began)
+            waited = time.monotonic() - waiting_since
+            if time.monotonic() >= deadline:
+                raise self._diagnosis.timeout(health_timeout_s, readiness, launched.invocation_id)
+            first_step = _FIRST_STEP_S if readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
+            step = min(_LARGEST_STEP_S, max(first_step, waited * _STEP_PART))
+            poll.poll(int(step * 1000))
+            if is_readable(self._abort_fd):
+                raise LoadAborted
+
+    def _start_unit(self, status: UnitStatus) -> None:
+        if not status.is_stopped:
+            # In auto-restart, `start` would wait out RestartSec; while it stops, it would be stopped again.
+            self._systemd.stop([status.unit])
+            self._systemd.reset_failed(status.unit)
+        if status.active_state == "failed":
+            self._systemd.reset_failed(status.unit)
+        self._wait_until_silent()
+        try:
+            self._systemd.start(status.unit)
+        except SystemdError as error:
+            status = self._show()
+            if status.result != "start-limit-hit":
+                raise self._diagnosis.failure(status, str(error)) from error
+            self._start_over_the_limit(status.unit)
+
+    def _start_over_the_limit(self, unit: str) -> None:
+        """Models that are switched back and forth are started more often than systemd's start limit allows. The limit
+        is for crash loops, and a crash ends our wait anyway."""
+        self._systemd.reset_failed(unit)
+        try:
+            self._systemd.start(unit)
+        except SystemdError as error:
+            raise self._diagnosis.failure(self._show(), str(error)) from error
+
+    def _wait_until_silent(self) -> None:
+        """Waits until nothing listens: whoever answers later must be the unit that is about to start."""
+        deadline = time.monotonic() + _SILENCE_TIMEOUT_S
+        step_s = _FIRST_STEP_S
+        while not self._backend.is_silent():
+            if time.monotonic() > deadline:
+                raise self._diagnosis.port_taken(self._systemd)
+            time.sleep(step_s)
+            step_s = min(_LARGEST_STEP_S, step_s * 2)
+
+    def _watch(self, process: MainProcess) -> ProcessWatch:
+        """Holds the unit's main process. Since systemd named it, it may have died and its pid been reused."""
+        try:
+            watch = ProcessWatch(process.pid)
+            cgroup = Path(f"/proc/{process.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise  # that is our own fault
+            raise self._diagnosis.failure(self._show()) from error
+        if process.control_group and process.control_group not in cgroup:
+            raise self._diagnosis.failure(self._show())
+        return watch
+
+    def _is_a_rivals(self, pid: int) -> bool:
+        """Whether another unit answers: one that somebody started while this one was about to listen. Ours will find
+        the port taken and end; until then it must not pass for ready."""
+        sockets = listening_sockets(self._backend.port)
+        if holds_any(pid, sockets):  # and so it is, nearly always
+            return False
+        running = self._systemd.running(self._rivals)
+        return any(holds_any(it.main_pid, sockets) for it in self._systemd.show(running).values() if it.main_pid)
+
+    def _show(self) -> UnitStatus:
+        return self._systemd.show([self._model.unit])[self._model.unit]

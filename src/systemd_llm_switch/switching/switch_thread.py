@@ -1,0 +1,66 @@
+"""The thread that carries switches out, one after the other, and the making of each from the scheduler's decision."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from systemd_llm_switch.backend.backend import Backend
+from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.scheduler import Switch
+from systemd_llm_switch.switching.failures import Failures
+from systemd_llm_switch.switching.read_ahead import ReadAhead
+from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun, Target
+from systemd_llm_switch.systemd.manager import Systemd
+
+log = logging.getLogger(__name__)
+
+
+class SwitchThread:
+    """Carries switches out. `on_end` is called in its thread, with each run and its outcome."""
+
+    def __init__(self, systemd: Systemd, read_ahead: ReadAhead, on_end: Callable[[SwitchRun, Outcome], None]) -> None:
+        self._systemd = systemd
+        self._read_ahead = read_ahead
+        self._on_end = on_end
+        self._failures = Failures()
+        self._runs: queue.SimpleQueue[SwitchRun] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Starts the thread, which lives as long as the proxy."""
+        threading.Thread(target=self._work, name="switches", daemon=True).start()
+
+    def begin(
+        self, switch: Switch, config: Config, residents: Iterable[Resident], backend: Callable[[str], Backend]
+    ) -> SwitchRun:
+        """Has a switch carried out; returns at once. `backend` finds the backend of a URL."""
+        models = {model.unit: model for model in config.models.values()}
+        others, target = list(switch.evict), None
+        if switch.target is not None:
+            model = models[switch.target]
+            target = Target(model, backend(model.llama_url), config.server.health_timeout)
+            others = _units_to_stop(switch, models)
+        leaving = [resident for resident in residents if resident.model.unit in others]
+        run = SwitchRun(self._systemd, self._failures, self._read_ahead, target, others, leaving)
+        self._runs.put(run)
+        return run
+
+    def _work(self) -> None:
+        while True:
+            try:
+                run = self._runs.get()
+                self._on_end(run, run.carry_out())
+            except Exception:
+                log.exception("switch_crashed")
+
+
+def _units_to_stop(switch: Switch, models: Mapping[str, Model]) -> list[str]:
+    """Every unit that must not run beside the target, whoever started it: all that are not kept, but for those on the
+    CPU with a port of their own. `models` are the configured ones, by unit."""
+    ports = {model.llama_url for unit, model in models.items() if unit == switch.target or unit in switch.keep}
+    harmless = {unit for unit, model in models.items() if model.vram == 0 and model.llama_url not in ports}
+    stay = {switch.target, *switch.keep, *(harmless - set(switch.evict))}
+    return [unit for unit in dict.fromkeys([*switch.evict, *models]) if unit not in stay]

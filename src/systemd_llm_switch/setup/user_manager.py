@@ -1,6 +1,6 @@
 """Owns a private systemd user manager, and a journal, where none runs: in containers and in tests.
 
-It knows nothing of the proxy or of models. Python's standard library is enough for it.
+It knows nothing of the proxy or of models. Python's standard library is enough for it and for what it imports.
 
 As a command:  python3 deploy/user_manager.py start --home DIR   (prints the `export` lines that lead to it)
                python3 deploy/user_manager.py stop --home DIR
@@ -29,6 +29,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from systemd_llm_switch.systemd.listeners import cgroup_root
 
 RECORDS = Path("/run/systemd-llm-switch")
 BOOTED_MARK = Path("/run/systemd/system")  # what sd_booted(3) looks for; without it systemctl refuses to work
@@ -216,12 +218,11 @@ def _program(name: str) -> Path | None:
 
 
 def _cgroup_root() -> Path:
-    """Where the kernel's cgroup2 tree is mounted (on hybrid hosts below /sys/fs/cgroup/unified)."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _device, folder, kind, *_rest = line.split()
-        if kind == "cgroup2":
-            return Path(folder)
-    raise UserManagerError("no cgroup2 is mounted here, and systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`")
+    try:
+        return Path(cgroup_root())
+    except OSError as error:
+        hint = "systemd needs one: `mount -t cgroup2 none /sys/fs/cgroup`"
+        raise UserManagerError(f"{error} here, and {hint}") from error
 
 
 def _start_ticks(pid: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from systemd_llm_switch import __version__, logs
-from systemd_llm_switch.api.application import make_wsgi
+from systemd_llm_switch.api.application import Application
 from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.config.file import LiveConfig, find, load
 from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
@@ -100,7 +100,7 @@ def _run(live: LiveConfig, host: str | None, port: int | None) -> int:
     adoption = Adoption(switcher, systemd)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
-    server = Server(host, port, make_wsgi(services), _threads(config), services)
+    server = Server(host, port, Application(services), _threads(config))
     live.on_change = _Reloading(switcher, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come

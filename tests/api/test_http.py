@@ -316,7 +316,6 @@ MALFORMED = {
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     "small letters": (b"get /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "no slash": (b"GET health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
-    "absolute": (b"GET http://elsewhere/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "fragment": (b"GET /health#x HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "http/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     "line feeds": (b"GET /health HTTP/1.1\nHost: localhost\n\n", 400),

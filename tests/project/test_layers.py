@@ -15,7 +15,11 @@ from support.stack import ROOT
 PACKAGE = ROOT / "src" / "systemd_llm_switch"
 OWNERS = {
     "web": {"api/application", "api/handlers"},
-    "cheroot": {"http_server/server", "http_server/connections", "http_server/request", "http_server/threadpool"},
+    "cheroot": {
+        "http_server/server", "http_server/connections", "http_server/request", "http_server/gateway",
+        "http_server/threadpool",
+    },
+    "httptools": {"http_server/head", "http_server/body", "backend/exchange"},
     "requests": {"backend/backend"},
     "subprocess": {
         "systemd/journal",
@@ -23,7 +27,7 @@ OWNERS = {
     },
     "jeepney": {"systemd/bus"},
     "yaml": {"config/file"},
-}
+}  # fmt: skip
 
 
 def order() -> list[str]:

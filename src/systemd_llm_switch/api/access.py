@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from systemd_llm_switch.config.records import ServerSettings, is_loopback
 from systemd_llm_switch.errors import ForbiddenOrigin, InvalidApiKey
 from systemd_llm_switch.quoting import quoted
+from systemd_llm_switch.wsgi import Headers
 
 _OPEN_PATHS = ("/health",)
 _EXPOSED_HEADERS = "ServerSettings-Timing, X-LLM-Switch-Repaired, Retry-After"
 _PREFLIGHT_AGE_S = "600"
-
-Headers = tuple[tuple[str, str], ...]
 
 
 class Access:

@@ -8,10 +8,10 @@ most of all, go past it altogether (docs/performance.md has what that brings).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
 import web
@@ -31,7 +31,7 @@ from systemd_llm_switch.api.handlers import (
     Upstream,
     forward,
 )
-from systemd_llm_switch.api.services import Environ, Services
+from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.errors import (
     ClientGone,
     InternalError,
@@ -43,11 +43,9 @@ from systemd_llm_switch.forward.forwarding import Answer
 from systemd_llm_switch.forward.proxy import Story
 from systemd_llm_switch.openai.endpoints import FORWARDED
 from systemd_llm_switch.quoting import LIMIT, printable
+from systemd_llm_switch.wsgi import Environ, Headers, StartResponse
 
 log = logging.getLogger(__name__)
-
-StartResponse = Callable[..., Any]
-Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"({'|'.join(FORWARDED)})", Forwarded),
@@ -74,13 +72,16 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in H
 }
 
 
-def make_wsgi(services: Services) -> Wsgi:
-    """The whole application as a WSGI callable."""
-    dispatch = _Dispatch(services)
+class Application:
+    """The whole application: a WSGI callable, and what the server asks of it before a request is read."""
 
-    def serve(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        access = services.access()
-        told = _tell(services, access, dispatch, environ)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._dispatch = _Dispatch(services)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        access = self._services.access()
+        told = _tell(self._services, access, self._dispatch, environ)
         answer = told.answer if isinstance(told, Story) else told
         headers = [*answer.headers, *access.cors_headers(environ)]
         if answer.body:
@@ -90,7 +91,22 @@ def make_wsgi(services: Services) -> Wsgi:
             return told
         return () if environ["REQUEST_METHOD"] == "HEAD" else (answer.body,)
 
-    return serve
+    def admits(self, environ: Environ) -> bool:
+        """Whether a request may come in: asked by the server before it waits for a body."""
+        try:
+            self._services.access().check(environ["PATH_INFO"], environ)
+        except ProxyError:
+            return False
+        return True
+
+    def max_body_bytes(self) -> int:
+        """How large a body may be. Asked when a request's head is read, and so its first look at the config: what is
+        asked later of a request for a model is content with `live.latest`."""
+        return int(self._services.live.current().server.max_body_mb * 1_000_000)
+
+    def cors_headers(self, origin: str | None) -> Headers:
+        """What lets a listed page read an answer of the server's own."""
+        return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
 
 
 def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Environ) -> Answer | Story:

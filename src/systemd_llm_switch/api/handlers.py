@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import web
 
-from systemd_llm_switch.api.services import CLIENT_FD, Environ, Services
+from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import (
     InvalidRequest,
@@ -26,6 +26,7 @@ from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.status import ModelStatus
 from systemd_llm_switch.waiting import Client
+from systemd_llm_switch.wsgi import CLIENT_FD, Environ
 
 _MAX_HOLD_MINUTES = 366 * 24 * 60
 # llama-server's router words for what we call states; Open WebUI shows loaded models by them.

@@ -6,20 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.config.file import LiveConfig
-from systemd_llm_switch.errors import ProxyError, QueueFull
+from systemd_llm_switch.errors import QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.switching.operations import Operations
 from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
 
-Environ = dict[str, Any]
-
-# The server's gateway leaves the client's socket here.
-CLIENT_FD = "llm_switch.client_fd"
 # Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
 ASIDE_LIMIT = 16
 
@@ -60,16 +55,3 @@ class Services:
             yield
         finally:
             self._aside.release()
-
-    def max_body_bytes(self) -> int:
-        """Asked when a request's headers are read, and so its first look at the config: what is asked on the way of a
-        request for a model is content with `live.latest`."""
-        return int(self.live.current().server.max_body_mb * 1_000_000)
-
-    def admits(self, environ: dict[str, Any]) -> bool:
-        """Whether a request may come in: what the application itself asks, for the server before it reads a body."""
-        try:
-            self.access().check(environ["PATH_INFO"], environ)
-        except ProxyError:
-            return False
-        return True

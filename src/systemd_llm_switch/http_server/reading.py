@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import re
 import select
 import socket
 import struct
@@ -26,22 +25,10 @@ BODY_TIMEOUT_S = 30.0
 SLOWEST_BYTES_A_S = 100_000
 _MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
-_MAX_LINE_BYTES = 8192
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
-# Of a chunked body, what is no body: extensions and trailers, which could go on for ever.
-_MAX_EXTRA_BYTES = 64 * 1024
 
 
 class TooSlow(OSError):
     """The request did not come in time."""
-
-
-class TooLarge(Exception):
-    """The body is larger than allowed."""
-
-
-class Malformed(Exception):
-    """The body is not what its headers say."""
 
 
 class Truncated(Exception):
@@ -141,67 +128,3 @@ class SlowReads:
             reader.source.allow(None)
             if may_be_slow:
                 self._free.release()
-
-
-def read_body(reader: RequestReader, length: int, slow: SlowReads) -> bytes:
-    """A body of known length, of which not all is here yet.
-
-    Raises:
-        TooSlow, Truncated
-    """
-    with slow.patience(reader, BODY_TIMEOUT_S):
-        body = reader.read(length)
-    if len(body) < length:
-        raise Truncated
-    return body
-
-
-def read_chunked(reader: RequestReader, limit: int, slow: SlowReads) -> bytes:
-    """A chunked body (RFC 9112, 7.1), its trailers included.
-
-    Raises:
-        TooSlow, TooLarge, Malformed, Truncated
-    """
-    with slow.patience(reader, BODY_TIMEOUT_S):
-        pieces: list[bytes] = []
-        left = limit
-        words = _MAX_EXTRA_BYTES
-        while True:
-            size, extension = _chunk_head(reader)
-            words -= len(extension)
-            left -= size
-            if left < 0 or words < 0:
-                raise TooLarge
-            if size == 0:
-                break
-            pieces.append(_exactly(reader, size))
-            if _exactly(reader, 2) != b"\r\n":
-                raise Malformed("a chunk does not end where its size says")
-        while trailer := _line(reader):
-            words -= len(trailer)
-            if words < 0:
-                raise TooLarge
-    return b"".join(pieces)
-
-
-def _chunk_head(reader: RequestReader) -> tuple[int, bytes]:
-    """A chunk's size, and its extension, which nobody reads."""
-    digits, _, extension = _line(reader).partition(b";")
-    digits = digits.strip()
-    if not _CHUNK_SIZE.fullmatch(digits):
-        raise Malformed(f"bad chunk size {digits[:20]!r}")
-    return int(digits, 16), extension
-
-
-def _exactly(reader: RequestReader, count: int) -> bytes:
-    data = reader.read(count)
-    if len(data) < count:
-        raise Truncated
-    return data
-
-
-def _line(reader: RequestReader) -> bytes:
-    line = reader.readline(_MAX_LINE_BYTES)
-    if not line.endswith(b"\n"):
-        raise Malformed("a line of a chunked body is too long or incomplete")
-    return line.rstrip(b"\r\n")

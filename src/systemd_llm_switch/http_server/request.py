@@ -1,7 +1,6 @@
 """A request as cheroot serves it: read whole and bounded, handed to the application, answered or refused.
 
-Knows HTTP's wire and nothing of routes or models. What most requests look like is read and answered here, in few
-steps; what looks otherwise in any way is left to cheroot's parser.
+Knows HTTP's wire and nothing of routes or models.
 """
 
 from __future__ import annotations
@@ -9,124 +8,173 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 import socket
 import time
-from collections.abc import Mapping
 from email.utils import formatdate
+from http import HTTPStatus
 
 from cheroot import server as cheroot_server
 
-from systemd_llm_switch.errors import InvalidRequest, MethodNotAllowed, ProxyError, RequestTimeout, RequestTooLarge
-from systemd_llm_switch.http_server.reading import (
-    HEAD_TIMEOUT_S,
-    Malformed,
-    TooLarge,
-    TooSlow,
-    Truncated,
-    read_body,
+from systemd_llm_switch.errors import InternalError, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.http_server.body import (
+    GZIP,
+    SMALL_BYTES,
+    check_encoding,
     read_chunked,
+    read_sized,
+    unzip,
 )
+from systemd_llm_switch.http_server.head import Head, Refused, parse_head
+from systemd_llm_switch.http_server.reading import BODY_TIMEOUT_S, HEAD_TIMEOUT_S, TooSlow, Truncated
+from systemd_llm_switch.quoting import quoted
+from systemd_llm_switch.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# The usual head: a path without query or escapes, and fields (RFC 9112, 5) without folding, control characters or an
-# underscore in a name. Every part ends at a byte that it cannot hold, so that a match takes one pass.
-_USUAL_HEAD = re.compile(
-    rb"(GET|POST) ((?:/[0-9A-Za-z_.-]+)+) HTTP/1\.1\r\n((?:[!#$%&'*+.^`|~0-9A-Za-z-]+:[^\0-\x08\n-\x1f\x7f]*\r\n)*)\r\n"
-)
-_FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
-# Fields that ask for more than to be read.
-_UNUSUAL_FIELDS = frozenset((b"Transfer-Encoding", b"Expect"))
-# More digits are no length that anybody has, and Python refuses to read very many.
-_LONGEST_LENGTH = 18
+_END_OF_HEAD = b"\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = frozenset((204, 205, 304))
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
+_refusals = Throttle()
 
 
 class ServedRequest(cheroot_server.HTTPRequest):
-    """One request: read as a whole before it is served, refused in OpenAI's shape."""
+    """One request: read as a whole before it is served, refused in OpenAI's shape. cheroot calls `parse_request`, then
+    `respond` if that left it `ready`."""
 
+    head: Head | None = None
     body = b""
-    _is_whole = False  # its body came with its head
+    _taken_bytes = 0  # of the budget for large bodies
 
     def parse_request(self) -> None:
-        """Reads the request line and headers, bounded."""
-        reader = self.conn.rfile
-        arrived = reader.arrived()
-        if self._take_usual_head(arrived):
-            return
-        if b"\r\n\r\n" in arrived:
-            super().parse_request()
-            return
+        """Reads the request line and the fields, bounded in size and in time."""
         try:
-            with self.server.slow_reads.patience(reader, HEAD_TIMEOUT_S):
-                super().parse_request()
+            data = self._read_head()
+            if data:
+                self.started_request = True
+                self.head = parse_head(data)
+                self.close_connection = not self.head.keeps_connection
+                self._check_size(self.head)
+                self.ready = True
         except TooSlow:
-            self.simple_response("408 Request Timeout")
+            self._refuse(RequestTimeout("the request came too slowly"))
+        except ProxyError as error:
+            self._refuse(error)
+        except Truncated:
+            self.close_connection = True
 
-    def _take_usual_head(self, arrived: bytes) -> bool:
-        """Understands a head as cheroot would, if it is here as a whole and is a usual one."""
-        head = _USUAL_HEAD.match(arrived)
-        if head is None:
-            return False
-        fields = _FIELD.findall(head[3])
-        self.inheaders = {name.title(): value.strip(b" \t") for name, value in fields}
-        digits = self.inheaders.get(b"Content-Length", b"0")
-        is_usual = len(self.inheaders) == len(fields) and digits.isdigit() and len(digits) <= _LONGEST_LENGTH
-        if (
-            not is_usual
-            or not _UNUSUAL_FIELDS.isdisjoint(self.inheaders)
-            or (length := int(digits)) > self.server.max_request_body_size
-        ):
-            self.inheaders = {}
-            return False
-        begin, end = head.end(), head.end() + length
-        self._is_whole = len(arrived) >= end
-        if self._is_whole:
-            self.body = arrived[begin:end]
-        self.conn.rfile.read(end if self._is_whole else begin)
-        self.method, self.uri, self.path, self.qs = head[1], head[2], head[2], b""
-        self.request_protocol, self.response_protocol = b"HTTP/1.1", "HTTP/1.1"
-        self.close_connection = _asks_to_close(self.inheaders)
-        self.started_request = self.ready = True
-        return True
+    def _read_head(self) -> bytes:
+        """The head's bytes, the empty line at its end included; none if the client closed its connection.
+
+        Raises:
+            TooSlow, Truncated, Refused, RequestTooLarge
+        """
+        reader = self.conn.rfile
+        arrived: bytes = reader.arrived()
+        end = arrived.find(_END_OF_HEAD)
+        if end > 0:
+            head: bytes = reader.read(end + len(_END_OF_HEAD))
+            return head.removeprefix(b"\r\n")
+        with self.server.slow_reads.patience(reader, HEAD_TIMEOUT_S):
+            return self._read_lines()
+
+    def _read_lines(self) -> bytes:
+        """The same, where not all of it is here. An empty line before it is skipped (RFC 9112, 2.2)."""
+        reader, limit = self.conn.rfile, self.server.max_request_header_size
+        head: bytes = reader.readline(limit + 1)
+        line = head
+        if line == b"\r\n":
+            head = line = reader.readline(limit + 1)
+        while line not in (b"\r\n", b""):
+            if len(head) > limit:
+                raise self._too_long(head)
+            if line.endswith(b"\n") and not line.endswith(b"\r\n"):
+                raise Refused(HTTPStatus.BAD_REQUEST, "malformed request: a line must end in CR LF")
+            line = reader.readline(limit + 1 - len(head))
+            head += line
+        if head and not line:
+            raise Truncated
+        return head
+
+    def _too_long(self, head: bytes) -> ProxyError:
+        if b"\n" in head:
+            return RequestTooLarge(None)
+        return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "the request's target is too long")
+
+    def _check_size(self, head: Head) -> None:
+        """
+        Raises:
+            RequestTooLarge, Refused: a body that is not even read.
+        """
+        limit: int = self.server.max_request_body_size  # asked for each request: the config may have changed
+        if head.length > limit:
+            raise RequestTooLarge(limit / 1e6)
+        if "HTTP_CONTENT_ENCODING" in head.fields:
+            check_encoding(head.fields["HTTP_CONTENT_ENCODING"].lower())
 
     def respond(self) -> None:
         """Reads the body, bounded, and serves."""
         self.rfile = None  # nothing is left to read for cheroot
-        if self._is_whole:
-            self._serve()
-            return
-        length = int(self.inheaders.get(b"Content-Length", 0))
-        if not self.chunked_read and self.conn.rfile.has_bytes(length):
-            self.body = self.conn.rfile.read(length)
-            self._serve()
-        else:
-            self._respond_to_slow(length)
-
-    def _respond_to_slow(self, length: int) -> None:
-        """The same where not all of the body is here."""
-        if not self.server.admits(self):
-            # The application refuses it too. Whoever may not come in cannot make us wait for a body, nor hold it.
-            self.close_connection = True
-            self._serve()
-            self._let_it_arrive()
-            return
+        head = self.head
+        assert head is not None
         try:
-            self.body = self._read_body(length)
-        except TooLarge:
-            self.simple_response("413 Request Entity Too Large")
+            if head.is_chunked or not self.conn.rfile.has_bytes(head.length):
+                if not self._may_wait():
+                    return
+                self.body = self._wait_for_body(head)
+            elif head.length:
+                self.body = self._read_sized(head.length)
+            if "HTTP_CONTENT_ENCODING" in head.fields and head.fields["HTTP_CONTENT_ENCODING"].lower() in GZIP:
+                self.body = unzip(self.body, self.server.max_request_body_size, self._charge)
         except TooSlow:
-            self.simple_response("408 Request Timeout")
-        except Malformed as error:
-            self.simple_response("400 Bad Request", f"malformed chunked body: {error}")
+            self._refuse(RequestTimeout("the request came too slowly"))
+        except ProxyError as error:
+            self._refuse(error)
         except Truncated:
             self.close_connection = True
         else:
             self._serve()
+        finally:
+            if self._taken_bytes:
+                self.server.budget.give_back(self._taken_bytes)
+
+    def _may_wait(self) -> bool:
+        """Whether the application will let the request in. If not, it refuses it now: such a client cannot make us
+        wait for a body, nor hold it."""
+        if self.server.admits(self):
+            return True
+        self.close_connection = True
+        self._serve()
+        self._let_it_arrive()
+        return False
+
+    def _wait_for_body(self, head: Head) -> bytes:
+        """
+        Raises:
+            TooSlow, Truncated, ProxyError
+        """
+        reader, server = self.conn.rfile, self.server
+        if head.fields.get("HTTP_EXPECT", "").lower() == "100-continue" and head.version == "HTTP/1.1":
+            self.conn.wfile.write(_CONTINUE)
+        with server.slow_reads.patience(reader, BODY_TIMEOUT_S):
+            if head.is_chunked:
+                return read_chunked(reader, server.max_request_body_size, self._charge)
+            return self._read_sized(head.length)
+
+    def _read_sized(self, length: int) -> bytes:
+        if length > SMALL_BYTES:
+            self._charge(length)
+        return read_sized(self.conn.rfile, length)
+
+    def _charge(self, count: int) -> None:
+        """Takes bytes of the budget, until the request is answered.
+
+        Raises:
+            QueueFull
+        """
+        self.server.budget.take(count, self.server.max_request_body_size)
+        self._taken_bytes += count
 
     def _serve(self) -> None:
         self.server.gateway(self).respond()
@@ -140,15 +188,16 @@ class ServedRequest(cheroot_server.HTTPRequest):
         self.status, self.outheaders = status, headers
 
     def send_headers(self) -> None:
-        """Makes the head, as cheroot does; it leaves together with what follows it."""
+        """Makes the head of the answer; it leaves together with what follows it."""
+        assert self.head is not None
         code = int(self.status[:3])
         fields = {name.lower(): f"{name}: {value}\r\n" for name, value in self.outheaders}
-        is_old = self.response_protocol != "HTTP/1.1"
-        if code == 413:
+        is_old = self.head.version != "HTTP/1.1"
+        if code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             self.close_connection = True
         elif "content-length" not in fields and code not in _WITHOUT_BODY:
-            if is_old or self.method == b"HEAD":
-                self.close_connection = True  # only its end tells where the body ends
+            if is_old or self.head.method == "HEAD":
+                self.close_connection = True  # the body ends where the connection does
             else:
                 self.chunked_write = True
                 fields["transfer-encoding"] = "Transfer-Encoding: chunked\r\n"
@@ -162,46 +211,42 @@ class ServedRequest(cheroot_server.HTTPRequest):
         self.conn.wfile.hold()
         self.conn.wfile.write(head.encode("latin-1"))
 
-    def _read_body(self, length: int) -> bytes:
-        server, reader = self.server, self.conn.rfile
-        if self.chunked_read:
-            return read_chunked(reader, server.max_request_body_size, server.slow_reads)
-        return read_body(reader, length, server.slow_reads)
-
-    def read_request_line(self) -> bool:
-        """As cheroot does, with a method that is a token (RFC 9110, 9.1): web.py refuses others in words of its own."""
-        understood: bool = super().read_request_line()  # type: ignore[no-untyped-call]
-        if understood and not _TOKEN.fullmatch(self.method):
-            self.simple_response("400 Bad Request", "Malformed Request-Line: bad method")
-            return False
-        return understood
-
-    def read_request_headers(self) -> bool:
-        """As cheroot does, with a stricter idea of a length: digits only (RFC 9110, 8.6)."""
-        understood: bool = super().read_request_headers()  # type: ignore[no-untyped-call]
-        if understood and not self.inheaders.get(b"Content-Length", b"0").isdigit():
-            self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
-            return False
-        self.close_connection = self.close_connection or _asks_to_close(self.inheaders)
-        return understood
-
     def simple_response(self, status: str, msg: str = "") -> None:
+        """What cheroot calls when something went wrong in its own hands."""
         code = int(str(status)[:3])
-        error = self._error(code, msg or str(status)[4:])
-        body = json.dumps(error.body()).encode()
+        self._refuse(
+            RequestTimeout("the request came too slowly")
+            if code == HTTPStatus.REQUEST_TIMEOUT
+            else InternalError("the proxy failed; its journal has the reason")
+        )
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Answers with an error, and ends the connection: where the next request would begin, nobody knows."""
         self.close_connection = True
         self.sent_headers = True
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
-        origin = self.inheaders.get(b"Origin")
-        for name, value in self.server.cors_headers(None if origin is None else origin.decode("latin-1")):
-            head += f"{name}: {value}\r\n"
-        log.warning("request_refused status=%d reason=%r", code, error.message)
+        unlogged = _refusals.admit(f"{error.status} {error.code}")
+        if unlogged is not None:
+            log.warning(
+                "request_refused status=%d reason=%s unlogged=%d", error.status, quoted(error.message, 500), unlogged
+            )
         try:
-            self.conn.wfile.write(f"{head}\r\n".encode("latin-1") + body)
+            self.conn.wfile.write(self._error_answer(error))
         except OSError:
             return  # the client did not wait for it
         self._let_it_arrive()
+
+    def _error_answer(self, error: ProxyError) -> bytes:
+        body = json.dumps(error.body()).encode()
+        origin = None if self.head is None else self.head.fields.get("HTTP_ORIGIN")
+        headers = [
+            ("Content-Type", "application/json; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            *error.headers(),
+            *self.server.cors_headers(origin),
+        ]
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        return f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1") + body
 
     def _let_it_arrive(self) -> None:
         """Takes in what the client still sends: closed with bytes unread, the connection would be reset, and the
@@ -220,21 +265,6 @@ class ServedRequest(cheroot_server.HTTPRequest):
             return  # the client did not wait for it
         finally:
             self.server.lingering.release()
-
-    def _error(self, code: int, message: str) -> ProxyError:
-        if code == 413:
-            limit = self.server.max_request_body_size
-            return RequestTooLarge(None if "headers" in message else limit / 1e6)
-        if code == 405:
-            return MethodNotAllowed(self.method.decode("latin-1"), self.uri.decode("latin-1"), ("GET", "POST"))
-        if code == 408:
-            return RequestTimeout("the request came too slowly")
-        return InvalidRequest(message)
-
-
-def _asks_to_close(fields: Mapping[bytes, bytes]) -> bool:
-    """Options are words in any letters, with commas between them (RFC 9110, 7.6.1)."""
-    return any(option.strip().lower() == b"close" for option in fields.get(b"Connection", b"").split(b","))
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,24 +7,21 @@ requests may wait and run, and a reserve that keeps /health and /v1/models answe
 from __future__ import annotations
 
 import http.client
-import io
 import logging
 import resource
 import socket
-import sys
 import threading
 from typing import Any
 
-from cheroot import server as cheroot_server
 from cheroot import wsgi
 
-from systemd_llm_switch.api.access import Headers
-from systemd_llm_switch.api.application import Wsgi
-from systemd_llm_switch.api.services import CLIENT_FD, Services
+from systemd_llm_switch.http_server.body import BodyBudget
 from systemd_llm_switch.http_server.connections import Connection, IdleConnections
+from systemd_llm_switch.http_server.gateway import Application, Gateway, surroundings
 from systemd_llm_switch.http_server.reading import SlowReads
 from systemd_llm_switch.http_server.threadpool import GrowingPool
 from systemd_llm_switch.systemd.notify import notify, watchdog_interval_s
+from systemd_llm_switch.wsgi import Headers
 
 log = logging.getLogger(__name__)
 
@@ -46,77 +43,14 @@ _FILES = 8192
 SHUTDOWN_TIMEOUT_S = 25
 
 
-# What PEP 3333 wants to be told and is the same for every request.
-_SURROUNDINGS = {
-    "SCRIPT_NAME": "",
-    "SERVER_NAME": "systemd-llm-switch",
-    "wsgi.version": (1, 0),
-    "wsgi.url_scheme": "http",
-    "wsgi.errors": sys.stderr,
-    "wsgi.multithread": True,
-    "wsgi.multiprocess": False,
-    "wsgi.run_once": False,
-}
-
-
-class _Gateway(cheroot_server.Gateway):
-    """WSGI (PEP 3333) for one application, which is ours: what cheroot checks of any application is left out."""
-
-    def respond(self) -> None:
-        """Has the request answered."""
-        request = self.req
-        told = request.server.wsgi_app(self.environ(), request.start_response)
-        try:
-            for piece in told:
-                if piece:
-                    request.ensure_headers_sent()
-                    request.write(piece)
-        finally:
-            request.ensure_headers_sent()
-            if hasattr(told, "close"):
-                told.close()
-
-    def environ(self) -> dict[str, Any]:
-        """What the application is told of the request."""
-        request = self.req
-        connection = request.conn
-        told: dict[str, Any] = {
-            "HTTP_" + name.decode("latin-1").upper().replace("-", "_"): value.decode("latin-1")
-            for name, value in request.inheaders.items()
-        }
-        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            if f"HTTP_{name}" in told:
-                told[name] = told.pop(f"HTTP_{name}")
-        told |= request.server.surroundings
-        told["REQUEST_METHOD"] = request.method.decode("latin-1")
-        told["PATH_INFO"] = request.path.decode("latin-1")
-        told["QUERY_STRING"] = request.qs.decode("latin-1")
-        told["SERVER_PROTOCOL"] = request.request_protocol.decode("latin-1")
-        told["REMOTE_ADDR"] = connection.remote_addr or ""
-        told["wsgi.input"] = io.BytesIO(request.body)
-        told[CLIENT_FD] = connection.socket.fileno()
-        return told
-
-
 class Server(wsgi.Server):
-    """cheroot with our sizes, our errors and our log.
-
-    `services` tell for each request, before its body is read, how large that may be and whether the application would
-    let it in: the config may change.
-    """
+    """cheroot with our sizes, our errors and our log, for one application."""
 
     ConnectionClass = Connection
     keep_alive_conn_limit = _IDLE_CONNECTIONS
     max_request_header_size = _MAX_HEADER_BYTES
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        application: Wsgi,
-        threads: int,
-        services: Services,
-    ) -> None:
+    def __init__(self, host: str, port: int, application: Application, threads: int) -> None:
         """`threads` is their limit."""
         super().__init__(
             (host, port),
@@ -127,9 +61,10 @@ class Server(wsgi.Server):
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         self.requests = GrowingPool(self, threads)
-        self.gateway = _Gateway
-        self.surroundings = {**_SURROUNDINGS, "SERVER_PORT": str(port)}
-        self._services = services
+        self.gateway = Gateway
+        self.surroundings = surroundings(port)
+        self._application = application
+        self.budget = BodyBudget()
         self._is_stopping = False
         self._has_stopped = threading.Event()
         self.slow_reads = SlowReads(_SLOW_READS)
@@ -137,16 +72,16 @@ class Server(wsgi.Server):
 
     @property
     def max_request_body_size(self) -> int:  # type: ignore[override]
-        """Bytes; cheroot refuses a larger body before it reads it."""
-        return self._services.max_body_bytes()
+        """A larger body is refused before it is read."""
+        return self._application.max_body_bytes()
 
     def admits(self, request: Any) -> bool:
         """Whether the application would let a request in."""
-        return self._services.admits(self.gateway(request).environ())
+        return self._application.admits(self.gateway(request).environ())
 
     def cors_headers(self, origin: str | None) -> Headers:
-        """What lets a listed page read an answer that never got to the application."""
-        return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
+        """What lets a listed page read an answer of the server's own."""
+        return self._application.cors_headers(origin)
 
     def prepare(self) -> None:
         """Listens, with room for as many connections as there may be.

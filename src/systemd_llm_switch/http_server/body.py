@@ -1,0 +1,190 @@
+"""The body of a request: read whole, bounded in size, and decoded. Its chunks are checked by httptools."""
+
+from __future__ import annotations
+
+import io
+import threading
+import zlib
+from collections.abc import Callable
+from http import HTTPStatus
+
+from httptools import HttpParserError, HttpRequestParser
+
+from systemd_llm_switch.errors import QueueFull, RequestTooLarge
+from systemd_llm_switch.http_server.head import Refused
+from systemd_llm_switch.http_server.reading import RequestReader, Truncated
+from systemd_llm_switch.quoting import printable, quoted
+
+# A body up to this size is not counted: the number of threads bounds all of them together.
+SMALL_BYTES = 64 * 1024
+_LEAST_BUDGET_BYTES = 128_000_000
+_LARGEST_BODIES_AT_ONCE = 2
+_RETRY_AFTER_S = 5
+_MAX_LINE_BYTES = 8192
+# Chunk extensions and trailers are not part of the body, and could go on for ever.
+_MAX_EXTRA_BYTES = 64 * 1024
+_SIZE_LINE_BYTES = len("00000000\r\n")
+_CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+_GZIP_WBITS = 31
+_PIECE_BYTES = 1 << 20
+_ZIPPED_BYTES = 64 * 1024
+GZIP = ("gzip", "x-gzip")
+IDENTITY = ("", "identity")
+
+Charge = Callable[[int], None]
+
+
+class BodyBudget:
+    """How many bytes of large bodies all requests together may hold: parsed, each takes a multiple of it. Thread-safe.
+
+    A request takes its bytes before it reads them, and gives them back when it is answered.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, count: int, max_body_bytes: int) -> None:
+        """
+        Raises:
+            QueueFull: the requests under way hold too much already.
+        """
+        limit = max(_LEAST_BUDGET_BYTES, _LARGEST_BODIES_AT_ONCE * max_body_bytes)
+        with self._lock:
+            if self._taken + count > limit:
+                raise QueueFull(
+                    f"the requests under way hold {self._taken / 1e6:.0f} MB of bodies already; try again later",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            self._taken += count
+
+    def give_back(self, count: int) -> None:
+        """What was taken and is no longer held."""
+        with self._lock:
+            self._taken -= count
+
+
+def read_sized(reader: RequestReader, length: int) -> bytes:
+    """A body of known length.
+
+    Raises:
+        TooSlow, Truncated
+    """
+    body = reader.read(length)
+    if len(body) < length:
+        raise Truncated
+    return body
+
+
+class _Chunks:
+    """What the parser finds in a chunked body; it calls these methods."""
+
+    __slots__ = ("has_size", "is_complete")
+
+    def __init__(self) -> None:
+        self.has_size = self.is_complete = False
+
+    def on_chunk_header(self) -> None:
+        self.has_size = True
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+def read_chunked(reader: RequestReader, limit: int, charge: Charge) -> bytes:
+    """A chunked body with its trailers (RFC 9112, 7.1), and not a byte that follows it.
+
+    Raises:
+        TooSlow, Truncated, RequestTooLarge, Refused, and what `charge` raises, which is called before bytes are read.
+    """
+    chunks = _Chunks()
+    parser = HttpRequestParser(chunks)
+    _feed(parser, _CHUNKED_HEAD)
+    body = io.BytesIO()
+    extra = _MAX_EXTRA_BYTES
+    while not chunks.is_complete:
+        line = _read_line(reader)
+        extra -= max(0, len(line) - _SIZE_LINE_BYTES)
+        if extra < 0:
+            raise RequestTooLarge(limit / 1e6)
+        _feed(parser, line)
+        if chunks.has_size:
+            chunks.has_size = False
+            size = int(line.partition(b";")[0], 16)  # the parser has checked it
+            if size > limit - body.tell():
+                raise RequestTooLarge(limit / 1e6)
+            charge(size)
+            _copy_chunk(reader, parser, size, body)
+    return body.getvalue()
+
+
+def _copy_chunk(reader: RequestReader, parser: HttpRequestParser, size: int, body: io.BytesIO) -> None:
+    if size == 0:
+        return  # the last one has no data
+    data = read_sized(reader, size)
+    _feed(parser, data)
+    _feed(parser, read_sized(reader, len(b"\r\n")))
+    body.write(data)
+
+
+def _read_line(reader: RequestReader) -> bytes:
+    line = reader.readline(_MAX_LINE_BYTES)
+    if line.endswith(b"\n"):
+        return line
+    if len(line) < _MAX_LINE_BYTES:
+        raise Truncated
+    raise _malformed("a line is too long")
+
+
+def _feed(parser: HttpRequestParser, data: bytes) -> None:
+    try:
+        parser.feed_data(data)
+    except HttpParserError as error:
+        raise _malformed(printable(str(error))) from error
+
+
+def _malformed(reason: str) -> Refused:
+    return Refused(HTTPStatus.BAD_REQUEST, f"malformed chunked body: {reason}")
+
+
+def check_encoding(encoding: str) -> None:
+    """
+    Raises:
+        Refused: the body has a Content-Encoding that is not read.
+    """
+    if encoding not in GZIP and encoding not in IDENTITY:
+        message = f"the Content-Encoding {quoted(encoding)} is not supported; send the body as it is, or with gzip"
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, ("Accept-Encoding", "gzip"))
+
+
+def unzip(raw: bytes, limit: int, charge: Charge) -> bytes:
+    """What a gzip body holds. It must be one member: many small ones would take long for few bytes.
+
+    Raises:
+        Refused, RequestTooLarge, and what `charge` raises, which is called for each piece.
+    """
+    body = io.BytesIO()
+    member = zlib.decompressobj(_GZIP_WBITS)
+    try:
+        for start in range(0, len(raw), _ZIPPED_BYTES):
+            if member.eof:
+                raise _not_gzip("something follows its end")
+            zipped = raw[start : start + _ZIPPED_BYTES]
+            while zipped:
+                piece = member.decompress(zipped, _PIECE_BYTES)
+                zipped = member.unconsumed_tail
+                if body.tell() + len(piece) > limit:
+                    raise RequestTooLarge(limit / 1e6)
+                charge(len(piece))
+                body.write(piece)
+    except zlib.error as error:
+        raise _not_gzip(printable(str(error))) from error
+    if not member.eof:
+        raise _not_gzip("its end is missing")
+    if member.unused_data:
+        raise _not_gzip("something follows its end")
+    return body.getvalue()
+
+
+def _not_gzip(reason: str) -> Refused:
+    return Refused(HTTPStatus.BAD_REQUEST, f"the body is not valid gzip: {reason}")

@@ -1,0 +1,76 @@
+"""Between the server and the application: what the server needs of it, and a request as WSGI has it (PEP 3333)."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from cheroot import server as cheroot_server
+
+from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ, Headers, StartResponse
+
+
+class Application(Protocol):
+    """What the server serves. It asks for the limits of each request: the config may change."""
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answers a request, as WSGI says."""
+
+    def admits(self, environ: Environ) -> bool:
+        """Whether a request may come in; asked before a body is waited for."""
+
+    def max_body_bytes(self) -> int:
+        """How large a body may be."""
+
+    def cors_headers(self, origin: str | None) -> Headers:
+        """What lets a listed page read an answer of the server's own."""
+
+
+def surroundings(port: int) -> Environ:
+    """The part of the environ that is the same for every request."""
+    return {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": "systemd-llm-switch",
+        "SERVER_PORT": str(port),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+
+class Gateway(cheroot_server.Gateway):
+    """WSGI for one application, which is ours: what cheroot checks of any application is left out."""
+
+    def respond(self) -> None:
+        """Has the request answered."""
+        request = self.req
+        answer = request.server.wsgi_app(self.environ(), request.start_response)
+        try:
+            for piece in answer:
+                if piece:
+                    request.ensure_headers_sent()
+                    request.write(piece)
+        finally:
+            request.ensure_headers_sent()
+            if hasattr(answer, "close"):
+                answer.close()
+
+    def environ(self) -> dict[str, Any]:
+        """The request as the application gets it."""
+        request = self.req
+        head, connection = request.head, request.conn
+        environ: Environ = request.server.surroundings | head.fields
+        environ["REQUEST_METHOD"] = head.method
+        environ["PATH_INFO"] = head.path
+        environ["QUERY_STRING"] = head.query
+        environ["SERVER_PROTOCOL"] = head.version
+        environ["REMOTE_ADDR"] = connection.remote_addr or ""
+        environ["wsgi.input"] = io.BytesIO(request.body)
+        environ[RAW_PATH] = head.raw_path
+        environ[CLIENT_FD] = connection.socket.fileno()
+        return environ

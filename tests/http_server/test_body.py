@@ -6,14 +6,14 @@ import contextlib
 import gzip
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from systemd_llm_switch.errors import ProxyError, QueueFull, RequestTooLarge
-from systemd_llm_switch.http_server.body import BodyBudget, check_encoding, read_chunked, unzip
+from systemd_llm_switch.http_server.body import BodyBudget, Charge, check_encoding, read_chunked, read_sized, unzip
 from systemd_llm_switch.http_server.head import Refused
 from systemd_llm_switch.http_server.reading import RequestReader, Truncated
 
@@ -106,11 +106,21 @@ def test_a_body_of_exactly_the_limit_is_taken() -> None:
     assert len(chunked_of(as_chunks([b"x" * (LIMIT - 1), b"x"]))[0]) == LIMIT
 
 
-def test_each_chunk_is_charged_before_it_is_read() -> None:
+def test_what_comes_is_charged() -> None:
     charged: list[int] = []
     with arrived(as_chunks([b"abc", b"de"])) as reader:
         read_chunked(reader, LIMIT, charged.append)
-    assert charged == [3, 2, 0]
+    assert charged == [3, 2]
+
+
+@pytest.mark.parametrize("read", [lambda reader, charge: read_chunked(reader, LIMIT, charge),
+                                  lambda reader, charge: read_sized(reader, LIMIT, charge)], ids=["chunk", "length"])  # fmt: skip
+def test_what_is_only_announced_is_not_charged(read: Callable[[RequestReader, Charge], bytes]) -> None:
+    """Or two slow senders of nothing would hold the budget of all."""
+    charged: list[int] = []
+    with arrived(b"%x\r\nabc" % LIMIT) as reader, pytest.raises(Truncated):
+        read(reader, charged.append)
+    assert charged == []
 
 
 SEEDS = (as_chunks([b"abc", b"d" * 20], b";x=y", b"X: y\r\n"), as_chunks([]), as_chunks([b"x"] * 5))

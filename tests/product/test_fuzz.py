@@ -44,8 +44,8 @@ def _documented(root: type[errors.ProxyError]) -> Iterator[tuple[int, str]]:
         yield from _documented(child)
 
 
-# HTTP's own, for what no client of this proxy sends: too long a target, an unknown transfer coding or version.
-OF_HTTP = {(status, "invalid_request") for status in (414, 501, 505)}
+# HTTP's own, for what no client of this proxy sends: too long a target, an unknown coding or version.
+OF_HTTP = {(status, "invalid_request") for status in (414, 415, 501, 505)}
 DOCUMENTED = set(_documented(errors.ProxyError)) - {(500, "internal_error")} | OF_HTTP
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpRequestParser
@@ -26,6 +26,7 @@ _MAX_EXTRA_BYTES = 64 * 1024
 _SIZE_LINE_BYTES = len("00000000\r\n")
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 _GZIP_WBITS = 31
+_READ_BYTES = 256 * 1024
 _PIECE_BYTES = 1 << 20
 _ZIPPED_BYTES = 64 * 1024
 GZIP = ("gzip", "x-gzip")
@@ -37,7 +38,7 @@ Charge = Callable[[int], None]
 class BodyBudget:
     """How many bytes of large bodies all requests together may hold: parsed, each takes a multiple of it. Thread-safe.
 
-    A request takes its bytes before it reads them, and gives them back when it is answered.
+    A request takes its bytes while it reads them, and gives them back when it is answered.
     """
 
     def __init__(self) -> None:
@@ -64,16 +65,34 @@ class BodyBudget:
             self._taken -= count
 
 
-def read_sized(reader: RequestReader, length: int) -> bytes:
-    """A body of known length.
+def read_sized(reader: RequestReader, length: int, charge: Charge) -> bytes:
+    """A body of known length. A large one is charged as it comes: who only announces one holds nothing.
 
     Raises:
-        TooSlow, Truncated
+        TooSlow, Truncated, and what `charge` raises.
     """
-    body = reader.read(length)
-    if len(body) < length:
+    if length <= SMALL_BYTES:
+        return _read_exactly(reader, length)
+    body = io.BytesIO()
+    for piece in _pieces(reader, length, charge):
+        body.write(piece)
+    return body.getvalue()
+
+
+def _pieces(reader: RequestReader, length: int, charge: Charge) -> Iterator[bytes]:
+    """So many bytes, charged as they come."""
+    while length:
+        piece = _read_exactly(reader, min(length, _READ_BYTES))
+        length -= len(piece)
+        charge(len(piece))
+        yield piece
+
+
+def _read_exactly(reader: RequestReader, length: int) -> bytes:
+    data = reader.read(length)
+    if len(data) < length:
         raise Truncated
-    return body
+    return data
 
 
 class _Chunks:
@@ -95,7 +114,7 @@ def read_chunked(reader: RequestReader, limit: int, charge: Charge) -> bytes:
     """A chunked body with its trailers (RFC 9112, 7.1), and not a byte that follows it.
 
     Raises:
-        TooSlow, Truncated, RequestTooLarge, Refused, and what `charge` raises, which is called before bytes are read.
+        TooSlow, Truncated, RequestTooLarge, Refused, and what `charge` raises.
     """
     chunks = _Chunks()
     parser = HttpRequestParser(chunks)
@@ -113,18 +132,12 @@ def read_chunked(reader: RequestReader, limit: int, charge: Charge) -> bytes:
             size = int(line.partition(b";")[0], 16)  # the parser has checked it
             if size > limit - body.tell():
                 raise RequestTooLarge(limit / 1e6)
-            charge(size)
-            _copy_chunk(reader, parser, size, body)
+            if size > 0:  # the last one has no data
+                for piece in _pieces(reader, size, charge):
+                    _feed(parser, piece)
+                    body.write(piece)
+                _feed(parser, _read_exactly(reader, len(b"\r\n")))
     return body.getvalue()
-
-
-def _copy_chunk(reader: RequestReader, parser: HttpRequestParser, size: int, body: io.BytesIO) -> None:
-    if size == 0:
-        return  # the last one has no data
-    data = read_sized(reader, size)
-    _feed(parser, data)
-    _feed(parser, read_sized(reader, len(b"\r\n")))
-    body.write(data)
 
 
 def _read_line(reader: RequestReader) -> bytes:

@@ -18,7 +18,6 @@ from cheroot import server as cheroot_server
 from systemd_llm_switch.errors import InternalError, ProxyError, RequestTimeout, RequestTooLarge
 from systemd_llm_switch.http_server.body import (
     GZIP,
-    SMALL_BYTES,
     check_encoding,
     read_chunked,
     read_sized,
@@ -124,7 +123,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
                     return
                 self.body = self._wait_for_body(head)
             elif head.length:
-                self.body = self._read_sized(head.length)
+                self.body = read_sized(self.conn.rfile, head.length, self._charge)
             if "HTTP_CONTENT_ENCODING" in head.fields and head.fields["HTTP_CONTENT_ENCODING"].lower() in GZIP:
                 self.body = unzip(self.body, self.server.max_request_body_size, self._charge)
         except TooSlow:
@@ -160,12 +159,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         with server.slow_reads.patience(reader, BODY_TIMEOUT_S):
             if head.is_chunked:
                 return read_chunked(reader, server.max_request_body_size, self._charge)
-            return self._read_sized(head.length)
-
-    def _read_sized(self, length: int) -> bytes:
-        if length > SMALL_BYTES:
-            self._charge(length)
-        return read_sized(self.conn.rfile, length)
+            return read_sized(reader, head.length, self._charge)
 
     def _charge(self, count: int) -> None:
         """Takes bytes of the budget, until the request is answered.

@@ -113,13 +113,12 @@ def test_what_comes_is_charged() -> None:
     assert charged == [3, 2]
 
 
-@pytest.mark.parametrize("read", [lambda reader, charge: read_chunked(reader, LIMIT, charge),
-                                  lambda reader, charge: read_sized(reader, LIMIT, charge)], ids=["chunk", "length"])  # fmt: skip
-def test_what_is_only_announced_is_not_charged(read: Callable[[RequestReader, Charge], bytes]) -> None:
+@pytest.mark.parametrize("read", [read_chunked, read_sized])
+def test_what_is_only_announced_is_not_charged(read: Callable[[RequestReader, int, Charge], bytes]) -> None:
     """Or two slow senders of nothing would hold the budget of all."""
     charged: list[int] = []
     with arrived(b"%x\r\nabc" % LIMIT) as reader, pytest.raises(Truncated):
-        read(reader, charged.append)
+        read(reader, LIMIT, charged.append)
     assert charged == []
 
 

@@ -3,6 +3,7 @@
 Must not do I/O, log or start threads. docs/repair.md has the rules. Start reading at `reply`.
 """
 
+from .budget import Budget
 from .history import repair_history
 from .holding import call_may_start_at
 from .leaks import THOUGHTS_END
@@ -11,6 +12,7 @@ from .reply import parse_reply, repair_reply
 
 __all__ = [
     "THOUGHTS_END",
+    "Budget",
     "Repair",
     "RepairKind",
     "RequestFacts",

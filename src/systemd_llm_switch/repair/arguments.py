@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .coercion import coerce, not_known
+from .budget import Budget
+from .coercion import NAMES, TYPES, coerce, not_known
 from .lenient import Reading, best_reading, read
-from .model import RepairKind, Schema
-from .schema import Misfit, declared_names, members, misfit, required_names
+from .model import RepairKind
+from .schema import Judge, Misfit, Node
 from .second_opinion import second_opinion
 from .strings import Exhausted, Unreadable
 from .text import decode, encode, fold
@@ -24,15 +25,18 @@ _ENCODING: RepairKind = "arguments_encoding"
 _WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
-_LEADING = re.compile(r"(?:\ufeff|\s|```\w*\n|<\|?[\w|]{1,40}>)*")
+_CHANGED: dict[str, RepairKind] = {NAMES: "arguments_names", TYPES: "arguments_types"}
+_LEADING = re.compile(r"(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*+")
 _END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
 _MAX_END_MARKS = 8
-_TAIL = re.compile(r"(?:\s|```|</?\|?[\w|]{1,40}>|[}\];])*(?:(?:\n|//|#)[^{}\[\]\"]*)?\Z")
+_FILLER = r"(?:[^\S\n]|```|</?\|?[\w|]{1,40}+>|[}\];])"
+_WORDS = r"[^{}\[\]\"]*+\Z"
+_TAIL = re.compile(rf"(?:{_FILLER}*+\n)++{_WORDS}|(?:{_FILLER}|\n)*+(?:(?://|#){_WORDS}|\Z)")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
-_ESCAPED_OBJECT = re.compile(r"\{\s*\\+[\"']")
-_SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]+|\\n|[.!?;)}\]])\"\Z")
+_ESCAPED_OBJECT = re.compile(r"\{\s*+\\++[\"']")
+_SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]++|\\n|[.!?;)}\]])\"\Z")
 """A string of one word, or one that ends as a file or a sentence does; an opening quote comes behind anything else."""
-_HEADLESS = re.compile(r"[\"'][\w$.-]+[\"']\s*:")
+_HEADLESS = re.compile(r"[\"'][\w$.-]++[\"']\s*+:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,90 +62,164 @@ class _Found:
     """How it was read; None where the text was valid JSON, or empty."""
 
 
-def mend_arguments(arguments: object, schema: Schema | None, *, truncated: bool) -> Mended:
+def mend_arguments(arguments: object, schema: Node | None, budget: Budget, *, truncated: bool) -> Mended:
     """The arguments as a string with a JSON object that fits the tool's schema (None: the tool is not known).
 
     `truncated` says that the model was stopped: then only the outermost bracket may be missing, and only if all that
     the tool needs is there. Raises ValueError or RecursionError for arguments that are no text and not even JSON.
     """
     if isinstance(arguments, str):
-        return _mended_text(arguments, schema, truncated)
+        return _Mending(schema, truncated, budget).mended(arguments)
     if arguments is None:
-        return _mended_text("", schema, truncated)
-    mended = _mended_text(encode(arguments), schema, truncated)
+        return _Mending(schema, truncated, budget).mended("")
+    mended = _Mending(schema, truncated, budget).mended(encode(arguments))
     return replace(mended, kinds=("arguments_object", *mended.kinds))
 
 
-def has_all_needed(text: str, schema: Schema) -> bool:
+def has_all_needed(text: str, schema: Node) -> bool:
     """Whether sound arguments hold all that the tool needs, so that nothing can be missing behind them."""
     return _has_all(decode(text), schema)
 
 
-def _mended_text(text: str, schema: Schema | None, truncated: bool) -> Mended:
-    try:
-        value = decode(text)
-        if type(value) is dict and (schema is None or misfit(value, schema) is Misfit.NONE):
-            return Mended(text)
-    except (ValueError, RecursionError):
-        value = None
-    try:
-        found = _found_in(value, text, schema, truncated)
-        return _settled(text, found, schema, truncated)
-    except (ValueError, RecursionError):
-        return Mended(text, (UNREPAIRABLE,))
+@dataclass(frozen=True, slots=True)
+class _Mending:
+    """One attempt to repair the arguments of one call."""
 
+    schema: Node | None
+    truncated: bool
+    budget: Budget
 
-# -- finding the object ------------------------------------------------------------------------------------
+    def mended(self, text: str) -> Mended:
+        """The arguments repaired, or the text as it is with the reason. Raises BudgetSpent."""
+        try:
+            value = decode(text)
+            if type(value) is dict and (self.schema is None or self.fits(value)):
+                return Mended(text)
+        except (ValueError, RecursionError):
+            value = None
+        self.budget.allow(len(text))
+        self.budget.check()
+        try:
+            found = self.found_in(value, text)
+            return self.settled(text, found)
+        except (ValueError, RecursionError):
+            return Mended(text, (UNREPAIRABLE,))
 
+    def fits(self, value: object) -> bool:
+        return self.schema is not None and Judge(self.budget).fits(value, self.schema)
 
-def _found_in(value: object, text: str, schema: Schema | None, truncated: bool, encodings: int = 0) -> _Found:
-    """The object in the text, whose JSON value is already known (None: it has none). Raises Unreadable."""
-    if type(value) is dict:
-        return _Found(value)
-    if type(value) is list and len(value) == 1 and type(value[0]) is dict:
-        return _Found(value[0], (_WRAPPER,))
-    if isinstance(value, str) and encodings < _MAX_ENCODINGS:
-        return _decoded(value, schema, truncated, encodings)
-    if value is not None:
-        raise Unreadable("no object")
-    return _read_object(text, schema, truncated, encodings)
+    # -- finding the object ------------------------------------------------------------------------------
 
+    def found_in(self, value: object, text: str, encodings: int = 0) -> _Found:
+        """The object in the text, whose JSON value is already known (None: it has none). Raises Unreadable."""
+        if type(value) is dict:
+            return _Found(value)
+        if type(value) is list and len(value) == 1 and type(value[0]) is dict:
+            return _Found(value[0], (_WRAPPER,))
+        if isinstance(value, str) and encodings < _MAX_ENCODINGS:
+            return self.decoded(value, encodings)
+        if value is not None:
+            raise Unreadable("not an object")
+        return self.read_object(text, encodings)
 
-def _decoded(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
-    """The object in a text that was itself encoded as a string."""
-    try:
-        value = decode(text)
-    except ValueError:
-        value = None
-    inner = _found_in(value, text, schema, truncated, encodings + 1)
-    return replace(inner, kinds=(_ENCODING, *(kind for kind in inner.kinds if kind != _ENCODING)))
+    def decoded(self, text: str, encodings: int) -> _Found:
+        """The object in a text that was itself encoded as a string."""
+        try:
+            value = decode(text)
+        except ValueError:
+            value = None
+        inner = self.found_in(value, text, encodings + 1)
+        return replace(inner, kinds=(_ENCODING, *(kind for kind in inner.kinds if kind != _ENCODING)))
 
-
-def _read_object(text: str, schema: Schema | None, truncated: bool, encodings: int) -> _Found:
-    leading = _LEADING.match(text)[0]  # type: ignore[index]
-    start = len(leading)
-    text = _without_end_marks(text)
-    if "```" in leading:
-        text = text.removesuffix("```").rstrip()
-    if start >= len(text) or text.strip() == "null":
-        return _Found({}, (_SYNTAX,))
-    if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
-        return _decoded(decode(f'"{text[start:].strip()}"'), schema, truncated, encodings)
-    if _HEADLESS.match(text, start):
-        text, start = "{" + text[start:], 0
-    try:
-        reading = best_reading(text, start, declared_names([schema]) if schema else frozenset(), _TAIL)
-    except Exhausted:
-        raise
-    except Unreadable:
-        if truncated or type(value := second_opinion(text)) is not dict:
+    def read_object(self, text: str, encodings: int) -> _Found:
+        leading = _LEADING.match(text)[0]  # type: ignore[index]
+        start = len(leading)
+        text = _without_end_marks(text)
+        if "```" in leading:
+            text = text.removesuffix("```").rstrip()
+        if start >= len(text) or text.strip() == "null":
+            return _Found({}, (_SYNTAX,))
+        if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
+            return self.decoded(decode(f'"{text[start:].strip()}"'), encodings)
+        if _HEADLESS.match(text, start):
+            text, start = "{" + text[start:], 0
+        try:
+            reading = best_reading(text, start, self.names, _TAIL, self.budget)
+        except Exhausted:
             raise
-        return _Found(value, (_SYNTAX,))
-    if isinstance(reading.value, str) and encodings < _MAX_ENCODINGS and not reading.has_words:
-        return _decoded(reading.value, schema, truncated or reading.is_cut, encodings)
-    if type(reading.value) is not dict:
-        raise Unreadable("no object")
-    return _Found(reading.value, (_SYNTAX,), reading)
+        except Unreadable:
+            if self.truncated or type(value := second_opinion(text)) is not dict:
+                raise
+            return _Found(value, (_SYNTAX,))
+        if isinstance(reading.value, str) and encodings < _MAX_ENCODINGS and not reading.has_words:
+            inner = replace(self, truncated=self.truncated or reading.is_cut)
+            return inner.decoded(reading.value, encodings)
+        if type(reading.value) is not dict:
+            raise Unreadable("not an object")
+        return _Found(reading.value, (_SYNTAX,), reading)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.schema.names if self.schema else frozenset()
+
+    # -- making it fit -----------------------------------------------------------------------------------
+
+    def settled(self, text: str, found: _Found) -> Mended:
+        """The object as it can be sent. Raises Unreadable where it cannot be had whole."""
+        if self.schema is None:
+            self.check_whole(found, found.value)
+            return Mended(encode(found.value), found.kinds)
+        value, changed = self.fitted(text, found, self.schema)
+        self.check_whole(found, value)
+        miss = Judge(self.budget).misfit(value, self.schema)
+        if miss and not found.kinds:
+            return Mended(text, (UNFIT,))
+        if miss is Misfit.MISSING:
+            raise Unreadable("a required member is missing")
+        if miss:
+            return Mended(encode(found.value), (*found.kinds, UNFIT))
+        return Mended(encode(value), (*found.kinds, *sorted(changed)))
+
+    def fitted(self, text: str, found: _Found, schema: Node) -> tuple[dict[str, object], frozenset[RepairKind]]:
+        """The object with names and types set right, taken out of a wrapper that models like to add."""
+        if self.fits(found.value):
+            return found.value, frozenset()
+        reading = found.reading or self.reread(text, found.value)
+        value = reading.value if reading else found.value
+        source = reading.source if reading else not_known
+        attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
+        for candidate, wrapper in attempts:
+            coerced, changed = coerce(candidate, schema, source, self.budget)
+            if type(coerced) is dict and self.fits(coerced):
+                return coerced, frozenset(map(_CHANGED.__getitem__, changed)).union(wrapper)
+        coerced, changed = coerce(value, schema, source, self.budget)
+        if type(coerced) is not dict:
+            return found.value, frozenset()
+        return coerced, frozenset(map(_CHANGED.__getitem__, changed))
+
+    def reread(self, text: str, value: dict[str, object]) -> Reading | None:
+        """Valid JSON read once more, to know how its parts were written."""
+        try:
+            reading = read(text, budget=self.budget)
+        except Unreadable:
+            return None
+        return reading if reading.value == value else None
+
+    def check_whole(self, found: _Found, value: dict[str, object]) -> None:
+        """Raises Unreadable if the object may not be all that the model meant to write."""
+        reading = found.reading
+        if reading is None:
+            if self.truncated and found.kinds and not found.value and not _has_all(value, self.schema):
+                raise Unreadable("cut before the arguments")
+            return
+        if reading.has_not_a_number:
+            raise Unreadable("a number that JSON cannot express")
+        if reading.has_words and not self.fits(value):
+            raise Unreadable("strings without quotes")
+        if reading.valueless and self.schema is None:
+            raise Unreadable("a member without a value")
+        if self.truncated:
+            _check_not_cut(reading, value, self.schema)
 
 
 def _without_end_marks(text: str) -> str:
@@ -154,41 +232,6 @@ def _without_end_marks(text: str) -> str:
     return text
 
 
-# -- making it fit -----------------------------------------------------------------------------------------
-
-
-def _settled(text: str, found: _Found, schema: Schema | None, truncated: bool) -> Mended:
-    """The object as it can be sent. Raises Unreadable where it cannot be had whole."""
-    if schema is None:
-        _check_whole(found, found.value, None, truncated)
-        return Mended(encode(found.value), found.kinds)
-    value, changed = _fitted(text, found, schema)
-    _check_whole(found, value, schema, truncated)
-    miss = misfit(value, schema)
-    if miss and not found.kinds:
-        return Mended(text, (UNFIT,))
-    if miss is Misfit.MISSING:
-        raise Unreadable("a required member is missing")
-    if miss:
-        return Mended(encode(found.value), (*found.kinds, UNFIT))
-    return Mended(encode(value), (*found.kinds, *sorted(changed)))
-
-
-def _fitted(text: str, found: _Found, schema: Schema) -> tuple[dict[str, object], frozenset[RepairKind]]:
-    """The object with names and types set right, taken out of a wrapper that models like to add."""
-    if misfit(found.value, schema) is Misfit.NONE:
-        return found.value, frozenset()
-    reading = found.reading or _reread(text, found.value)
-    value = reading.value if reading else found.value
-    attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
-    for candidate, wrapper in attempts:
-        coerced, changed = coerce(candidate, schema, reading.source if reading else not_known)
-        if type(coerced) is dict and misfit(coerced, schema) is Misfit.NONE:
-            return coerced, changed.union(wrapper)
-    coerced, changed = coerce(value, schema, reading.source if reading else not_known)
-    return (coerced, changed) if type(coerced) is dict else (found.value, frozenset())
-
-
 def _unwrapped(value: object) -> object:
     """The object inside `{"arguments": {…}}` and the like."""
     if type(value) is dict and len(value) == 1:
@@ -197,33 +240,13 @@ def _unwrapped(value: object) -> object:
     return None
 
 
-def _reread(text: str, value: dict[str, object]) -> Reading | None:
-    """Valid JSON read once more, to know how its parts were written."""
-    try:
-        reading = read(text)
-    except Unreadable:
-        return None
-    return reading if reading.value == value else None
-
-
-def _check_whole(found: _Found, value: dict[str, object], schema: Schema | None, truncated: bool) -> None:
-    """Raises Unreadable if the object may not be all that the model meant to write."""
-    reading = found.reading
-    if reading is None:
-        if truncated and found.kinds and not found.value and not _has_all(value, schema):
-            raise Unreadable("cut before the arguments")
-        return
-    if reading.has_not_a_number:
-        raise Unreadable("a number that JSON cannot say")
-    if reading.has_words and (schema is None or misfit(value, schema) is not Misfit.NONE):
-        raise Unreadable("strings without quotes")
-    if reading.valueless and schema is None:
-        raise Unreadable("a member without a value")
-    if truncated and (reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths)):
+def _check_not_cut(reading: Reading, value: dict[str, object], schema: Node | None) -> None:
+    """Raises Unreadable if the model was stopped before it had written all of the object."""
+    if reading.is_cut or reading.valueless or any(depth > 1 for depth in reading.open_depths):
         raise Unreadable("cut within a value")
-    if truncated and (reading.has_inner_quotes or reading.has_raw_newlines):
+    if reading.has_inner_quotes or reading.has_raw_newlines:
         raise Unreadable("cut, and any quote may be one of the text's own")
-    if truncated and reading.open_depths and (reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)):
+    if reading.open_depths and (reading.doubts or _ends_in_doubt(reading) or not _has_all(value, schema)):
         raise Unreadable("cut before all was there")
 
 
@@ -235,9 +258,8 @@ def _ends_in_doubt(reading: Reading) -> bool:
     return not _SURE_END.search(text)
 
 
-def _has_all(value: dict[str, object], schema: Schema | None) -> bool:
+def _has_all(value: dict[str, object], schema: Node | None) -> bool:
     """Whether the tool needs nothing more: all that it requires is there, or all that it knows."""
     if schema is None:
         return False
-    required = required_names(schema)
-    return all(name in value for name in required) if required else members(schema).keys() <= value.keys()
+    return all(name in value for name in schema.required or schema.members)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 
 from .arguments import UNREPAIRABLE, mend_arguments
+from .budget import Budget, BudgetSpent
 from .model import Repair, RequestFacts
-from .text import fold
 
 _ARGUMENT_KEYS = ("arguments", "parameters", "input")
 Call = dict[str, object]
 
 
 def repair_tool_calls(
-    calls: list[Call], facts: RequestFacts, *, truncated: bool
+    calls: list[Call], facts: RequestFacts, budget: Budget, *, truncated: bool
 ) -> tuple[list[Call], tuple[Repair, ...]]:
     """Tool calls with what clients stumble over set right; the identical list if nothing was to be changed.
 
@@ -25,18 +24,21 @@ def repair_tool_calls(
     taken: set[str] = set()
     last = len(calls) - 1
     mended = [
-        _mended_call(call, facts, truncated and position == last, taken, repairs) for position, call in enumerate(calls)
+        _mended_call(call, facts, budget, truncated and position == last, taken, repairs)
+        for position, call in enumerate(calls)
     ]
     if all(new is old for new, old in zip(mended, calls, strict=True)):
         return calls, tuple(repairs)
     return mended, tuple(repairs)
 
 
-def repair_function(function: Call, facts: RequestFacts, *, truncated: bool) -> tuple[Call, tuple[Repair, ...]]:
+def repair_function(
+    function: Call, facts: RequestFacts, budget: Budget, *, truncated: bool
+) -> tuple[Call, tuple[Repair, ...]]:
     """The name and the arguments of a call (also the legacy `function_call`); identical if both are sound."""
     changes: Call = {}
     name = function.get("name")
-    known = known_name(name, facts.tools) if isinstance(name, str) else None
+    known = facts.known_name(name) if isinstance(name, str) else None
     tool = known or (name if isinstance(name, str) else None)
     repairs: list[Repair] = []
     if known is not None and known != name:
@@ -45,7 +47,10 @@ def repair_function(function: Call, facts: RequestFacts, *, truncated: bool) -> 
     key = next((key for key in _ARGUMENT_KEYS if key in function), "arguments")
     written = function.get(key)
     try:
-        mended = mend_arguments(written, facts.tools.get(known or ""), truncated=truncated)
+        schema = None if known is None else facts.schema_of(known)
+        mended = mend_arguments(written, schema, budget, truncated=truncated)
+    except BudgetSpent:
+        return {**function, **changes} if changes else function, (*repairs, Repair("repair_budget", tool))
     except (ValueError, RecursionError):
         return {**function, **changes} if changes else function, (*repairs, Repair(UNREPAIRABLE, tool))
     repairs += [Repair(kind, tool) for kind in mended.kinds]
@@ -53,17 +58,6 @@ def repair_function(function: Call, facts: RequestFacts, *, truncated: bool) -> 
         return function, tuple(repairs)
     others = {name: part for name, part in function.items() if name != key}
     return {**others, **changes, "arguments": mended.text}, tuple(repairs)
-
-
-def known_name(name: str, tools: Collection[str]) -> str | None:
-    """The request's tool that a model meant by this name; None if none, or more than one, comes into question."""
-    if name in tools:
-        return name
-    for spelling in (fold(name), fold(name.replace("/", ".").replace(":", ".").rpartition(".")[2])):
-        matches = [known for known in tools if spelling and fold(known) == spelling]
-        if len(matches) == 1:
-            return matches[0]
-    return None
 
 
 def new_call_id() -> str:
@@ -81,12 +75,14 @@ def function_of(call: Call) -> Call | None:
     return None
 
 
-def _mended_call(call: Call, facts: RequestFacts, truncated: bool, taken: set[str], repairs: list[Repair]) -> Call:
+def _mended_call(
+    call: Call, facts: RequestFacts, budget: Budget, truncated: bool, taken: set[str], repairs: list[Repair]
+) -> Call:
     function = function_of(call) if isinstance(call, dict) else None
     if function is None or call.get("type", "function") not in ("function", None, ""):
         return call
     changes: Call = {}
-    new_function, function_repairs = repair_function(function, facts, truncated=truncated)
+    new_function, function_repairs = repair_function(function, facts, budget, truncated=truncated)
     tool = new_function.get("name")
     tool = tool if isinstance(tool, str) else None
     call_id = call.get("id")

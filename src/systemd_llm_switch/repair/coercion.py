@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from .budget import Budget
 from .lenient import read
-from .model import RepairKind, Schema
-from .schema import (
-    ANYTHING,
-    Judge,
-    is_listed,
-    is_of_type,
-    is_same,
-    listed_schemas,
-    meant_name,
-    members,
-    required_names,
-    takes_other_names,
-    type_names,
-)
+from .schema import ANYTHING, MAX_DEPTH, Judge, Node, is_of_type, is_same
 from .strings import Unreadable
 from .text import decode, encode, fold
 
 Source = Callable[[object], str | None]
+NAMES, TYPES = "names", "types"
+"""What may be changed."""
 _NO_VALUE = object()
 _SAFE_INTEGER = 2**53
 
 
-def coerce(value: object, schema: Schema, source: Source) -> tuple[object, frozenset[RepairKind]]:
-    """The value as the schema wants it, and what was changed: names, types or both.
+def coerce(value: object, schema: Node, source: Source, budget: Budget) -> tuple[object, frozenset[str]]:
+    """The value as the schema wants it, and what was changed: `NAMES`, `TYPES` or both.
 
-    `source` tells how a part of the value was written (None: not known). Mutates nothing; the result need not fit.
+    `source` returns how a part of the value was written, or None if that is not known. Nothing is mutated. The result
+    need not fit. Raises BudgetSpent.
     """
-    coercer = _Coercer(schema, source)
+    coercer = _Coercer(source, budget)
     return coercer.coerce(value, schema, 0), frozenset(coercer.changed)
 
 
@@ -42,49 +33,61 @@ def not_known(value: object) -> str | None:
 
 
 class _Coercer(Judge):
-    """Sets names and types right on the way down."""
+    """Sets names and types right on the way down. Each pair of a value and a node is coerced once."""
 
-    def __init__(self, root: Schema, source: Source) -> None:
-        super().__init__(root)
+    def __init__(self, source: Source, budget: Budget) -> None:
+        super().__init__(budget)
+        self.budget = budget
         self.source = source
-        self.changed: set[RepairKind] = set()
+        self.changed: set[str] = set()
+        self.outcomes: dict[tuple[int, int], tuple[object, object, frozenset[str]]] = {}
 
-    def coerce(self, value: object, declared: object, depth: int) -> object:
-        schema = self.resolve(declared)
-        if not schema or self.is_spent(depth) or (value is None and schema.get("nullable") is True):
+    def coerce(self, value: object, node: Node, depth: int) -> object:
+        if node is ANYTHING or depth > MAX_DEPTH or (value is None and node.is_nullable):
             return value
-        for union in ("anyOf", "oneOf"):
-            if branches := listed_schemas(schema, union):
-                value = self.through_union(value, branches, depth)
-        for part in listed_schemas(schema, "allOf"):
+        key = (id(value), id(node))
+        if (known := self.outcomes.get(key)) is not None:
+            self.changed |= known[2]
+            return known[1]
+        self.step()
+        self.outcomes[key] = (value, value, frozenset())
+        before, self.changed = self.changed, set()
+        outcome = self.coerced(value, node, depth)
+        self.outcomes[key] = (value, outcome, frozenset(self.changed))
+        self.changed |= before
+        return outcome
+
+    def coerced(self, value: object, node: Node, depth: int) -> object:
+        for branches in node.unions:
+            value = self.through_union(value, branches, depth)
+        for part in node.parts:
             value = self.coerce(value, part, depth + 1)
-        if not is_of_type(value, schema.get("type")):
-            value = self.retyped(value, schema, depth)
-        if not is_listed(value, schema):
-            value = self.picked(value, schema)
+        if not node.is_of_type(value):
+            value = self.retyped(value, node, depth)
+        if not node.is_listed(value):
+            value = self.picked(value, node)
         if type(value) is dict:
-            return self.through_members(value, schema, depth)
-        if type(value) is list and "items" in schema:
-            return [self.coerce(item, schema["items"], depth + 1) for item in value]
+            return self.through_members(value, node, depth)
+        if type(value) is list and node.items is not None:
+            return [self.coerce(item, node.items, depth + 1) for item in value]
         return value
 
-    def through_union(self, value: object, branches: list[object], depth: int) -> object:
+    def through_union(self, value: object, branches: tuple[Node, ...], depth: int) -> object:
         """The value as it is if a branch takes it, else what it becomes in the branches, if that is one thing."""
         if any(self.fits(value, branch, depth + 1) for branch in branches):
             return value
         outcomes = [self.attempt(value, branch, depth + 1) for branch in branches]
         return self.only_one(outcomes, value)
 
-    def retyped(self, value: object, schema: Schema, depth: int) -> object:
-        names = type_names(schema.get("type"))
-        return self.only_one([self.as_type(value, name, schema, depth) for name in names], value)
+    def retyped(self, value: object, node: Node, depth: int) -> object:
+        return self.only_one([self.as_type(value, name, node, depth) for name in node.types], value)
 
-    def attempt(self, value: object, declared: object, depth: int) -> object:
+    def attempt(self, value: object, node: Node, depth: int) -> object:
         """What a value becomes under a schema, if it then fits; the note of changes is left alone."""
         before = set(self.changed)
-        outcome = self.coerce(value, declared, depth)
+        outcome = self.coerce(value, node, depth)
         self.changed = before
-        return outcome if self.fits(outcome, declared, depth) else _NO_VALUE
+        return outcome if self.fits(outcome, node, depth) else _NO_VALUE
 
     def only_one(self, outcomes: list[object], value: object) -> object:
         distinct: list[object] = []
@@ -93,15 +96,15 @@ class _Coercer(Judge):
                 distinct.append(outcome)
         if len(distinct) != 1:
             return value
-        self.changed.add("arguments_types")
+        self.changed.add(TYPES)
         return distinct[0]
 
-    def as_type(self, value: object, name: str, schema: Schema, depth: int) -> object:
+    def as_type(self, value: object, name: str, node: Node, depth: int) -> object:
         if name == "string":
             return self.as_string(value)
         if name == "array":
-            return self.as_array(value, schema, depth)
-        return parsed(value, name) if isinstance(value, str) else _NO_VALUE
+            return self.as_array(value, node, depth)
+        return parsed(value, name, self.budget) if isinstance(value, str) else _NO_VALUE
 
     def as_string(self, value: object) -> object:
         """A number or an object as it was written; a list might as well mean its only item, so it stays."""
@@ -112,64 +115,59 @@ class _Coercer(Judge):
         written = self.source(value) if isinstance(value, float | dict) else None
         return _NO_VALUE if written is None else written
 
-    def as_array(self, value: object, schema: Schema, depth: int) -> object:
+    def as_array(self, value: object, node: Node, depth: int) -> object:
         """The list that a string spells out, else a list of the one value, if its items then fit."""
         if value is None:
             return _NO_VALUE
         if isinstance(value, str) and value.lstrip().startswith("["):
-            return parsed(value, "array")
-        item = self.attempt(value, schema.get("items", ANYTHING), depth + 1)
+            return parsed(value, "array", self.budget)
+        item = self.attempt(value, node.items or ANYTHING, depth + 1)
         return _NO_VALUE if item is _NO_VALUE else [item]
 
-    def picked(self, value: object, schema: Schema) -> object:
+    def picked(self, value: object, node: Node) -> object:
         """The one listed value that differs only in case, separators or quotes."""
-        listed = [schema["const"]] if "const" in schema else schema["enum"]
-        spelled = fold(str(value))
-        if not isinstance(listed, list) or not spelled:
+        spelled = fold(str(value)) if isinstance(value, str | int | float) else ""
+        if not spelled or node.listed is None:
             return value
-        return self.only_one([entry for entry in listed if fold(str(entry)) == spelled], value)
+        return self.only_one([entry for entry in node.listed if fold(str(entry)) == spelled], value)
 
-    def through_members(self, value: dict[str, object], schema: Schema, depth: int) -> dict[str, object]:
-        declared, extra = members(schema), schema.get("additionalProperties")
-        if not declared and not isinstance(extra, Mapping):
+    def through_members(self, value: dict[str, object], node: Node, depth: int) -> dict[str, object]:
+        if not node.members and node.extra is None:
             return value
-        renames = self.renames(value, schema)
+        renames = self.renames(value, node)
         result: dict[str, object] = {}
         for written, part in value.items():
             name = renames.get(written, written)
-            if part is None and self.may_be_left_out(name, schema, depth):
-                self.changed.add("arguments_types")
+            declared = node.members.get(name, node.extra or ANYTHING)
+            if part is None and self.may_be_left_out(name, node, depth):
+                self.changed.add(TYPES)
             else:
-                result[name] = self.coerce(part, declared.get(name, extra), depth + 1)
+                result[name] = self.coerce(part, declared, depth + 1)
         return result
 
-    def may_be_left_out(self, name: str, schema: Schema, depth: int) -> bool:
+    def may_be_left_out(self, name: str, node: Node, depth: int) -> bool:
         """An optional member that must not be null but is: left out, it says the same."""
-        declared = members(schema)
-        return (
-            name in declared and name not in required_names(schema) and not self.fits(None, declared[name], depth + 1)
-        )
+        return name in node.members and name not in node.required and not self.fits(None, node.members[name], depth + 1)
 
-    def renames(self, value: dict[str, object], schema: Schema) -> dict[str, str]:
+    def renames(self, value: dict[str, object], node: Node) -> dict[str, str]:
         """Names as they were written to the declared ones that were meant."""
-        if takes_other_names(schema):
+        if node.takes_others:
             return {}
-        declared = members(schema)
-        meant = {name: meant_name(name, value, declared) for name in value if name not in declared}
+        meant = {name: node.meant_name(name, value) for name in value if name not in node.members}
         renames = {name: known for name, known in meant.items() if known is not None}
         if not renames or len(set(renames.values())) != len(renames):
             return {}
-        self.changed.add("arguments_names")
+        self.changed.add(NAMES)
         return renames
 
 
-def parsed(text: str, name: str) -> object:
+def parsed(text: str, name: str, budget: Budget) -> object:
     """The value of this type that a string spells out, if it does."""
     text = text.strip()
     try:
         value = decode({"boolean": text.lower(), "null": "null" if text == "None" else text}.get(name, text))
     except ValueError:
-        value = _read_brackets(text)
+        value = _read_brackets(text, budget)
     except RecursionError:
         return _NO_VALUE
     if name == "integer" and isinstance(value, float) and value.is_integer() and abs(value) < _SAFE_INTEGER:
@@ -177,12 +175,12 @@ def parsed(text: str, name: str) -> object:
     return value if value is not _NO_VALUE and is_of_type(value, name) else _NO_VALUE
 
 
-def _read_brackets(text: str) -> object:
+def _read_brackets(text: str, budget: Budget) -> object:
     """A list or an object in Python's spelling, or otherwise nearly JSON."""
     if not text.startswith(("[", "{")):
         return _NO_VALUE
     try:
-        reading = read(text)
+        reading = read(text, budget=budget)
     except Unreadable:
         return _NO_VALUE
     is_whole = reading.end == len(text) and not reading.is_cut and not reading.open_depths

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
+from .budget import Budget, BudgetSpent
 from .coercion import coerce, not_known
 from .lenient import Reading, best_reading
-from .model import Repair, RequestFacts, Schema
-from .schema import Misfit, declared_names, misfit
+from .model import Repair, RequestFacts
+from .schema import OBJECT, Judge, Node
 from .second_opinion import second_opinion
 from .strings import Exhausted, Unreadable
 from .text import decode, decode_start, encode
 
-_OBJECT: Schema = {"type": "object"}
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_TAIL = re.compile(r"\s*(?:```|\Z|\n[^{}\[\]\"]*\Z)")
+_FENCE = re.compile(r"```[^\n`]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
+_TAIL = re.compile(r"\s*+(?:```|\Z)|[^\S\n]*+\n[^{}\[\]\"]*+\Z")
 _MAX_CANDIDATES = 6
 
 
-def repair_content(content: str, facts: RequestFacts) -> tuple[str, tuple[Repair, ...]]:
+def repair_content(content: str, facts: RequestFacts, budget: Budget) -> tuple[str, tuple[Repair, ...]]:
     """JSON content made valid, guided by the client's schema; the identical string if it is sound, or past repair.
 
-    Fences and prose around the JSON go. A text that was cut is closed, as nobody runs it and `finish_reason` tells; but
-    a required member is never invented. Never raises.
+    Fences and prose around the JSON go. A text that was cut is closed, as nobody runs it and `finish_reason` says that
+    it was cut; but a required member is never invented. Never raises.
     """
     if not facts.wants_json or not content or content.isspace():
         return content, ()
-    schema = facts.json_schema or _OBJECT
     try:
-        value = decode(content)
-        if misfit(value, schema) is Misfit.NONE:
-            return content, ()
-    except (ValueError, RecursionError):
-        return _extracted(content, schema)
-    coerced, changed = coerce(value, schema, not_known)
-    if changed and misfit(coerced, schema) is Misfit.NONE:
-        return encode(coerced), (Repair("json_content"),)
-    return content, (Repair("unfit_content"),)
-
-
-def _extracted(content: str, schema: Schema) -> tuple[str, tuple[Repair, ...]]:
-    for candidate in islice(_candidates(content), _MAX_CANDIDATES):
-        try:
-            return _mended(candidate.strip(), schema), (Repair("json_content"),)
-        except Exhausted:
-            break
-        except (ValueError, RecursionError):
-            continue
-    return content, (Repair("unrepairable_content"),)
+        return _Mending(facts.content_schema(), budget).mended(content)
+    except BudgetSpent:
+        return content, (Repair("repair_budget"),)
 
 
 def _candidates(content: str) -> Iterator[str]:
@@ -62,35 +45,70 @@ def _candidates(content: str) -> Iterator[str]:
         yield answer[start:]
 
 
-def _mended(text: str, schema: Schema) -> str:
-    """The JSON that a text starts with, as it was written if it is valid. Raises ValueError or RecursionError."""
-    if not text.startswith(("{", "[")):
-        raise Unreadable("neither an object nor a list")
-    try:
-        value, end = decode_start(text)
-    except ValueError:
-        return _read(text, schema)
-    coerced, changed = coerce(value, schema, not_known)
-    if misfit(coerced, schema) is not Misfit.NONE:
-        raise Unreadable("another value than the client wants")
-    return encode(coerced) if changed else text[:end]
+@dataclass(frozen=True, slots=True)
+class _Mending:
+    """One attempt to repair the content of one choice."""
 
+    schema: Node
+    budget: Budget
 
-def _read(text: str, schema: Schema) -> str:
-    try:
-        reading = best_reading(text, 0, declared_names([schema]), _TAIL)
-    except Unreadable:
-        value = second_opinion(text)
-        if value is None or misfit(value, schema) is not Misfit.NONE:
+    def fits(self, value: object) -> bool:
+        return Judge(self.budget).fits(value, self.schema)
+
+    def mended(self, content: str) -> tuple[str, tuple[Repair, ...]]:
+        """The content repaired, or as it is with the reason. Raises BudgetSpent."""
+        try:
+            value = decode(content)
+        except (ValueError, RecursionError):
+            return self.extracted(content)
+        if self.fits(value):
+            return content, ()
+        coerced, changed = coerce(value, self.schema, not_known, self.budget)
+        if changed and self.fits(coerced):
+            return encode(coerced), (Repair("json_content"),)
+        return content, (Repair("unfit_content"),)
+
+    def extracted(self, content: str) -> tuple[str, tuple[Repair, ...]]:
+        self.budget.allow(len(content))
+        for candidate in islice(_candidates(content), _MAX_CANDIDATES):
+            self.budget.check()
+            try:
+                return self.json_in(candidate.strip()), (Repair("json_content"),)
+            except Exhausted:
+                break
+            except (ValueError, RecursionError):
+                continue
+        return content, (Repair("unrepairable_content"),)
+
+    def json_in(self, text: str) -> str:
+        """The JSON that a text starts with, as it was written if it is valid. Raises ValueError or RecursionError."""
+        if not text.startswith(("{", "[")):
+            raise Unreadable("neither an object nor a list")
+        try:
+            value, end = decode_start(text)
+        except ValueError:
+            return self.read(text)
+        coerced, changed = coerce(value, self.schema, not_known, self.budget)
+        if not self.fits(coerced):
+            raise Unreadable("another value than the client wants")
+        return encode(coerced) if changed else text[:end]
+
+    def read(self, text: str) -> str:
+        try:
+            reading = best_reading(text, 0, self.schema.names, _TAIL, self.budget)
+        except Exhausted:
             raise
+        except Unreadable:
+            value = second_opinion(text)
+            if value is None or not self.fits(value):
+                raise
+            return encode(value)
+        return self.checked(reading)
+
+    def checked(self, reading: Reading) -> str:
+        value, _ = coerce(reading.value, self.schema, reading.source, self.budget)
+        if not self.fits(value) or reading.has_not_a_number:
+            raise Unreadable("nothing that fits")
+        if self.schema is OBJECT and reading.has_words:
+            raise Unreadable("words that no schema asks for")
         return encode(value)
-    return _checked(reading, schema)
-
-
-def _checked(reading: Reading, schema: Schema) -> str:
-    value, _ = coerce(reading.value, schema, reading.source)
-    if misfit(value, schema) is not Misfit.NONE or reading.has_not_a_number:
-        raise Unreadable("nothing that fits")
-    if schema is _OBJECT and reading.has_words:
-        raise Unreadable("words that no schema asks for")
-    return encode(value)

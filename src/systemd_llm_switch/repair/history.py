@@ -6,7 +6,9 @@ import json
 import re
 
 from .arguments import mend_arguments
+from .budget import Budget, BudgetSpent
 from .model import Repair, RepairKind
+from .schema import ANYTHING
 from .text import decode, encode, is_encodable
 
 MALFORMED = "malformed_arguments"
@@ -18,7 +20,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Message = dict[str, object]
 
 
-def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Repair, ...]]:
+def repair_history(
+    body: dict[str, object], budget: Budget | None = None
+) -> tuple[dict[str, object], tuple[Repair, ...]]:
     """A request whose replayed tool calls all have a string with a JSON object as arguments, and an id or none.
 
     llama-server answers 500 to anything else (an id that is null among it), for as long as it is in the history. The
@@ -28,54 +32,72 @@ def repair_history(body: dict[str, object]) -> tuple[dict[str, object], tuple[Re
     messages = body.get("messages")
     if not isinstance(messages, list):
         return body, ()
-    repairs: list[Repair] = []
-    mended = [
-        _mended_message(message, repairs)
-        if isinstance(message, dict) and not _OF_CALLS.isdisjoint(message)
-        else message
-        for message in messages
-    ]
-    return ({**body, "messages": mended}, tuple(repairs)) if repairs else (body, ())
+    with budget or Budget() as allowance:
+        mending = _Mending(allowance)
+        mended = [mending.message(message) for message in messages]
+    repairs = tuple(mending.repairs)
+    return ({**body, "messages": mended}, repairs) if repairs else (body, ())
 
 
-def _mended_message(message: Message, repairs: list[Repair]) -> Message:
-    changes: Message = {}
-    message = _without_null_id(message, "tool_call_id", repairs)
-    calls = message.get("tool_calls")
-    if isinstance(calls, list):
-        mended = [_mended_call(call, repairs) for call in calls]
-        if any(new is not old for new, old in zip(mended, calls, strict=True)):
-            changes["tool_calls"] = mended
-    legacy = message.get("function_call")
-    if isinstance(legacy, dict) and (function := _mended_function(legacy, repairs)) is not legacy:
-        changes["function_call"] = function
-    return {**message, **changes} if changes else message
+class _Mending:
+    """The repair of one request's history; `repairs` grows."""
 
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.repairs: list[Repair] = []
 
-def _mended_call(call: object, repairs: list[Repair]) -> object:
-    if not isinstance(call, dict):
-        return call
-    call = _without_null_id(call, "id", repairs)
-    if not isinstance(function := call.get("function"), dict):
-        return call
-    mended = _mended_function(function, repairs)
-    return call if mended is function else {**call, "function": mended}
+    def message(self, message: object) -> object:
+        if not isinstance(message, dict) or _OF_CALLS.isdisjoint(message):
+            return message
+        changes: Message = {}
+        message = self.without_null_id(message, "tool_call_id")
+        calls = message.get("tool_calls")
+        if isinstance(calls, list):
+            mended = [self.call(call) for call in calls]
+            if any(new is not old for new, old in zip(mended, calls, strict=True)):
+                changes["tool_calls"] = mended
+        legacy = message.get("function_call")
+        if isinstance(legacy, dict) and (function := self.function(legacy)) is not legacy:
+            changes["function_call"] = function
+        return {**message, **changes} if changes else message
 
+    def call(self, call: object) -> object:
+        if not isinstance(call, dict):
+            return call
+        call = self.without_null_id(call, "id")
+        if not isinstance(function := call.get("function"), dict):
+            return call
+        mended = self.function(function)
+        return call if mended is function else {**call, "function": mended}
 
-def _without_null_id(owner: Message, name: str, repairs: list[Repair]) -> Message:
-    if name not in owner or owner[name] is not None:
-        return owner
-    repairs.append(Repair(KIND_OF_ID))
-    return {key: value for key, value in owner.items() if key != name}
+    def without_null_id(self, owner: Message, name: str) -> Message:
+        if name not in owner or owner[name] is not None:
+            return owner
+        self.repairs.append(Repair(KIND_OF_ID))
+        return {key: value for key, value in owner.items() if key != name}
 
+    def function(self, function: Message) -> Message:
+        arguments = function.get("arguments")
+        if _is_sound(arguments):
+            return function
+        name = function.get("name")
+        tool = name if isinstance(name, str) else None
+        self.repairs.append(Repair(KIND, tool))
+        return {**function, "arguments": self.as_object(arguments, tool)}
 
-def _mended_function(function: Message, repairs: list[Repair]) -> Message:
-    arguments = function.get("arguments")
-    if _is_sound(arguments):
-        return function
-    name = function.get("name")
-    repairs.append(Repair(KIND, name if isinstance(name, str) else None))
-    return {**function, "arguments": _as_object(arguments)}
+    def as_object(self, arguments: object, tool: str | None) -> str:
+        """A JSON object: what the arguments say, or the text of them under a name that tells the model so."""
+        try:
+            text = arguments if isinstance(arguments, str) else encode(arguments)
+            try:
+                mended = mend_arguments(arguments, ANYTHING, self.budget, truncated=False)
+                if mended.is_sound and _is_sound(mended.text):
+                    return mended.text
+            except BudgetSpent:
+                self.repairs.append(Repair("repair_budget", tool))
+            return encode({MALFORMED: text.encode(errors="replace").decode()})
+        except (ValueError, RecursionError):
+            return "{}"
 
 
 def _is_sound(arguments: object) -> bool:
@@ -89,13 +111,3 @@ def _is_sound(arguments: object) -> bool:
     if type(value) is not dict or not is_encodable(arguments):
         return False
     return not _SURROGATE.search(arguments) or is_encodable(json.dumps(value, ensure_ascii=False))
-
-
-def _as_object(arguments: object) -> str:
-    try:
-        mended = mend_arguments(arguments, {}, truncated=False)
-        if mended.is_sound and _is_sound(mended.text):
-            return mended.text
-        return encode({MALFORMED: mended.text.encode(errors="replace").decode()})
-    except (ValueError, RecursionError):
-        return "{}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .budget import Budget
 from .lenient import Reading, read
 from .strings import SPACE, Exhausted, Unreadable
 from .text import encode
@@ -24,27 +25,27 @@ THOUGHTS_END = "</think>"
 NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
 _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index"})
-_FUNCTION = re.compile(r"\s*<(?P<kind>function|invoke)(?:=|\s{1,9}name=)[\"']?(?P<name>[\w./:-]{1,99})[\"']?\s*>")
-_FUNCTION_END = re.compile(r"\s*</(?:function|invoke)>")
-_PARAMETER = re.compile(r"\s*<parameter(?:=|\s{1,9}name=)[\"']?(?P<name>[^\s\"'<>]{1,99})[\"']?\s*>")
+_FUNCTION = re.compile(r"\s*+<(?P<kind>function|invoke)(?:=|\s{1,9}+name=)[\"']?(?P<name>[\w./:-]{1,99}+)[\"']?\s*+>")
+_FUNCTION_END = re.compile(r"\s*+</(?:function|invoke)>")
+_PARAMETER = re.compile(r"\s*+<parameter(?:=|\s{1,9}+name=)[\"']?(?P<name>[^\s\"'<>]{1,99}+)[\"']?\s*+>")
 _PARAMETER_END = re.compile(
-    r"</parameter>(?=\s*(?:<parameter(?:=|\s)|</function>|</invoke>|</?tool_call>|<\||\Z))"
+    r"</parameter>(?=\s*+(?:<parameter(?:=|\s)|</function>|</invoke>|</?tool_call>|<\||\Z))"
     r"|(?=\n<parameter(?:=|\s)|\n</function>|\n</invoke>|\n</tool_call>)"
 )
 _CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
 _END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?)>|<\|/tool_call\|>")
-_END_MARK = re.compile(rf"\s*(?:{_END_TAG.pattern}|<\|tool_call\|>|<tool_call>\s*\Z|<[/|][\w|]{{0,20}}\Z)")
+_END_MARK = re.compile(rf"\s*+(?:{_END_TAG.pattern}|<\|tool_call\|>|<tool_call>\s*+\Z|<[/|][\w|]{{0,20}}\Z)")
 """What ends a call: also a start tag by mistake, or an end tag that was cut."""
-_GLM_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?=<arg_key>|</tool_call>)")
+_GLM_NAME = re.compile(r"(?P<name>[\w./:-]{1,99}+)\s*+(?=<arg_key>|</tool_call>)")
 _GLM_PAIR = re.compile(
-    r"\s*<arg_key>\s*(?P<name>[^<]{1,99}?)\s*</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.S
+    r"\s*+<arg_key>\s*+(?P<name>[^<]{1,99}+)</arg_key>\s*+<arg_value>(?P<value>.*?)</arg_value>", re.S
 )
-_GLM_OPEN = re.compile(r"\s*<arg_")
-_MISTRAL_NAME = re.compile(r"(?P<name>[\w./:-]{1,99})\s*(?:\[CALL_ID\][\w-]{1,99})?\s*(?:\[ARGS\])?\s*(?=\{)")
-_BEHIND_JSON = re.compile(r"\s*(?:</?[\w|]{1,40}>|<\||<function=|\[TOOL_CALLS\]|[;,\]{]|```|\Z)|[ \t]*\n")
-_SEPARATOR = re.compile(r"\s*;?\s*")
-_START_TAGS = re.compile(r"\s*(?:<tool_call>\s*)*")
-_ONLY_CLOSERS = re.compile(r"[}\]\s]*\Z")
+_GLM_OPEN = re.compile(r"\s*+<arg_")
+_MISTRAL_NAME = re.compile(r"(?P<name>[\w./:-]{1,99}+)\s*+(?:\[CALL_ID\][\w-]{1,99}+)?+\s*+(?:\[ARGS\])?+\s*+(?=\{)")
+_BEHIND_JSON = re.compile(r"\s*+(?:</?[\w|]{1,40}+>|<\||<function=|\[TOOL_CALLS\]|[;,\]{]|```|\Z)|[ \t]*+\n")
+_SEPARATOR = re.compile(r"\s*+;?\s*+")
+_START_TAGS = re.compile(r"\s*+(?:<tool_call>\s*+)*+")
+_ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +75,21 @@ _Found = tuple[list[LeakedCall], int]
 """Calls, and where their text ends."""
 
 
-def read_marked(text: str, marker: re.Match[str], names: frozenset[str]) -> Leak | None:
+def read_marked(text: str, marker: re.Match[str], names: frozenset[str], budget: Budget) -> Leak | None:
     """The leak that this marker starts; None if what follows is no call. `names` are as for `lenient.read`."""
     if marker["function"]:
-        calls, end = _tagged_functions(text, marker.start())
+        calls, end = _tagged_functions(text, marker.start(), budget)
     elif marker[0] == "[TOOL_CALLS]":
-        calls, end = _mistral_calls(text, _skip(text, marker.end()), names)
+        calls, end = _mistral_calls(text, _skip(text, marker.end()), names, budget)
     else:
-        calls, end = _tagged_calls(text, _START_TAGS.match(text, marker.end()).end(), names)  # type: ignore[union-attr]
+        start = _START_TAGS.match(text, marker.end()).end()  # type: ignore[union-attr]
+        calls, end = _tagged_calls(text, start, names, budget)
     return _leak(text, marker.start(), calls, end)
 
 
-def read_bare(text: str, start: int, names: frozenset[str]) -> Leak | None:
+def read_bare(text: str, start: int, names: frozenset[str], budget: Budget) -> Leak | None:
     """Calls as JSON without any mark; each must carry its arguments, or it might be anything."""
-    calls, end = _json_calls(text, start, names)
+    calls, end = _json_calls(text, start, names, budget)
     return None if any(call.arguments is None for call in calls) else _leak(text, start, calls, end)
 
 
@@ -101,34 +103,34 @@ def _skip(text: str, at: int) -> int:
     return SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def _tagged_calls(text: str, at: int, names: frozenset[str]) -> _Found:
+def _tagged_calls(text: str, at: int, names: frozenset[str], budget: Budget) -> _Found:
     if _FUNCTION.match(text, at):
-        return _tagged_functions(text, at)
+        return _tagged_functions(text, at, budget)
     if text[at : at + 1] not in ("{", "["):
         return _glm_call(text, at)
-    calls, end = _json_calls(text, at, names)
-    return (calls, end) if calls else _calls_up_to_tag(text, at, names)
+    calls, end = _json_calls(text, at, names, budget)
+    return (calls, end) if calls else _calls_up_to_tag(text, at, names, budget)
 
 
-def _calls_up_to_tag(text: str, at: int, names: frozenset[str]) -> _Found:
+def _calls_up_to_tag(text: str, at: int, names: frozenset[str], budget: Budget) -> _Found:
     """Calls with too many or too few brackets: the end tag says where they end."""
     tag = _END_TAG.search(text, at)
     if tag is None:
         return [], at
     start = at + text.startswith("{{", at)
     inside = text[start : tag.start()]
-    reading = _read(inside, 0, names, _ONLY_CLOSERS)
+    reading = _read(inside, 0, names, budget, _ONLY_CLOSERS)
     return (_calls_in(reading.value, reading) if reading else []), tag.start()
 
 
 # -- <function=f><parameter=p>…</parameter></function>, or JSON between the tags --------------------------
 
 
-def _tagged_functions(text: str, start: int) -> _Found:
+def _tagged_functions(text: str, start: int, budget: Budget) -> _Found:
     calls: list[LeakedCall] = []
     end = start
     while head := _FUNCTION.match(text, end):
-        call, after = _function(text, head)
+        call, after = _function(text, head, budget)
         if call is None:
             break
         calls.append(call)
@@ -136,10 +138,10 @@ def _tagged_functions(text: str, start: int) -> _Found:
     return calls, end
 
 
-def _function(text: str, head: re.Match[str]) -> tuple[LeakedCall | None, int]:
+def _function(text: str, head: re.Match[str], budget: Budget) -> tuple[LeakedCall | None, int]:
     json_start = _skip(text, head.end())
     if text[json_start : json_start + 1] == "{":
-        reading = _read(text, json_start, frozenset())
+        reading = _read(text, json_start, frozenset(), budget)
         if reading is None:
             return None, head.end()
         end = _FUNCTION_END.match(text, reading.end)
@@ -181,28 +183,28 @@ def _glm_call(text: str, at: int) -> _Found:
     values: dict[str, str] = {}
     at = name.end()
     while pair := _GLM_PAIR.match(text, at):
-        values[pair["name"]] = pair["value"]
+        values[pair["name"].rstrip()] = pair["value"]
         at = pair.end()
     is_cut = _GLM_OPEN.match(text, at) is not None
     is_open = not text.startswith("</tool_call>", _skip(text, at))
     return [LeakedCall(name["name"], encode(values), is_open, is_cut)], len(text) if is_cut else at
 
 
-def _mistral_calls(text: str, at: int, names: frozenset[str]) -> _Found:
+def _mistral_calls(text: str, at: int, names: frozenset[str], budget: Budget) -> _Found:
     if text[at : at + 1] in ("[", "{"):
-        return _json_calls(text, at, names)
+        return _json_calls(text, at, names, budget)
     name = _MISTRAL_NAME.match(text, at)
-    reading = _read(text, name.end(), names) if name else None
+    reading = _read(text, name.end(), names, budget) if name else None
     if name is None or reading is None:
         return [], at
     return [LeakedCall(name["name"], text[name.end() : reading.end])], reading.end
 
 
-def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
+def _json_calls(text: str, at: int, names: frozenset[str], budget: Budget) -> _Found:
     """One JSON value after the other, with space or semicolons between, each a call or a list of calls."""
     calls: list[LeakedCall] = []
     end = at
-    while len(calls) <= MAX_CALLS and text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names)):
+    while len(calls) <= MAX_CALLS and text[at : at + 1] in ("{", "[") and (reading := _read(text, at, names, budget)):
         found = _calls_in(reading.value, reading)
         if not found:
             break
@@ -212,9 +214,11 @@ def _json_calls(text: str, at: int, names: frozenset[str]) -> _Found:
     return calls, end
 
 
-def _read(text: str, at: int, names: frozenset[str], tail: re.Pattern[str] = _BEHIND_JSON) -> Reading | None:
+def _read(
+    text: str, at: int, names: frozenset[str], budget: Budget, tail: re.Pattern[str] = _BEHIND_JSON
+) -> Reading | None:
     try:
-        reading = read(text, at, names=names, tail=tail)
+        reading = read(text, at, names=names, tail=tail, budget=budget)
     except Exhausted:
         raise
     except Unreadable:

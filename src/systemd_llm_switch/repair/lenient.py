@@ -10,26 +10,28 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .budget import Budget
 from .strings import CLOSER_OF, COMMENT, SPACE, Exhausted, StringReader, Unreadable, unescape
 from .text import fold
 
 MAX_DEPTH = 100
 _MAX_PARTS = 50_000
+_VALUE_WORK = 8
 _COMMENT_STARTS = frozenset("/#")
 _SKIPPED = frozenset(" \n\r\t/#")
 _NOT_A_NUMBER = frozenset({"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"})
 _CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
-_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?(?:\.\d*+)?(?:[eE][+-]?\d++)?)(?![\w.])")
-_WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*")
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?+(?:\.\d*+)?+(?:[eE][+-]?\d++)?+)(?![\w.])")
+_WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*+")
 _KEY = re.compile(
-    r'"(?P<double>[^"\\\n]*(?:\\.[^"\\\n]*)*)"\s*:'
-    r"|'(?P<single>[^'\\\n]*(?:\\.[^'\\\n]*)*)'\s*:"
-    r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*)[\"'“”]?\s*:"
+    r'"(?P<double>[^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"\s*+:'
+    r"|'(?P<single>[^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'\s*+:"
+    r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”]?\s*+:"
 )
-_CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*[\"'”]?|[A-Za-z_$][\w$.-]*)\s*\Z")
+_CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*+[\"'”]?|[A-Za-z_$][\w$.-]*+)\s*+\Z")
 _LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
-_BEHIND_VALUE = re.compile(r"\s*(?:[,}\]#]|//|/\*|\Z)|[^\S\n]*\n")
-_END_OF_TEXT = re.compile(r"\s*\Z")
+_BEHIND_VALUE = re.compile(r"\s*+(?:[,}\]#]|//|/\*|\Z)|[^\S\n]*+\n")
+_END_OF_TEXT = re.compile(r"\s*+\Z")
 _NO_VALUE = object()
 
 
@@ -80,12 +82,13 @@ def read(
     text: str,
     start: int = 0,
     *,
+    budget: Budget,
     names: frozenset[str] = frozenset(),
     tail: re.Pattern[str] = _END_OF_TEXT,
     trusts_names: bool = False,
 ) -> Reading:
     """Read the value that starts at `start`; see `StringReader` for the rest. Raises Unreadable."""
-    reader = _Reader(text, start, names, tail, trusts_names)
+    reader = _Reader(text, start, names, tail, trusts_names, budget)
     try:
         value = reader.value()
     except RecursionError as error:
@@ -97,13 +100,13 @@ def read(
     )  # fmt: skip
 
 
-def best_reading(text: str, start: int, names: frozenset[str], tail: re.Pattern[str]) -> Reading:
+def best_reading(text: str, start: int, names: frozenset[str], tail: re.Pattern[str], budget: Budget) -> Reading:
     """The reading that explains the text best, up to where `tail` matches.
 
     Where quotes inside strings are ambiguous, it is tried which strings end before the names that are expected. Two
     readings without a doubt that differ are no reading. Raises Unreadable.
     """
-    readings = list(_readings(text, start, names, tail))
+    readings = list(_readings(text, start, names, tail, budget))
     if not readings:
         raise Unreadable("nothing that ends where the text does")
     best = min(readings, key=lambda reading: (reading.doubts, reading.strange_names))
@@ -112,10 +115,10 @@ def best_reading(text: str, start: int, names: frozenset[str], tail: re.Pattern[
     return best
 
 
-def _readings(text: str, start: int, names: frozenset[str], tail: re.Pattern[str]) -> Iterator[Reading]:
+def _readings(text: str, start: int, names: frozenset[str], tail: re.Pattern[str], budget: Budget) -> Iterator[Reading]:
     for trusts_names in (False, True) if names else (False,):
         try:
-            reading = read(text, start, names=names, tail=tail, trusts_names=trusts_names)
+            reading = read(text, start, names=names, tail=tail, trusts_names=trusts_names, budget=budget)
         except Exhausted:
             raise
         except Unreadable:
@@ -129,8 +132,10 @@ def _readings(text: str, start: int, names: frozenset[str], tail: re.Pattern[str
 class _Reader(StringReader):
     """One pass over one text; `at` is the next character to look at."""
 
-    def __init__(self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool) -> None:
-        super().__init__(text, start, names, tail, trusts_names)
+    def __init__(
+        self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool, budget: Budget
+    ) -> None:
+        super().__init__(text, start, names, tail, trusts_names, budget)
         self.parts_left = _MAX_PARTS
         self.strange_names = 0
         self.open_depths: list[int] = []
@@ -144,6 +149,7 @@ class _Reader(StringReader):
         self.parts_left -= 1
         if self.parts_left < 0:
             raise Exhausted("too many values")
+        self.spend(_VALUE_WORK)
         start = self.at
         opener = self.peek()
         if opener in CLOSER_OF:

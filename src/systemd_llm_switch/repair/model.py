@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Schema = Mapping[str, object]
-"""A JSON schema as the client sent it; nothing about it has been checked."""
-
+from .schema import OBJECT, Node, Schema, compile_schema
+from .text import fold
 
 RepairKind = Literal[
     "reply_body", "role", "finish_reason", "empty_content",
@@ -16,9 +15,12 @@ RepairKind = Literal[
     "arguments_syntax", "arguments_encoding", "arguments_wrapper", "arguments_object", "arguments_names",
     "arguments_types", "unrepairable_arguments", "unfit_arguments",
     "rescued_call", "json_content", "unfit_content", "unrepairable_content", "history_arguments", "history_id",
-    "backend_refusal",
+    "backend_refusal", "repair_budget",
 ]  # fmt: skip
 """What a repair may be called; docs/repair.md says what each word means."""
+
+
+_MAX_NAME = 500
 
 
 class UnrepairableReply(ValueError):
@@ -48,6 +50,44 @@ class RequestFacts:
     """The request knows only `functions`, so a rescued call goes into `function_call`."""
     max_tokens: int | None = None
     """A reply of that many tokens was cut, whatever its finish_reason claims (some backends say "tool_calls")."""
+    _compiled: dict[str, Node] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _folded: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def schema_of(self, tool: str) -> Node | None:
+        """The compiled schema of a tool's arguments; None if the request does not declare the tool."""
+        if tool not in self._compiled:
+            if tool not in self.tools:
+                return None
+            self._compiled[tool] = compile_schema(self.tools[tool])
+        return self._compiled[tool]
+
+    def content_schema(self) -> Node:
+        """The compiled schema that JSON content must fit."""
+        if self.json_schema is None:
+            return OBJECT
+        if "" not in self._compiled:  # no tool has this name
+            self._compiled[""] = compile_schema(self.json_schema)
+        return self._compiled[""]
+
+    def argument_names(self) -> frozenset[str]:
+        """The folded names of all members that the tools declare."""
+        return frozenset().union(*(node.names for tool in self.tools if (node := self.schema_of(tool))))
+
+    def known_name(self, name: str) -> str | None:
+        """The declared tool that a model meant by this name; None if there is none, or more than one."""
+        if name in self.tools:
+            return name
+        if len(name) > _MAX_NAME:
+            return None
+        if not self._folded:
+            for known in self.tools:
+                self._folded.setdefault(fold(known), []).append(known)
+        last = name.replace("/", ".").replace(":", ".").rpartition(".")[2]
+        for spelling in filter(None, (fold(name), fold(last))):
+            matches = self._folded.get(spelling, [])
+            if len(matches) == 1:
+                return matches[0]
+        return None
 
     @classmethod
     def of(cls, body: Mapping[str, object], *, rescue: bool = True) -> RequestFacts:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
+from .budget import Budget, BudgetSpent
 from .calls import function_of, repair_function, repair_tool_calls
 from .content import repair_content
 from .lenient import read
@@ -14,12 +16,13 @@ from .strings import Unreadable
 from .text import decode
 
 Reply = dict[str, object]
+_Part = TypeVar("_Part")
 _NO_OBJECT = "the backend's reply is no JSON object"
-_BODY_START = re.compile(r"[\ufeff\s]*(?=\{)")
-_BODY_END = re.compile(r"[\s}\]]*\Z")
+_BODY_START = re.compile(r"[\ufeff\s]*+(?=\{)")
+_BODY_END = re.compile(r"[\s}\]]*+\Z")
 
 
-def parse_reply(raw: bytes) -> tuple[Reply, tuple[Repair, ...]]:
+def parse_reply(raw: bytes, budget: Budget | None = None) -> tuple[Reply, tuple[Repair, ...]]:
     """The JSON object of a backend's body, repaired as a whole if it is malformed (kind `reply_body`).
 
     A body that ends too early was cut, so its last choice gets the finish_reason "length". Raises UnrepairableReply.
@@ -28,21 +31,25 @@ def parse_reply(raw: bytes) -> tuple[Reply, tuple[Repair, ...]]:
         reply = decode(raw.decode())
         repairs: tuple[Repair, ...] = ()
     except (ValueError, RecursionError):
-        reply = _read_body(raw.decode(errors="replace"))
+        with budget or Budget() as allowance:
+            reply = _read_body(raw.decode(errors="replace"), allowance)
         repairs = (Repair("reply_body"),)
     if type(reply) is not dict:
         raise UnrepairableReply(_NO_OBJECT)
     return reply, repairs
 
 
-def _read_body(text: str) -> object:
+def _read_body(text: str, budget: Budget) -> object:
     start = _BODY_START.match(text)
     try:
         if start is None:
             raise Unreadable("no object")
-        reading = read(text, start.end())
+        budget.allow(len(text))
+        reading = read(text, start.end(), budget=budget)
         if reading.has_words or not reading.value or not _BODY_END.match(text, reading.end):
             raise Unreadable("something else than one object")
+    except BudgetSpent as error:
+        raise UnrepairableReply(f"{_NO_OBJECT}, and {error}") from error
     except Unreadable as error:
         value = second_opinion(text)
         if not value:
@@ -59,7 +66,7 @@ def _mark_cut(reply: Reply) -> None:
         choices[-1]["finish_reason"] = "length"
 
 
-def repair_reply(reply: Reply, facts: RequestFacts) -> tuple[Reply, tuple[Repair, ...]]:
+def repair_reply(reply: Reply, facts: RequestFacts, budget: Budget | None = None) -> tuple[Reply, tuple[Repair, ...]]:
     """A chat completion (or a text completion that was to be JSON) as its client needs it.
 
     The identical object if nothing was to be changed. Never mutates its input, never raises.
@@ -67,39 +74,20 @@ def repair_reply(reply: Reply, facts: RequestFacts) -> tuple[Reply, tuple[Repair
     choices = reply.get("choices")
     if not isinstance(choices, list):
         return reply, ()
-    repairs: list[Repair] = []
-    is_full = _used_up(reply, facts)
-    mended = [_mended_choice(choice, facts, is_full, repairs) for choice in choices]
+    with budget or Budget() as allowance:
+        mending = _Mending(facts, allowance)
+        is_full = _used_up(reply, facts)
+        mended = [mending.choice(choice, is_full) for choice in choices]
+    repairs = tuple(mending.repairs)
     if all(new is old for new, old in zip(mended, choices, strict=True)):
-        return reply, tuple(repairs)
-    return {**reply, "choices": mended}, tuple(repairs)
+        return reply, repairs
+    return {**reply, "choices": mended}, repairs
 
 
 def _used_up(reply: Reply, facts: RequestFacts) -> bool:
     usage = reply.get("usage")
     used = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return facts.max_tokens is not None and isinstance(used, int) and used >= facts.max_tokens
-
-
-def _mended_choice(choice: object, facts: RequestFacts, is_full: bool, repairs: list[Repair]) -> object:
-    if not isinstance(choice, dict):
-        return choice
-    if isinstance(text := choice.get("text"), str):
-        mended, found = repair_content(text, facts)
-        repairs.extend(found)
-        return choice if mended is text else {**choice, "text": mended}
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return choice
-    finish = choice.get("finish_reason")
-    mended_message = _mended_message(message, facts, is_full or finish == "length", repairs)
-    changes: Reply = {}
-    if mended_message is not message:
-        changes["message"] = mended_message
-    if (right := _finish_reason(finish, mended_message)) != finish:
-        changes["finish_reason"] = right
-        repairs.append(Repair("finish_reason"))
-    return {**choice, **changes} if changes else choice
 
 
 def _finish_reason(finish: object, message: Reply) -> object:
@@ -110,41 +98,63 @@ def _finish_reason(finish: object, message: Reply) -> object:
     return "function_call" if message.get("function_call") else "stop"
 
 
-def _mended_message(message: Reply, facts: RequestFacts, truncated: bool, repairs: list[Repair]) -> Reply:
-    changes: Reply = {}
-    if not message.get("role"):
-        changes["role"] = "assistant"
-        repairs.append(Repair("role"))
-    calls, legacy = message.get("tool_calls"), message.get("function_call")
-    content = message.get("content")
-    if isinstance(calls, list) and calls:
-        _note(changes, "tool_calls", calls, repair_tool_calls(calls, facts, truncated=truncated), repairs)
-    if isinstance(legacy, dict):
-        _note(changes, "function_call", legacy, repair_function(legacy, facts, truncated=truncated), repairs)
-    if calls or legacy:
-        if content == "":
-            changes["content"] = None
-            repairs.append(Repair("empty_content"))
-    elif isinstance(content, str):
-        changes.update(_from_content(content, facts, truncated, repairs))
-    return {**message, **changes} if changes else message
+class _Mending:
+    """The repair of one reply; `repairs` grows."""
 
+    def __init__(self, facts: RequestFacts, budget: Budget) -> None:
+        self.facts = facts
+        self.budget = budget
+        self.repairs: list[Repair] = []
 
-def _note(changes: Reply, key: str, old: object, outcome: tuple[object, tuple[Repair, ...]],
-          repairs: list[Repair]) -> None:  # fmt: skip
-    new, found = outcome
-    repairs.extend(found)
-    if new is not old:
-        changes[key] = new
+    def choice(self, choice: object, is_full: bool) -> object:
+        if not isinstance(choice, dict):
+            return choice
+        if isinstance(text := choice.get("text"), str):
+            mended = self.noted(repair_content(text, self.facts, self.budget))
+            return choice if mended is text else {**choice, "text": mended}
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            return choice
+        finish = choice.get("finish_reason")
+        mended_message = self.message(message, is_full or finish == "length")
+        changes: Reply = {}
+        if mended_message is not message:
+            changes["message"] = mended_message
+        if (right := _finish_reason(finish, mended_message)) != finish:
+            changes["finish_reason"] = right
+            self.repairs.append(Repair("finish_reason"))
+        return {**choice, **changes} if changes else choice
 
+    def message(self, message: Reply, truncated: bool) -> Reply:
+        facts, budget = self.facts, self.budget
+        changes: Reply = {}
+        if not message.get("role"):
+            changes["role"] = "assistant"
+            self.repairs.append(Repair("role"))
+        calls, legacy = message.get("tool_calls"), message.get("function_call")
+        content = message.get("content")
+        if isinstance(calls, list) and calls:
+            changes["tool_calls"] = self.noted(repair_tool_calls(calls, facts, budget, truncated=truncated))
+        if isinstance(legacy, dict):
+            changes["function_call"] = self.noted(repair_function(legacy, facts, budget, truncated=truncated))
+        if calls or legacy:
+            if content == "":
+                changes["content"] = None
+                self.repairs.append(Repair("empty_content"))
+        elif isinstance(content, str):
+            changes.update(self.from_content(content, truncated))
+        changes = {name: part for name, part in changes.items() if name not in message or part is not message[name]}
+        return {**message, **changes} if changes else message
 
-def _from_content(content: str, facts: RequestFacts, truncated: bool, repairs: list[Repair]) -> Reply:
-    rest, rescued, found = rescue_calls(content, facts, truncated=truncated)
-    if rescued:
-        repairs.extend(found)
-        if facts.is_legacy:
-            return {"content": rest, "function_call": function_of(rescued[0])}
-        return {"content": rest, "tool_calls": rescued}
-    mended, found = repair_content(content, facts)
-    repairs.extend(found)
-    return {} if mended is content else {"content": mended}
+    def noted(self, outcome: tuple[_Part, tuple[Repair, ...]]) -> _Part:
+        self.repairs.extend(outcome[1])
+        return outcome[0]
+
+    def from_content(self, content: str, truncated: bool) -> Reply:
+        rest, rescued, found = rescue_calls(content, self.facts, self.budget, truncated=truncated)
+        self.repairs.extend(found)
+        if rescued:
+            if self.facts.is_legacy:
+                return {"content": rest, "function_call": function_of(rescued[0])}
+            return {"content": rest, "tool_calls": rescued}
+        return {"content": self.noted(repair_content(content, self.facts, self.budget))}

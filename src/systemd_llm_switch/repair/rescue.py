@@ -14,10 +14,10 @@ from functools import cached_property
 from itertools import islice
 
 from .arguments import has_all_needed, mend_arguments
-from .calls import Call, known_name, new_call_id
+from .budget import Budget, BudgetSpent
+from .calls import Call, new_call_id
 from .leaks import ARGUMENT_KEYS, MARKER, MAX_CALLS, NAME_KEYS, THOUGHTS_END, Leak, LeakedCall, read_bare, read_marked
 from .model import Repair, RequestFacts
-from .schema import declared_names
 from .text import fold
 
 _MAX_PLACES = 20_000
@@ -27,7 +27,8 @@ _PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}|~{{3,}})|(?P<tick
 _MAX_TICKS = 99
 _END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
 _MAX_END_TOKENS = 8
-_LAST_SENTENCE = re.compile(r"(?:[.!?]\s|\n|\A)(?P<words>[^\n]{0,400}?[^\s])\s*\Z")
+_SENTENCE_END = re.compile(r"[.!?]\s")
+_MAX_SENTENCE = 400
 _EXAMPLE = re.compile(
     r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example"
     r"|(?:format|form|syntax)(?: \w+){0,3} is)\b",
@@ -46,7 +47,7 @@ _Made = tuple[Call, tuple[Repair, ...]]
 
 
 def rescue_calls(
-    content: str, facts: RequestFacts, *, truncated: bool = False
+    content: str, facts: RequestFacts, budget: Budget, *, truncated: bool = False
 ) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
     """The text that stays (None: nothing), the calls that were in it, and what was mended.
 
@@ -56,7 +57,10 @@ def rescue_calls(
     if not facts.rescue or not facts.tools or not any(hint in content for hint in _HINTS):
         return content, [], ()
     try:
-        return _Rescue(content, facts, truncated).outcome()
+        budget.allow(len(content))
+        return _Rescue(content, facts, truncated, budget).outcome()
+    except BudgetSpent:
+        return content, [], (Repair("repair_budget"),)
     except (ValueError, RecursionError):
         return content, [], ()
 
@@ -66,6 +70,7 @@ class _Rescue:
     content: str
     facts: RequestFacts
     truncated: bool
+    budget: Budget
 
     @cached_property
     def text(self) -> str:
@@ -78,7 +83,7 @@ class _Rescue:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        return _CALL_NAMES | declared_names(self.facts.tools.values())
+        return _CALL_NAMES | self.facts.argument_names()
 
     @cached_property
     def start(self) -> int:
@@ -117,7 +122,7 @@ class _Rescue:
         if inside is None or not inside.startswith(("{", "[", "<")):
             return []
         marker = MARKER.match(inside)
-        leak = read_marked(inside, marker, self.names) if marker else read_bare(inside, 0, self.names)
+        leak = self.read_at(inside, marker) if marker else read_bare(inside, 0, self.names, self.budget)
         return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []
 
     def believed(self) -> Iterator[Leak]:
@@ -140,6 +145,7 @@ class _Rescue:
         at = self.start
         attempts = 0
         for _ in range(_MAX_PLACES):
+            self.budget.check()
             place = _PLACE.search(self.text, at)
             if place is None or attempts == _MAX_ATTEMPTS:
                 return
@@ -148,10 +154,14 @@ class _Rescue:
                 at = _thoughts_end(self.text, place) if place[0] == "<think>" else _code_end(self.text, place)
                 continue
             attempts += 1
-            leak = read_marked(self.text, marker, self.names)
+            leak = self.read_at(self.text, marker)
             at = leak.end if leak else place.end()
             if leak:
                 yield leak
+
+    def read_at(self, text: str, marker: re.Match[str]) -> Leak | None:
+        self.budget.check()
+        return read_marked(text, marker, self.names, self.budget)
 
     def is_quoted(self, start: int, end: int) -> bool:
         """Whether the text around presents the calls instead of making them."""
@@ -170,11 +180,11 @@ class _Rescue:
 
     def made(self, leaked: LeakedCall, may_be_cut: bool) -> _Made | None:
         """The call in the form of the API, if it names a tool and fits it."""
-        name = known_name(leaked.name, self.facts.tools)
-        if name is None or (may_be_cut and leaked.is_cut):
+        name = self.facts.known_name(leaked.name)
+        schema = None if name is None else self.facts.schema_of(name)
+        if name is None or schema is None or (may_be_cut and leaked.is_cut):
             return None
-        schema = self.facts.tools[name]
-        mended = mend_arguments(leaked.arguments, schema, truncated=may_be_cut)
+        mended = mend_arguments(leaked.arguments, schema, self.budget, truncated=may_be_cut)
         if not mended.is_sound or (may_be_cut and leaked.is_open and not has_all_needed(mended.text, schema)):
             return None
         function = {"name": name, "arguments": mended.text}
@@ -194,9 +204,9 @@ def _code_end(text: str, place: re.Match[str]) -> int:
     if len(mark) > _MAX_TICKS:
         return len(text)
     if len(mark) < 3:
-        line_end = text.find("\n", place.end())
-        end = text.find(mark, place.end(), line_end if line_end >= 0 else len(text))
-        return end + len(mark) if end >= 0 else place.end()
+        end = text.find(mark, place.end())
+        is_on_line = end >= 0 and text.find("\n", place.end(), end) < 0
+        return end + len(mark) if is_on_line else place.end()
     if place["fence"]:
         closing = re.compile(rf"\n {{0,3}}{mark}{mark[0]}*[ \t]*(?=\n|\Z)").search(text, place.end())
     else:
@@ -213,8 +223,8 @@ def _fenced(answer: str) -> str | None:
 
 
 def _announces_example(before: str) -> bool:
-    sentence = _LAST_SENTENCE.search(before[-500:].rstrip())
-    if sentence is None:
-        return False
-    words = sentence["words"]
+    words = before[-500:].rstrip().rpartition("\n")[2]
+    if len(words) > _MAX_SENTENCE:
+        end = _SENTENCE_END.search(words, len(words) - _MAX_SENTENCE)
+        words = words[end.end() :] if end else ""
     return bool(_EXAMPLE.search(words)) or bool(_ABOUT_CALLS.search(words) and _EXPLAINS.search(words))

@@ -10,20 +10,24 @@ import json
 import re
 from json.decoder import scanstring as _scan  # type: ignore[attr-defined]
 
+from .budget import Budget
 from .text import fold
 
 CLOSER_OF = {"{": "}", "[": "]"}
-SPACE = re.compile(r"\s*")
-COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+SPACE = re.compile(r"\s*+")
+COMMENT = re.compile(r"//[^\n]*+|#[^\n]*+|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
-_NEXT_KEY = re.compile(r"\"((?:[^\"\\\n]|\\.){1,80})\"\s*:|'((?:[^'\\\n]|\\.){1,80})'\s*:|([A-Za-z_$][\w$-]{0,80})\s*:")
-_LONE_STRING = re.compile(r"([\"'])[^\"'\n]{1,80}\1\s*(?:[,}]|\Z)")
+_CHECK_EVERY = 10_000
+_NEXT_KEY = re.compile(
+    r"\"((?:[^\"\\\n]|\\.){1,80}+)\"\s*+:|'((?:[^'\\\n]|\\.){1,80}+)'\s*+:|([A-Za-z_$][\w$-]{0,80}+)\s*+:"
+)
+_LONE_STRING = re.compile(r"([\"'])[^\"'\n]{1,80}+\1\s*+(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
-_ANOTHER = re.compile(r",?\s*\{\s*[\"']?([\w$.-]{1,80})[\"']?\s*:")
-_QUOTED_MEMBER = re.compile(r",\s*[\"']([\w$.-]{1,80})[\"']\s*:")
+_ANOTHER = re.compile(r",?\s*+\{\s*+[\"']?([\w$.-]{1,80}+)[\"']?\s*+:")
+_QUOTED_MEMBER = re.compile(r",\s*+[\"']([\w$.-]{1,80}+)[\"']\s*+:")
 _VALUE = re.compile(r"[\"'\[{]|-?\d|(?:true|false|null|True|False|None)\b")
-_ESCAPED_LAST_QUOTE = re.compile(r"\\[\"']\s*[}\]][}\]\s]*\Z")
-_LAST_CLOSERS = re.compile(r"[}\]][}\]\s]*\Z")
+_ESCAPED_LAST_QUOTE = re.compile(r"\\[\"']\s*+[}\]][}\]\s]*+\Z")
+_LAST_CLOSERS = re.compile(r"[}\]][}\]\s]*+\Z")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.|\Z)|\"", re.DOTALL)
 _STRUCTURAL = frozenset(',}]"')
 _ENDINGS = 200
@@ -46,7 +50,9 @@ class StringReader:
     that is expected.
     """
 
-    def __init__(self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool) -> None:
+    def __init__(
+        self, text: str, start: int, names: frozenset[str], tail: re.Pattern[str], trusts_names: bool, budget: Budget
+    ) -> None:
         self.text = text
         self.at = start
         self.names = names
@@ -58,7 +64,9 @@ class StringReader:
         self.doubts = 0
         self.has_inner_quotes = False
         self.has_raw_newlines = False
-        self.work_left = 4 * (len(text) - start) + 500_000
+        self.work_left = 4 * (len(text) - start) + 1_000_000
+        self.budget = budget
+        self.work_unchecked = 0
 
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
@@ -122,6 +130,10 @@ class StringReader:
         self.work_left -= work
         if self.work_left < 0:
             raise Exhausted("too many unescaped quotes")
+        self.work_unchecked += work
+        if self.work_unchecked >= _CHECK_EVERY:
+            self.work_unchecked = 0
+            self.budget.check()
 
     # -- what follows a quote ------------------------------------------------------------------------------
 
@@ -146,6 +158,7 @@ class StringReader:
             return at
         at = SPACE.match(self.text, at).end()  # type: ignore[union-attr]
         while inside == 0 and self.text[at : at + 1] in ("/", "#") and (comment := COMMENT.match(self.text, at)):
+            self.spend(comment.end() - at)
             if comment.end() == len(self.text):
                 return at
             at = SPACE.match(self.text, comment.end()).end()  # type: ignore[union-attr]

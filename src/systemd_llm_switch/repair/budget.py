@@ -1,0 +1,77 @@
+"""The CPU time that one request may spend on repair.
+
+Owns the allowance and the clock. A model in a loop, or a hostile client, can write text that takes long to read. While
+Python reads it, every other request of the proxy waits. So repair stops at the allowance, and the text stays as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+BASE_S = 0.25
+"""What every request may spend, whatever its size."""
+S_PER_CHARACTER = 1e-6
+MAX_LENGTH = 2_000_000
+"""A longer text is not repaired: one pass of a regular expression over it would hold the interpreter too long."""
+_GONE_CHECK_S = 0.02
+
+
+class BudgetSpent(Exception):
+    """The CPU time is used up, or the client is gone. It is not a ValueError, so that no reader swallows it."""
+
+
+class Budget:
+    """What is left of one request's allowance. Belongs to one thread at a time.
+
+    Only the time inside `with budget:` counts. `is_gone` says whether the client has hung up; it must not block.
+    """
+
+    __slots__ = ("_allowed_s", "_began_s", "_is_gone", "_next_gone_check_s", "_spent_s")
+
+    def __init__(self, is_gone: Callable[[], bool] | None = None, base_s: float = BASE_S) -> None:
+        self._is_gone = is_gone
+        self._allowed_s = base_s
+        self._spent_s = 0.0
+        self._began_s: float | None = None
+        self._next_gone_check_s = _GONE_CHECK_S
+
+    def __enter__(self) -> Budget:
+        self._began_s = time.thread_time()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spent_s = self.spent_s
+        self._began_s = None
+
+    @property
+    def spent_s(self) -> float:
+        """The CPU time used so far."""
+        return self._spent_s + (time.thread_time() - self._began_s if self._began_s is not None else 0.0)
+
+    def allow(self, length: int) -> None:
+        """Add the allowance for a text of this length, once for each text that is looked at.
+
+        Raises:
+            BudgetSpent: the text is too long to be repaired at all.
+        """
+        if length > MAX_LENGTH:
+            raise BudgetSpent("the text is too long to be repaired")
+        self._allowed_s += length * S_PER_CHARACTER
+
+    def check(self) -> None:
+        """Call this regularly, at least every few milliseconds of work.
+
+        Raises:
+            BudgetSpent
+        """
+        spent_s = self.spent_s
+        if spent_s > self._allowed_s:
+            raise BudgetSpent(f"repair took {spent_s:.2f} s of CPU time")
+        if self._is_gone is not None and spent_s >= self._next_gone_check_s:
+            self._next_gone_check_s = spent_s + _GONE_CHECK_S
+            if self._is_gone():
+                raise BudgetSpent("the client is gone")

@@ -51,6 +51,14 @@ class Client:
         events = self._wait(fd, select.POLLIN | select.POLLOUT, timeout_s)
         return bool(events & ~select.POLLOUT), events == select.POLLOUT
 
+    def is_gone(self) -> bool:
+        """Whether the client has hung up; never blocks."""
+        if self._fd is None:
+            return False
+        poll = select.poll()
+        poll.register(self._fd, _HANGUP)
+        return bool(poll.poll(0))
+
     def _wait(self, fd: int, events: int, timeout_s: float) -> int:
         poll = select.poll()
         poll.register(fd, events)

@@ -39,6 +39,7 @@ from systemd_llm_switch.openai.sse import (
     sse_frames,
 )
 from systemd_llm_switch.repair import (
+    Budget,
     Repair,
     RequestFacts,
     UnrepairableReply,
@@ -171,6 +172,10 @@ class Forwarding:
     _record: Record
     _pace: Pace
     _known_facts: RequestFacts | None = None
+    _budget: Budget = field(init=False)  # of CPU time for repair
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(self._client.is_gone)
 
     def run(self) -> Steps:
         """From the queue to the answer.
@@ -179,7 +184,7 @@ class Forwarding:
             ProxyError
         """
         request = self._request
-        body, repairs = repair_history(request.body) if request.is_chat else (request.body, ())
+        body, repairs = repair_history(request.body, self._budget) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         message = to_backend(request, body, self._model.params, self._model.force, self._is_live)
         try:
@@ -349,7 +354,7 @@ class Forwarding:
         if not request.is_repairable:
             yield from self._relay_bytes(exchange, deadline)
             return self._tell(())
-        live = LiveReply(self._facts(), request.is_chat, request.wants_usage)
+        live = LiveReply(self._facts(), request.is_chat, request.wants_usage, self._budget)
         try:
             yield from self._relay_events(exchange, deadline, live)
         except StreamError as error:
@@ -438,10 +443,10 @@ class Forwarding:
     def _repair(self, reply: Reply) -> tuple[Json, bytes]:
         """The reply as an object and as bytes: the backend's own bytes where it was sound."""
         try:
-            parsed, repairs = parse_reply(reply.body)
+            parsed, repairs = parse_reply(reply.body, self._budget)
         except UnrepairableReply as error:
             raise BackendError(f"the reply of {self._model.id!r} is no JSON: {error}") from error
-        mended, more = repair_reply(parsed, self._facts())
+        mended, more = repair_reply(parsed, self._facts(), self._budget)
         self._record.repairs.extend(repairs + more)
         is_same = mended is parsed and not repairs
         return mended, reply.body if is_same else dump(mended)

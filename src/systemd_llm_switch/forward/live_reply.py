@@ -22,7 +22,7 @@ from systemd_llm_switch.openai.sse import (
     tool_call_deltas,
 )
 from systemd_llm_switch.quoting import quoted
-from systemd_llm_switch.repair import THOUGHTS_END, Repair, RequestFacts, call_may_start_at, repair_reply
+from systemd_llm_switch.repair import THOUGHTS_END, Budget, Repair, RequestFacts, call_may_start_at, repair_reply
 
 
 class BrokenStream(Exception):
@@ -70,11 +70,12 @@ class LiveReply:
     """The reply of one streamed request. Feed it the data of each event; `repairs` and `usage` are whole at the
     end."""
 
-    def __init__(self, facts: RequestFacts, is_chat: bool, wants_usage: bool) -> None:
+    def __init__(self, facts: RequestFacts, is_chat: bool, wants_usage: bool, budget: Budget | None = None) -> None:
         self._facts = facts
         self._may_rescue = bool(facts.rescue and facts.tools)
         self._is_chat = is_chat
         self._wants_usage = wants_usage
+        self._budget = budget
         self._choices: dict[int, _Choice] = {}
         self._envelope: Json = {}
         self._usage_chunk: Json | None = None
@@ -133,7 +134,7 @@ class LiveReply:
         if not self._choices or any(choice.finish_reason is None for choice in self._choices.values()):
             raise BrokenStream("the stream ended early")
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
-        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts)
+        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts, self._budget)
 
     def rest(self) -> Iterator[bytes]:
         """What is left after `end()`: held text, tool calls, finish_reason, usage, `[DONE]`."""

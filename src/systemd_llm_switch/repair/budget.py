@@ -28,32 +28,37 @@ class Budget:
     Only the time inside `with budget:` counts. `is_gone` says whether the client has hung up; it must not block.
     """
 
-    __slots__ = ("_allowed_s", "_began_s", "_is_gone", "_next_gone_check_s", "_spent_s")
+    __slots__ = ("_allowed_s", "_began_s", "_is_gone", "_is_running", "_next_gone_check_s", "_spent_s")
 
     def __init__(self, is_gone: Callable[[], bool] | None = None, base_s: float = BASE_S) -> None:
         self._is_gone = is_gone
         self._allowed_s = base_s
         self._spent_s = 0.0
+        self._is_running = False
         self._began_s: float | None = None
         self._next_gone_check_s = _GONE_CHECK_S
 
     def __enter__(self) -> Budget:
-        self._began_s = time.thread_time()
+        self._is_running = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spent_s = self.spent_s
+        if self._began_s is not None:
+            self._spent_s += time.thread_time() - self._began_s
         self._began_s = None
+        self._is_running = False
 
-    @property
-    def spent_s(self) -> float:
-        """The CPU time used so far."""
-        return self._spent_s + (time.thread_time() - self._began_s if self._began_s is not None else 0.0)
+    def _spent_so_far_s(self) -> float:
+        """The CPU time used. The clock starts at the first question: a sound reply never reads it."""
+        now_s = time.thread_time()
+        if self._began_s is None and self._is_running:
+            self._began_s = now_s
+        return self._spent_s + (now_s - self._began_s if self._began_s is not None else 0.0)
 
     def allow(self, length: int) -> None:
-        """Add the allowance for a text of this length, once for each text that is looked at.
+        """Add the allowance for a text of this length, once for each text that is repaired.
 
         Raises:
             BudgetSpent: the text is too long to be repaired at all.
@@ -68,7 +73,7 @@ class Budget:
         Raises:
             BudgetSpent
         """
-        spent_s = self.spent_s
+        spent_s = self._spent_so_far_s()
         if spent_s > self._allowed_s:
             raise BudgetSpent(f"repair took {spent_s:.2f} s of CPU time")
         if self._is_gone is not None and spent_s >= self._next_gone_check_s:

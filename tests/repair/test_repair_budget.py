@@ -1,0 +1,160 @@
+"""One request may spend a bounded CPU time on repair, whatever it holds: these inputs once took seconds or minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from corpus.cases import load_cases
+from support.replies import calling, saying
+from systemd_llm_switch.repair import (
+    Budget,
+    Repair,
+    RequestFacts,
+    UnrepairableReply,
+    parse_reply,
+    repair_history,
+    repair_reply,
+)
+
+FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts
+JSON = RequestFacts(wants_json=True)
+BROKEN = "{'path': 'a'}"
+RECURSIVE: dict[str, Any] = {
+    "anyOf": [{"$ref": "#"}, {"$ref": "#"}, {"type": "string"}],
+    "properties": {"a": {"$ref": "#"}},
+    "items": {"$ref": "#"},
+}
+
+
+def replayed(arguments: str) -> dict[str, Any]:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+
+
+def listing(items: dict[str, Any]) -> RequestFacts:
+    return RequestFacts(tools={"f": {"properties": {"a": {"type": "array", "items": items}}, "required": ["b"]}})
+
+
+HOSTILE: dict[str, Callable[[], object]] = {
+    "newlines behind an object": lambda: repair_history(replayed('{"a":1}' + "\n" * 100_000 + '"x')),
+    "newlines behind a name": lambda: repair_reply(saying("[TOOL_CALLS]f" + "\n" * 100_000 + "x"), FILES),
+    "space in a key": lambda: repair_reply(saying("<tool_call>f<arg_key>" + " " * 100_000 + "x"), FILES),
+    "newlines behind JSON content": lambda: repair_reply(saying("{'a':1}" + "\n" * 100_000 + '"x'), JSON),
+    "space in a name that is cut": lambda: repair_history(replayed('{"a' + " " * 100_000 + '\n"x')),
+    "json-repair's worst": lambda: repair_history(replayed(("[*/“'a'" * 3000)[:20_000])),
+    "json-repair's worst, short": lambda: repair_history(replayed("{* \\1" * 200)),
+    "a recursive reference": lambda: repair_reply(
+        calling("f", '{"a":' * 50 + "1" + "}" * 50), RequestFacts(tools={"f": RECURSIVE})
+    ),
+    "a long reference": lambda: repair_reply(
+        calling("f", '{"a":[' + "1," * 3000 + "]}"), listing({"$ref": "#" + "/a" * 64_000})
+    ),
+    "a long enum": lambda: repair_reply(
+        calling("f", '{"a":[' + "'x'," * 3000 + "]}"), listing({"enum": [f"n{i}" for i in range(32_000)]})
+    ),
+    "an enum at the bound": lambda: repair_reply(
+        calling("f", '{"a":[' + "'x'," * 40_000 + "]}"), listing({"enum": [f"n{i}" for i in range(2000)]})
+    ),
+    "a union at the bound": lambda: repair_reply(
+        calling("f", '{"a":[' + "'x'," * 40_000 + "]}"), listing({"anyOf": [{"type": "integer"}] * 1000})
+    ),
+    "broken calls": lambda: repair_reply(
+        {"choices": [{"message": {"tool_calls": [_call('{"a": "' + '"b", ' * 2000) for _ in range(20)]}}]}, FILES
+    ),
+}
+
+
+def _call(arguments: str) -> dict[str, Any]:
+    return {"id": "", "type": "function", "function": {"name": "write_to_file", "arguments": arguments}}
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """CPU time of this thread alone: a busy machine does not count."""
+    began_s = time.thread_time()
+    work()
+    return time.thread_time() - began_s
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_input_ends_within_the_budget(name: str) -> None:
+    """Within 250 ms and what its length adds, and a margin for a slow machine."""
+    assert min(cpu_s(HOSTILE[name]) for _ in range(2)) < 1.0
+
+
+def repairs_of(outcome: tuple[object, tuple[Repair, ...]]) -> list[str]:
+    return [repair.kind for repair in outcome[1]]
+
+
+def test_arguments_past_the_budget_stay_and_are_marked() -> None:
+    reply = calling("read_file", BROKEN)
+    mended, repairs = repair_reply(reply, FILES, Budget(base_s=-1))
+    assert mended is reply
+    assert repairs == (Repair("repair_budget", "read_file"),)
+
+
+def test_a_sound_call_needs_no_budget() -> None:
+    """It is passed on whatever was spent before."""
+    reply = calling("read_file", '{"path": "a"}')
+    assert repair_reply(reply, FILES, Budget(base_s=-1)) == (reply, ())
+
+
+def test_words_past_the_budget_stay_and_are_marked() -> None:
+    reply = saying('<tool_call>{"name": "read_file", "arguments": {"path": "a"}}</tool_call>')
+    mended, repairs = repair_reply(reply, FILES, Budget(base_s=-1))
+    assert (mended, repairs_of((mended, repairs))) == (reply, ["repair_budget"])
+
+
+def test_json_content_past_the_budget_stays_and_is_marked() -> None:
+    reply = saying("{'a': 1}")
+    mended, repairs = repair_reply(reply, JSON, Budget(base_s=-1))
+    assert (mended, repairs_of((mended, repairs))) == (reply, ["repair_budget"])
+
+
+def test_a_history_past_the_budget_can_still_be_read_by_a_backend() -> None:
+    mended, repairs = repair_history(replayed(BROKEN), Budget(base_s=-1))
+    call = mended["messages"][0]["tool_calls"][0]  # type: ignore[index]
+    assert call["function"]["arguments"] == "{\"malformed_arguments\":\"{'path': 'a'}\"}"
+    assert repairs_of((mended, repairs)) == ["history_arguments", "repair_budget"]
+
+
+def test_a_text_that_is_too_long_is_not_repaired() -> None:
+    """One pass over it would hold up every other request."""
+    reply = calling("write_to_file", f"{{'path': 'a', 'content': '{'x' * 2_000_000}'}}")
+    assert repairs_of(repair_reply(reply, FILES)) == ["repair_budget"]
+
+
+def test_repair_ends_when_the_client_is_gone() -> None:
+    """The check is made after 20 ms of work, as it costs a system call."""
+    reply = calling("write_to_file", '{"path": "a", "content": "' + '"b", ' * 150_000)
+    asked = []
+
+    def is_gone() -> bool:
+        asked.append(True)
+        return True
+
+    mended, repairs = repair_reply(reply, FILES, Budget(is_gone, base_s=60))
+    assert mended is reply
+    assert repairs_of((mended, repairs)) == ["repair_budget"]
+    assert len(asked) >= 1
+
+
+def test_the_budget_is_one_for_a_request() -> None:
+    """What its history took is missing for its reply."""
+    budget = Budget(base_s=0.03)
+    for _ in range(30):
+        repair_history(replayed('{"a": "' + '"b", ' * 5_000), budget)
+    assert repairs_of(repair_reply(calling("read_file", BROKEN), FILES, budget)) == ["repair_budget"]
+
+
+def test_a_malformed_body_has_the_budget_too() -> None:
+    body = b'{"choices": [' + b"{'a': 'b'}, " * 40_000 + b"]}"
+
+    def refused() -> None:
+        with pytest.raises(UnrepairableReply):
+            parse_reply(body)
+
+    assert cpu_s(refused) < 2

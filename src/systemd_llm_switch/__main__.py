@@ -1,4 +1,4 @@
-"""`python -m systemd_llm_switch` starts the proxy."""
+"""`python -m systemd_llm_switch`: the command `llm-switch`, by its package."""
 
 from systemd_llm_switch.main import main
 

@@ -1,8 +1,7 @@
-"""Owns the command line of `./setup.sh` and the order of its steps."""
+"""The steps of `setup`, `check`, `demo` and `uninstall`, in order."""
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import os
 import sys
@@ -26,62 +25,55 @@ from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.unit_files import Machine, UnitSource
 from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
-_DESCRIPTION = "Sets systemd-llm-switch up for you: one proxy, and one systemd user unit per model."
-_EPILOG = """\
-Without a terminal, or with --yes, the answers are $LLAMA_SERVER_PATH and $MODELS_DIR, else those of the last run,
-else the defaults. Running it again is safe: it picks up new unit files and changed paths, and keeps your edits.
-"""
+ANSWERS = (
+    "Without a terminal, or with --yes, the answers are $LLAMA_SERVER_PATH and $MODELS_DIR, else those of the last "
+    "run, else the defaults. Running it again is safe: it picks up new unit files and changed paths, and keeps your "
+    "edits."
+)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 1 it could not be done (or `--check` found something), 2 wrong usage."""
-    asked = _parser().parse_args(arguments)
+def run(step: str, *, asks_nothing: bool = False) -> int:
+    """One of `setup`, `check`, `demo` and `uninstall`. The exit code: 0 done, 1 it could not be done (or the check
+    found something)."""
     places = Places.of(os.environ)
     try:
-        return _run(asked, places, Ledger.load(places.ledger))
+        ledger = Ledger.load(places.ledger)
+        if step == "check":
+            return 1 if _check_alone(places, os.environ) else 0
+        if step == "uninstall":
+            uninstall.run(places, os.environ, ledger)
+        elif step == "demo":
+            _show_demo(places, os.environ, ledger)
+        else:
+            _set_up(
+                places, os.environ, ledger, may_ask=not asks_nothing and sys.stdin.isatty(), asks_nothing=asks_nothing
+            )
     except SetupError as error:
         console.error(str(error))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; run it again to go on")
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="./setup.sh",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--demo", action="store_true", help="show it at work: no GPU, llama.cpp or model needed")
-    what.add_argument("--check", action="store_true", help="only check what is set up")
-    what.add_argument("--uninstall", action="store_true", help="undo the set-up or the demo, and stop everything")
-    parser.add_argument("-y", "--yes", action="store_true", help="ask nothing, take the defaults")
-    return parser
-
-
-def _run(asked: argparse.Namespace, places: Places, ledger: Ledger) -> int:
-    if asked.uninstall:
-        uninstall.run(places, os.environ, ledger)
-        return 0
-    if asked.check:
-        config = running_proxy.ProxyConfig.read(places, os.environ)
-        private = UserManager.of_home(places.home)  # the demo's, say
-        systemd = Systemctl(private.env) if private else _reach_manager(os.environ)
-        return 1 if _check(config, places, systemd) else 0
-    console.plain("systemd-llm-switch: set-up" + (" of the demo" if asked.demo else ""))
-    python_env.see_to_packages(may_install=asked.yes or asked.demo)
-    if asked.demo:
-        python_env.provide_venv(places)
-        demo.run(places, os.environ, ledger)
-    else:
-        _set_up(places, os.environ, ledger, may_ask=not asked.yes and sys.stdin.isatty())
     return 0
 
 
-def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
+def _check_alone(places: Places, environ: Mapping[str, str]) -> list[check.Finding]:
+    config = running_proxy.ProxyConfig.read(places, environ)
+    private = UserManager.of_home(places.home)  # the demo's, for example
+    systemd = Systemctl(private.env) if private else _reach_manager(environ)
+    return _check(config, places, systemd)
+
+
+def _show_demo(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
+    console.plain("systemd-llm-switch: set-up of the demo")
+    python_env.see_to_packages(may_install=True)
+    python_env.provide_venv(places)
+    demo.run(places, environ, ledger)
+
+
+def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool, asks_nothing: bool) -> None:
+    console.plain("systemd-llm-switch: set-up")
+    python_env.see_to_packages(may_install=asks_nothing)
     systemd = _reach_manager(environ)
     python_env.provide_venv(places)
     _put_questions(places, environ, ledger, may_ask=may_ask)

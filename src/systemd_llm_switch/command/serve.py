@@ -1,0 +1,170 @@
+"""`llm-switch serve`: the proxy, wired together and run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from systemd_llm_switch import logs
+from systemd_llm_switch.api.application import Application
+from systemd_llm_switch.api.services import Services
+from systemd_llm_switch.command.exits import DONE, FAILED
+from systemd_llm_switch.config.file import LiveConfig, find, load
+from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
+from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
+from systemd_llm_switch.switching.adoption import Adoption
+from systemd_llm_switch.switching.hold_file import Held, HoldFile
+from systemd_llm_switch.switching.losses import Losses
+from systemd_llm_switch.switching.operations import Operations
+from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.notify import notify
+from systemd_llm_switch.waiting import Client
+
+log = logging.getLogger(__name__)
+
+_LAST_CALL_S = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one")
+    parser.add_argument("--host", metavar="H", help="address to listen on, instead of server.host")
+    parser.add_argument("--port", metavar="P", type=_port, help="port to listen on, instead of server.port")
+    parser.add_argument("--check", action="store_true", help="check the config and exit: 0 if it is valid, else 1")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the proxy until it is stopped, or checks its config. FAILED for a config or port that cannot be used."""
+    path = find(arguments.config, os.environ)
+    if arguments.check:
+        return _check(path)
+    logs.set_up()
+    try:
+        live = LiveConfig(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("config_error path=%s %s", path, problem)
+        return FAILED
+    return _serve(live, arguments.host, arguments.port)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid port (1–65535)")
+    return int(text)
+
+
+def _check(path: Path) -> int:
+    try:
+        config = load(path)
+    except ConfigError as error:
+        print(f"{path}: {len(error.problems)} problem(s)", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return FAILED
+    print(f"{path}: ok; models: {', '.join(config.models)}")
+    return DONE
+
+
+def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
+    config = live.current()
+    host, port = (host or config.server.host).strip("[]"), port or config.server.port
+    if not (is_loopback(host) or config.server.has_keys or config.server.allow_unauthenticated):
+        log.error(
+            "refusing to open %s to the network: set server.api_keys (or api_keys_file) in %s, or say that everybody "
+            "may use it with server.allow_unauthenticated: true",
+            host,
+            live.path,
+        )
+        return FAILED
+    systemd = Systemd()
+    switcher = Switcher(systemd, config)
+    proxy = Proxy(live, switcher, Losses(switcher, systemd))
+    adoption = Adoption(switcher, systemd)
+    operations = Operations(switcher, adoption, HoldFile.find(os.environ))
+    services = Services(live, proxy, switcher, operations, host)
+    server = Server(host, port, Application(services), _threads(config))
+    live.on_change = _Reloading(switcher, server, config)
+    _stop_on_signals(server, switcher)
+    held = operations.resume()  # before the first request can come
+    threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
+    try:
+        server.prepare()
+        address = f"[{host}]" if ":" in host else host
+        log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
+        server.run()
+    except OSError as error:
+        log.error("cannot_listen %s", describe_bind_error(host, port, error))
+        return FAILED
+    log.info("stopped")
+    return DONE
+
+
+def _threads(config: Config) -> int:
+    return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
+
+
+class _Reloading:
+    """What a changed config file means for what runs."""
+
+    def __init__(self, switcher: Switcher, server: Server, config: Config) -> None:
+        self._switcher = switcher
+        self._server = server
+        self._bound = (config.server.host, config.server.port)
+
+    def __call__(self, config: Config | None, error: str | None) -> None:
+        if config is None:
+            log.error("config_broken the last good config stays in force: %s", error)
+            return
+        log.info("config_reloaded models=%s", ",".join(config.models))
+        if (config.server.host, config.server.port) != self._bound:
+            log.warning("config_waits server.host and server.port take effect when the proxy is restarted")
+        self._switcher.configure(config)
+        self._server.allow_threads(_threads(config))
+
+
+def _take_up(adoption: Adoption, config: Config, operations: Operations, held: Held | None) -> None:
+    """Adopts what an earlier proxy left loaded, and loads what `preload` names. Under a hold it does neither: it
+    unloads what is still loaded, if the earlier proxy did not get that far."""
+    try:
+        if held is None:
+            adoption.adopt()
+        elif not held.is_freed:
+            operations.complete(Client(None))
+    except (SystemdError, ProxyError) as error:
+        log.error("take_up_failed %s", error)
+        return  # nothing can be loaded either
+    for name in config.server.preload if held is None else ():
+        model = config.names[name]
+        try:
+            operations.load(model, Client(None))
+        except ProxyError as error:
+            log.error("preload_failed model=%s reason=%r", model.id, error.message)
+
+
+def _stop_on_signals(server: Server, switcher: Switcher) -> None:
+    """SIGTERM and SIGINT end the proxy in order: waiting requests get an error, running ones finish, models stay."""
+
+    def stop() -> None:
+        notify("STOPPING=1")
+        switcher.close()
+        # Before the server drops the connections of requests that still run, so that they get an error that says why.
+        last_call = threading.Timer(SHUTDOWN_TIMEOUT_S - _LAST_CALL_S, switcher.interrupt_all)
+        last_call.start()
+        server.stop()
+        last_call.cancel()
+
+    def on_signal(number: int, frame: object) -> None:
+        log.info("stopping signal=%s", signal.Signals(number).name)
+        threading.Thread(target=stop, name="stop").start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)

@@ -1,0 +1,92 @@
+"""The command `llm-switch`: its verbs, its exit codes, and that a verb imports only what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.stack import ROOT
+from systemd_llm_switch import __version__
+from systemd_llm_switch.command.verbs import VERBS
+
+ENV = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def run(*words: str, code: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    program = ["-c", code] if code else ["-m", "systemd_llm_switch", *words]
+    return subprocess.run(
+        [sys.executable, *program], env=ENV | (env or {}), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def loaded_by(module: str) -> set[str]:
+    """The packages of ours that importing a module loads."""
+    code = (
+        f"import sys, {module}; print(*{{m.split('.')[1] for m in sys.modules if m.startswith('systemd_llm_switch.')}})"
+    )
+    return set(run(code=code).stdout.split())
+
+
+def test_the_entry_loads_no_verb() -> None:
+    assert loaded_by("systemd_llm_switch.main") == {"main", "command"}
+
+
+def test_serving_does_not_load_the_set_up() -> None:
+    assert "setup" not in loaded_by("systemd_llm_switch.command.serve")
+
+
+@pytest.mark.parametrize("verb", ["setup", "check", "demo", "uninstall"])
+def test_the_set_up_does_not_load_the_proxy(verb: str) -> None:
+    assert loaded_by(f"systemd_llm_switch.command.{verb}") == {"command", "setup"}
+
+
+def test_the_set_up_needs_the_standard_library_only() -> None:
+    code = "import systemd_llm_switch.setup.steps"
+    ran = subprocess.run([sys.executable, "-S", "-c", code], env=ENV, capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+
+
+def test_the_help_lists_every_verb_and_what_it_does() -> None:
+    shown = run("--help").stdout
+    for name, verb in VERBS.items():
+        assert f"  {name.ljust(9)}  {verb.does}\n" in shown
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_each_verb_has_its_help(name: str) -> None:
+    ran = run(name, "--help")
+    assert ran.returncode == 0
+    assert ran.stdout.startswith(f"usage: python -m systemd_llm_switch {name} ")
+
+
+def test_an_unknown_verb_is_wrong_usage() -> None:
+    ran = run("stup")
+    assert ran.returncode == 2
+    assert "'stup' is not a verb; did you mean 'setup'? (serve, setup," in ran.stderr
+
+
+@pytest.mark.parametrize("words", [["--prot", "1"], ["serve", "--port", "0"], ["setup", "--demo"], ["check", "now"]])
+def test_wrong_options_are_wrong_usage(words: list[str]) -> None:
+    ran = run(*words)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert run("--version").stdout == f"{__version__}\n"
+    assert __version__ not in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("verb", [[], ["serve"]])
+def test_a_config_is_checked_with_and_without_the_verb(verb: list[str], tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("models: {a: a.service}\n")
+    bad.write_text("models: {a: a.service}\nsurver: {}\n")
+    assert run(*verb, "--config", str(good), "--check").returncode == 0
+    ran = run(*verb, "--config", str(bad), "--check")
+    assert ran.returncode == 1
+    assert "surver" in ran.stderr

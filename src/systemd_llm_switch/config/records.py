@@ -31,6 +31,15 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """`server.contexts:`. What may be kept of conversations on the disk; 0 GB switches it off."""
+
+    max_gb: float = 8.0
+    max_age_h: float = 24.0
+    warm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as docs/configuration.md says."""
 
@@ -52,6 +61,7 @@ class ServerSettings:
     allow_unauthenticated: bool = False
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    contexts: ContextSettings = ContextSettings()
 
     @property
     def is_loopback(self) -> bool:
@@ -77,6 +87,7 @@ class Model:
     streaming: str = "buffered"
     params: Mapping[str, object] = field(default_factory=dict)
     force: Mapping[str, object] = field(default_factory=dict)
+    contexts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,169 @@
+"""llama-server's slots: listed, saved to a file, restored from one, and filled again with a prompt it still has.
+
+Each call blocks until its deadline at most. Knows nothing of files, units or conversations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from systemd_llm_switch.backend.backend import Backend
+from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Exchange
+from systemd_llm_switch.waiting import Client, remaining_s
+
+_LARGEST_REPLY = 8 << 20  # an old build's list of slots repeats their prompts
+_QUOTED = 200
+# Asked more often, llama-server keeps working on requests that nobody waits for any more.
+LIST_PAUSE_S = 1.0
+
+
+class SlotError(Exception):
+    """The backend refused, did not answer in time, or ended; the message says which."""
+
+
+class SlotRefused(SlotError):
+    """The backend answered, and said no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot. `tokens` is how many of a prompt and its answer it holds."""
+
+    number: int
+    tokens: int
+    is_busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A slot that was saved or restored: how many tokens, how many bytes, and how long it took."""
+
+    tokens: int
+    size: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A prompt that was sent once more: in which slot it is, and how much of it the backend still had."""
+
+    slot: int
+    tokens: int
+    cached: int
+
+
+class Slots:
+    """The slots of one backend. Not thread-safe."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._listed_at = -math.inf
+
+    def list(self, deadline: float) -> list[Slot] | None:
+        """All slots; None if they were listed less than a second ago.
+
+        Raises:
+            SlotError
+        """
+        if time.monotonic() < self._listed_at + LIST_PAUSE_S:
+            return None
+        self._listed_at = time.monotonic()
+        found = self._ask("GET", "/slots", None, deadline)
+        try:
+            return [Slot(int(it["id"]), int(it.get("n_prompt_tokens") or 0), bool(it["is_processing"])) for it in found]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SlotError(f"GET /slots answered in an unknown form: {error!r}") from error
+
+    def save(self, slot: int, name: str, deadline: float) -> Transfer:
+        """Has a slot's content written to a file in the backend's own folder.
+
+        Raises:
+            SlotError
+        """
+        return self._transfer(slot, "save", name, ("n_saved", "n_written"), deadline)
+
+    def restore(self, slot: int, name: str, deadline: float) -> Transfer:
+        """Has a slot filled from a file.
+
+        Raises:
+            SlotError
+        """
+        return self._transfer(slot, "restore", name, ("n_restored", "n_read"), deadline)
+
+    def replay(self, body: dict[str, Any], is_chat: bool, deadline: float) -> Replay:
+        """Has the backend take a prompt up again that it has read before: one token is generated, and not used.
+
+        Raises:
+            SlotError
+        """
+        prompt: object = body.get("prompt")
+        if is_chat:
+            prompt = self._ask("POST", "/apply-template", body, deadline).get("prompt")
+        if not isinstance(prompt, str):
+            raise SlotError("the prompt cannot be sent again")
+        order = {"prompt": prompt, "n_predict": 1, "cache_prompt": True, "stream": False}
+        told = self._ask("POST", "/completion", order, deadline)
+        try:
+            timings = told["timings"]
+            cached = int(timings["cache_n"])
+            return Replay(int(told["id_slot"]), cached + int(timings["prompt_n"]), cached)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SlotError(f"POST /completion answered in an unknown form: {error!r}") from error
+
+    def _transfer(self, slot: int, action: str, name: str, fields: tuple[str, str], deadline: float) -> Transfer:
+        began = time.monotonic()
+        told = self._ask("POST", f"/slots/{slot}?action={action}", {"filename": name}, deadline)
+        try:
+            tokens, size = (int(told[field]) for field in fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SlotError(f"slot {slot}: {action} answered in an unknown form: {error!r}") from error
+        return Transfer(tokens, size, time.monotonic() - began)
+
+    def _ask(self, method: str, path: str, body: object, deadline: float) -> Any:
+        data = b"" if body is None else json.dumps(body).encode()
+        status, reply = self._fetch(method, path, data, deadline)
+        try:
+            value = json.loads(reply)
+        except (ValueError, RecursionError) as error:
+            raise SlotError(f"{method} {path} answered {status}, and not with JSON") from error
+        if status != 200:
+            raise SlotRefused(f"{method} {path} answered {status}: {_message(value)}")
+        return value
+
+    def _fetch(self, method: str, path: str, data: bytes, deadline: float) -> tuple[int, bytes]:
+        lost: BackendLost | None = None
+        try:
+            for exchange in self._backend.send(method, path, data, "application/json", Client(None), deadline):
+                try:
+                    exchange.begin()
+                    return exchange.status, _read(exchange, deadline)
+                except BackendLost as error:
+                    lost = error
+                finally:
+                    exchange.close()
+        except BackendLost as error:
+            lost = error
+        except BackendDeadline as error:
+            raise SlotError(f"{method} {path}: no answer in time") from error
+        raise SlotError(f"{method} {path}: {lost}")
+
+
+def _read(exchange: Exchange, deadline: float) -> bytes:
+    body = bytearray()
+    while (received := exchange.read_some(remaining_s(deadline))) != b"":
+        if received is None:
+            raise BackendDeadline
+        body += received
+        if len(body) > _LARGEST_REPLY:
+            raise SlotError(f"it answered with more than {_LARGEST_REPLY >> 20} MiB")
+    return bytes(body)
+
+
+def _message(value: object) -> str:
+    error = value.get("error") if isinstance(value, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return repr(str(message)[:_QUOTED])

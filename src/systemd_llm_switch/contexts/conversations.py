@@ -1,0 +1,104 @@
+"""The last long conversations that one loaded model has read, and how each can be brought back into a slot.
+
+Bounded in number and size; in memory only, and only while the model is loaded. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from systemd_llm_switch.contexts.fingerprint import STRIDE, Fingerprint
+
+MOST = 4  # conversations of one model
+_LARGEST_BODY = 8_000_000  # bytes; a larger one (pictures, say) is not kept to be sent again
+_SAME_PART = 0.9  # as much as this in common: the same conversation, gone on or asked again
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What llama-server says of one reply: tokens it had already, tokens it read, and tokens it wrote."""
+
+    cached: int
+    read: int
+    read_s: float
+    written: int
+
+    @property
+    def prompt(self) -> int:
+        return self.cached + self.read
+
+    @classmethod
+    def of(cls, told: object) -> Timings | None:
+        """A reply's `timings`; None where they are missing, or not numbers."""
+        if not isinstance(told, Mapping):
+            return None
+        values = [told.get(name) for name in ("cache_n", "prompt_n", "prompt_ms", "predicted_n")]
+        numbers = [it for it in values if isinstance(it, int | float) and not isinstance(it, bool) and 0 <= it < 1e12]
+        if len(numbers) < len(values):
+            return None
+        cached, read, read_ms, written = numbers
+        return cls(int(cached), int(read), read_ms / 1000, int(written))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One prompt and its reply. `message` is the request's body as the backend got it; None if it is too large.
+
+    `turns` counts the requests that went on with it.
+    """
+
+    fingerprint: Fingerprint
+    prompt: int
+    written: int
+    is_chat: bool
+    message: bytes | None
+    turns: int = 1
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a request came for it; else it was only restored."""
+        return self.message is not None or self.written > 0
+
+    @property
+    def tokens(self) -> int:
+        """What a slot holds after its reply: the last token that was written is not read again."""
+        return self.prompt + max(0, self.written - 1)
+
+
+class Conversations:
+    """Not thread-safe. The most recent one is the last."""
+
+    def __init__(self) -> None:
+        self._all: list[Conversation] = []
+
+    def note(self, fingerprint: Fingerprint, timings: Timings, message: bytes, is_chat: bool) -> None:
+        """A reply is done."""
+        known = next((it for it in self._all if is_same(it.fingerprint, fingerprint)), None)
+        kept = message if len(message) <= _LARGEST_BODY else None
+        new = Conversation(fingerprint, timings.prompt, timings.written, is_chat, kept)
+        if known is not None:
+            self._all.remove(known)
+            new = replace(new, turns=known.turns + 1)
+        self._all.append(new)
+        if len(self._all) > MOST:
+            self._all.remove(min(self._all[:-1], key=_rank))
+
+    def note_restored(self, fingerprint: Fingerprint, tokens: int) -> None:
+        """A slot was filled from a file, which is kept: whoever goes on with it makes it worth saving again."""
+        self._all.append(Conversation(fingerprint, tokens, 0, False, None))
+
+    def most_wanted(self) -> list[Conversation]:
+        """Those to save, the one that matters most first: somebody goes on with it, and it is long. What was only
+        restored is not among them."""
+        return sorted((it for it in self._all if it.is_read), key=_rank, reverse=True)
+
+
+def is_same(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two requests belong to one conversation: one goes on with the other, or asks it something else."""
+    common = one.common(other)
+    return common > 0 and common >= _SAME_PART * min(len(one.marks), len(other.marks)) * STRIDE
+
+
+def _rank(conversation: Conversation) -> tuple[bool, int]:
+    return conversation.turns > 1, conversation.prompt

@@ -1,0 +1,96 @@
+"""One saved context: what is known of its file, and the small file beside it that says so. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
+
+PREFIX = "llm-switch-"
+CONTEXT, FACTS, UNFINISHED, USELESS = ".ctx", ".json", ".part", ".useless"
+# Only names of this form are ours; nothing else in a folder is looked at, or removed.
+OURS = re.compile(r"llm-switch-[0-9a-f]{16}(?:\.ctx|\.json|\.part|\.useless)")
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileMark:
+    """What tells that a file is still the one that was saved."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A context on the disk. `read_s` is how long the model needed to read it; `used_at` is seconds since the epoch."""
+
+    key: str
+    unit: str
+    binding: str
+    boot: str
+    tokens: int
+    read_s: float
+    fingerprint: Fingerprint
+    mark: FileMark
+    used_at: float
+
+    @property
+    def context_name(self) -> str:
+        return f"{PREFIX}{self.key}{CONTEXT}"
+
+    @property
+    def facts_name(self) -> str:
+        return f"{PREFIX}{self.key}{FACTS}"
+
+    @property
+    def size(self) -> int:
+        return self.mark.size
+
+    def reusable(self, wanted: Fingerprint) -> int:
+        """How many of its tokens a request with that beginning can use, as far as can be told from here."""
+        whole = max(self.fingerprint.size, 1)
+        return int(self.tokens * min(1.0, self.fingerprint.common(wanted) / whole))
+
+    def used(self, at: float) -> Entry:
+        return replace(self, used_at=at)
+
+    def as_text(self) -> str:
+        """For the file beside it. When it was used last is that file's own time."""
+        mark = [self.mark.size, self.mark.mtime_ns, self.mark.inode]
+        value = {
+            "version": _VERSION, "unit": self.unit, "binding": self.binding, "boot": self.boot, "tokens": self.tokens,
+            "read_s": self.read_s, "size": self.fingerprint.size, "marks": self.fingerprint.as_text(), "file": mark,
+        }  # fmt: skip
+        return json.dumps(value)
+
+
+def parse_entry(key: str, text: str, used_at: float) -> Entry:
+    """What `as_text` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value: Any = json.loads(text)
+        if value["version"] != _VERSION:
+            raise ValueError("another version")
+        size, mtime_ns, inode = map(int, value["file"])
+        known = Fingerprint.of_text(str(value["marks"]), int(value["size"]))
+        return Entry(
+            key=key,
+            unit=str(value["unit"]),
+            binding=str(value["binding"]),
+            boot=str(value["boot"]),
+            tokens=int(value["tokens"]),
+            read_s=float(value["read_s"]),
+            fingerprint=known,
+            mark=FileMark(size, mtime_ns, inode),
+            used_at=used_at,
+        )
+    except (KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not the facts of a context: {error!r}") from error

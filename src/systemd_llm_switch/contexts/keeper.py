@@ -1,0 +1,296 @@
+"""All contexts: which models have them, saved before a stop, restored after a start, forgotten on request.
+
+The switcher's threads call `ready`, `restore` and `save`; requests call `note_reply` at their end. Nothing raises, and
+no request waits for the disk: all work on files happens under one lock that requests do not take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.contexts.conversations import Timings
+from systemd_llm_switch.contexts.entry import Entry
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
+from systemd_llm_switch.contexts.folder import FolderProblem
+from systemd_llm_switch.contexts.records import Loaded, ModelContexts, Restored, Totals
+from systemd_llm_switch.contexts.restoring import Restoring
+from systemd_llm_switch.contexts.saving import Saving
+from systemd_llm_switch.contexts.session import Session
+from systemd_llm_switch.contexts.store import Store
+from systemd_llm_switch.contexts.unit import Command
+from systemd_llm_switch.contexts.worth import Rates
+
+log = logging.getLogger(__name__)
+
+_SWEEP_PAUSE_S = 60.0
+_USELESS_LIMIT = 3  # restores in a row that brought nothing
+USELESS = (
+    "nothing of three restored contexts was reused: a model with a sliding window needs `--swa-full` in its unit, a "
+    "hybrid or recurrent one a llama-server of build b11549 or later"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Support:
+    """Whether a unit's contexts can be kept: in which store, or why not."""
+
+    why: str | None
+    store: Store | None = None
+    binding: str = ""
+
+
+_EDITED = "its unit was changed after it was started; contexts are kept from the next load on"
+_UNKNOWN = _Support("its unit was not looked at yet")
+
+
+class Contexts:
+    """Thread-safe."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._work = threading.RLock()  # held for files and slots, for seconds; no request takes it
+        self._stores: dict[Path, Store] = {}
+        self._supports: dict[str, _Support] = {}  # by unit, as are these
+        self._commands: dict[str, Command] = {}
+        self._sessions: dict[str, Session] = {}
+        self._rates: dict[str, Rates] = {}
+        self._useless: dict[str, int] = {}
+        self._totals = Totals()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._keep_clean, name="contexts", daemon=True).start()
+
+    # --- what the switcher tells ----------------------------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        """Takes a new config over. What it switches off is removed, and so is what belongs to no model any more."""
+        gone = {it.unit for it in self._config.models.values()} - {it.unit for it in config.models.values()}
+        self._config = config
+        self._tasks.put(lambda: self._reconsider(gone))
+
+    def learn(self, commands: Mapping[str, Command]) -> None:
+        """What units run, loaded or not, for the status. Does not block."""
+        new = {unit: command for unit, command in commands.items() if self._commands.get(unit) != command}
+        if new:
+            self._commands.update(new)
+            self._tasks.put(lambda: self._reconsider(()))
+
+    def ready(self, loaded: Loaded) -> None:
+        """A process is ready, or was adopted. Blocks for a look at its folder."""
+        unit = loaded.model.unit
+        self._sessions.pop(unit, None)
+        with self._guarded(loaded.model.id):
+            self._commands[unit] = loaded.command
+            support = self._consider(unit)
+            if loaded.is_adopted and not loaded.command.is_run_by(loaded.pid):
+                support = self._supports[unit] = _Support(_EDITED)
+            if support.why is None and support.store is not None:
+                rates = self._rates.setdefault(unit, Rates())
+                self._sessions[unit] = Session(loaded, support.store, support.binding, rates)
+
+    def restore(self, loaded: Loaded, wanted: Sequence[Fingerprint]) -> Restored:
+        """Fills the slots of a process that has just become ready, before the first request reaches it. Blocks within
+        a bound. `wanted` are the beginnings of the requests that wait for it."""
+        restored = Restored()
+        with self._guarded(loaded.model.id):
+            session = self._sessions.get(loaded.model.unit)
+            if session is not None and session.loaded is loaded:
+                restored = Restoring(session).run(wanted)
+                self._totals.restores += restored.count
+                self._totals.tokens_restored += restored.tokens
+        return restored
+
+    def save(self, loaded: Loaded) -> None:
+        """Saves what a process has read: it is about to be stopped, and nothing runs on it. Blocks within a bound."""
+        with self._guarded(loaded.model.id):
+            session = self._sessions.pop(loaded.model.unit, None)
+            if session is None or session.loaded.start != loaded.start or not self._is_wanted(loaded.model.unit):
+                return
+            if self._commands[loaded.model.unit].binding() != session.binding:
+                _log_skipped(loaded.model.id, "its unit, or a file of it, changed since it was loaded")
+                return
+            saving = Saving(session, self._make_room)
+            saving.run()
+            self._totals.saves += len(saving.saved)
+            self._keep_limit()
+
+    # --- what requests tell ---------------------------------------------------------------------------
+
+    def note_reply(
+        self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, told: object
+    ) -> None:
+        """A reply was sent: `told` are llama-server's timings, `message` is the body that it got. Does not block."""
+        session = self._sessions.get(unit)
+        timings = Timings.of(told) if session is not None and session.loaded.start == start else None
+        if session is None or timings is None:
+            return
+        verdict = session.note_reply(body, message, is_chat, timings)
+        if verdict is None:
+            return
+        self._totals.tokens_reused += verdict.reused
+        self._totals.saved_s += session.rates.read_s(verdict.reused)
+        self._useless[unit] = self._useless.get(unit, 0) + 1 if verdict.is_useless else 0
+        if self._useless[unit] >= _USELESS_LIMIT:
+            self._sessions.pop(unit, None)
+            self._tasks.put(lambda: self._leave_alone(session))
+
+    # --- what an operator asks ------------------------------------------------------------------------
+
+    def forget(self, models: Collection[Model]) -> tuple[list[str], int]:
+        """Removes the contexts of models, and what their processes would save. Returns the ids of those that had
+        some, and the bytes. Waits for a save or a restore under way."""
+        units = {model.unit for model in models}
+        forgotten, size = set(), 0
+        with self._work:
+            for unit in units:
+                session = self._sessions.get(unit)
+                if session is not None:
+                    session.take_conversations()
+            for store in self._stores.values():
+                self._scan(store)
+                gone = [entry for entry in store.entries if entry.unit in units]
+                forgotten |= {entry.unit for entry in gone}
+                size += store.drop(gone)
+        return [model.id for model in models if model.unit in forgotten], size
+
+    def model_status(self, model: Model) -> ModelContexts:
+        """One model's contexts. Asks nobody."""
+        support = self._supports.get(model.unit, _UNKNOWN)
+        kept = [entry for entry in self._entries() if entry.unit == model.unit]
+        size, tokens = sum(entry.size for entry in kept), sum(entry.tokens for entry in kept)
+        return ModelContexts(support.why is None, support.why, len(kept), tokens, size)
+
+    def totals(self) -> Totals:
+        """All contexts. Asks nobody."""
+        size = sum(entry.size for entry in self._entries())
+        return replace(self._totals, bytes=size, limit_bytes=self._limit_bytes)
+
+    # --- the work -------------------------------------------------------------------------------------
+
+    @property
+    def _limit_bytes(self) -> int:
+        return int(self._config.server.contexts.max_gb * 1e9)
+
+    def _entries(self) -> list[Entry]:
+        return [entry for store in list(self._stores.values()) for entry in store.entries]
+
+    def _is_wanted(self, unit: str) -> bool:
+        return self._refusal(unit) is None
+
+    def _refusal(self, unit: str) -> str | None:
+        """Why the config wants no contexts of a unit; None if it does."""
+        if self._limit_bytes == 0:
+            return "switched off: server.contexts.max_gb is 0"
+        models = [model for model in self._config.models.values() if model.unit == unit]
+        if not models:
+            return "no configured model has this unit"
+        if not all(model.contexts for model in models):
+            return f"switched off: models.{models[0].id}.contexts is false"
+        return None
+
+    def _consider(self, unit: str) -> _Support:
+        """Looks at a unit's folder anew, and removes what is not its own any more."""
+        support = self._supports[unit] = self._look(unit)
+        if support.store is not None:
+            self._scan(support.store)
+            others = [it for it in support.store.entries if it.unit == unit and it.binding != support.binding]
+            support.store.drop(others)
+            support.store.forget_useless(unit, support.binding)
+            useless = support.store.useless.get(support.binding)
+            if useless is not None:
+                support = self._supports[unit] = _Support(useless)
+        return support
+
+    def _look(self, unit: str) -> _Support:
+        command = self._commands.get(unit, Command())
+        refusal = self._refusal(unit)
+        if refusal is not None:
+            self._remove_all({unit})
+            return _Support(refusal)
+        if command.problem is not None or command.folder is None:
+            return _Support(command.problem)
+        store = self._stores.get(command.folder) or Store(command.folder)
+        try:
+            store.folder.check()
+            store.folder.make_private()
+        except FolderProblem as problem:
+            return _Support(str(problem))
+        self._stores[command.folder] = store
+        return _Support(None, store, command.binding())
+
+    def _reconsider(self, gone: Iterable[str]) -> None:
+        self._remove_all(gone)
+        for unit in list(self._commands):
+            self._consider(unit)
+        self._keep_limit()
+
+    def _remove_all(self, units: Iterable[str]) -> None:
+        for store in self._stores.values():
+            store.drop([entry for entry in store.entries if entry.unit in set(units)])
+
+    def _leave_alone(self, session: Session) -> None:
+        """Restoring brings nothing to this unit as it is."""
+        unit, store = session.unit, session.store
+        log.warning("context_useless model=%s reason=%r", session.loaded.model.id, USELESS)
+        self._supports[unit] = _Support(USELESS)
+        self._useless.pop(unit, None)
+        store.drop([entry for entry in store.entries if entry.unit == unit])
+        store.note_useless(unit, session.binding, USELESS)
+
+    def _make_room(self, session: Session, size: int) -> bool:
+        """Removes the least recently used until so many bytes fit; False where they cannot."""
+        if size > self._limit_bytes and session.rates.bytes_per_token is not None:
+            return False
+        size = min(size, self._limit_bytes)
+        self._keep_limit(size)
+        return session.store.folder.free_bytes() >= size
+
+    def _keep_limit(self, beside: int = 0) -> None:
+        """Removes the least recently used until all take no more than the limit, and a tenth of each disk is free."""
+        entries = sorted(self._entries(), key=lambda entry: entry.used_at)
+        size = sum(entry.size for entry in entries) + beside
+        for entry in entries:
+            store = next(it for it in self._stores.values() if entry in it.entries)
+            if size <= self._limit_bytes and store.folder.free_bytes() >= beside:
+                continue
+            size -= entry.size
+            store.drop([entry])
+
+    def _scan(self, store: Store) -> None:
+        store.scan(time.time() - self._config.server.contexts.max_age_h * 3600)
+
+    def _keep_clean(self) -> None:
+        """The thread of what no switch does: what is too old is removed, and what requests noticed is done."""
+        while True:
+            task = self._sweep
+            with contextlib.suppress(queue.Empty):
+                task = self._tasks.get(timeout=_SWEEP_PAUSE_S)
+            with self._guarded("-"):
+                task()
+
+    def _sweep(self) -> None:
+        for store in self._stores.values():
+            self._scan(store)
+        self._keep_limit()
+
+    @contextlib.contextmanager
+    def _guarded(self, model: str) -> Iterator[None]:
+        """Work on files, one at a time. What goes wrong with it costs a context, never a switch."""
+        with self._work:
+            try:
+                yield
+            except OSError as error:
+                _log_skipped(model, str(error))
+            except Exception:
+                log.exception("context_crashed model=%s", model)
+
+
+def _log_skipped(model: str, reason: str) -> None:
+    log.info("context_skipped model=%s reason=%r", model, reason)

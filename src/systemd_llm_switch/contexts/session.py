@@ -1,0 +1,75 @@
+"""One loaded process, as far as contexts are concerned: what it has read, and what came of what was restored.
+
+Nothing here blocks. Thread-safe: requests end in their own threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from systemd_llm_switch.backend.slots import Slots
+from systemd_llm_switch.contexts.conversations import Conversation, Conversations, Timings
+from systemd_llm_switch.contexts.fingerprint import fingerprint
+from systemd_llm_switch.contexts.records import Awaited, Loaded
+from systemd_llm_switch.contexts.store import Store
+from systemd_llm_switch.contexts.worth import FEWEST_TOKENS, Rates
+
+# A restore was useless if a request that goes on with it found less than this part of what it should.
+_USELESS_PART = 0.3
+
+
+class Session:
+    """From the readiness of a process to its end."""
+
+    def __init__(self, loaded: Loaded, store: Store, binding: str, rates: Rates) -> None:
+        self.loaded = loaded
+        self.store = store
+        self.binding = binding
+        self.rates = rates
+        self.slots = Slots(loaded.backend)
+        self._lock = threading.Lock()
+        self._conversations = Conversations()
+        self._awaited: list[Awaited] = []
+
+    @property
+    def unit(self) -> str:
+        return self.loaded.model.unit
+
+    def note_reply(self, body: Mapping[str, object], message: bytes, is_chat: bool, timings: Timings) -> Verdict | None:
+        """A reply is done. Returns what it says of a restored context, if it does."""
+        self.rates.note_prompt(timings.read, timings.read_s)
+        if timings.prompt < FEWEST_TOKENS:
+            return None
+        known = fingerprint(body)
+        with self._lock:
+            self._conversations.note(known, timings, message, is_chat)
+            for awaited in self._awaited:
+                expected = awaited.expected(known)
+                if expected >= FEWEST_TOKENS or (not awaited.fingerprint.marks and timings.cached >= FEWEST_TOKENS):
+                    self._awaited.remove(awaited)
+                    return Verdict(min(timings.cached, awaited.tokens), expected)
+        return None
+
+    def note_restored(self, awaited: Awaited) -> None:
+        """A slot was filled from a file."""
+        with self._lock:
+            self._awaited.append(awaited)
+            if awaited.fingerprint.marks:
+                self._conversations.note_restored(awaited.fingerprint, awaited.tokens)
+
+    def take_conversations(self) -> Sequence[Conversation]:
+        """What the process has read, the most wanted first. They are not known here any more."""
+        with self._lock:
+            conversations, self._conversations = self._conversations, Conversations()
+            return conversations.most_wanted()
+
+
+class Verdict:
+    """What a reply says of a restored context: how many of its tokens were reused."""
+
+    __slots__ = ("is_useless", "reused")
+
+    def __init__(self, reused: int, expected: int) -> None:
+        self.reused = reused
+        self.is_useless = reused < expected * _USELESS_PART

@@ -1,0 +1,118 @@
+"""What a unit's command line says of contexts: where its llama-server saves them, and what they belong to.
+
+Reads the sizes and times of files, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FLAG = "--slot-save-path"
+_VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
+_MODEL_FLAGS = ("-m", "--model")
+_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+# Where the model's file is not named, nobody can tell later whether it is still the same.
+_UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A unit's command: its words, and the variables of its environment."""
+
+    arguments: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arguments: Sequence[str], environment: Sequence[str] = ()) -> Command:
+        """As systemd has it: a list of arguments, and `NAME=value` for each variable."""
+        pairs = (entry.partition("=") for entry in environment)
+        return cls(tuple(arguments), tuple(_words(arguments)), {name: value for name, _, value in pairs})
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its llama-server saves contexts; None if it does not."""
+        named = self._option(FLAG) or self.environment.get(_VARIABLE)
+        return Path(named) if named and named.startswith("/") else None
+
+    @property
+    def has_cache_ram(self) -> bool:
+        """Whether llama-server may still have a prompt that another one replaced."""
+        return (self._option("-cram", "--cache-ram") or self.environment.get("LLAMA_ARG_CACHE_RAM")) != "0"
+
+    @property
+    def problem(self) -> str | None:
+        """What is to be added or changed before contexts can be kept; None if nothing is."""
+        if self.folder is None:
+            return f"add `{FLAG} DIR` to the unit's llama-server, with a folder that the unit may write"
+        if "--no-slots" in self.words:
+            return "remove `--no-slots` from the unit's llama-server"
+        if any(flag in self.words for flag in _UNNAMED_MODEL_FLAGS) and self._option(*_MODEL_FLAGS) is None:
+            return "name the model's file with `--model` in the unit: a saved context belongs to one file"
+        return None
+
+    def binding(self) -> str:
+        """What a saved context belongs to, as a hash: the words, and each file among them by path, size and time.
+
+        A file that is not there counts, too.
+        """
+        told = hashlib.blake2b(digest_size=8)
+        for word in (*self.words, *sorted(f"{name}={value}" for name, value in self.environment.items())):
+            facts = " ".join(map(_file_facts, _parts(word)))
+            told.update(f"{word}\0{facts}\0".encode("utf-8", "surrogateescape"))
+        return told.hexdigest()
+
+    def is_run_by(self, pid: int) -> bool:
+        """Whether a process runs this very command: its unit may have been changed since."""
+        try:
+            told = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return told == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
+
+    def _option(self, *flags: str) -> str | None:
+        """The value of the last of these flags: llama-server takes that one."""
+        found = None
+        for word, following in zip(self.words, (*self.words[1:], ""), strict=True):
+            name, sign, value = word.partition("=")
+            if name in flags:
+                found = value if sign else following
+        return found
+
+
+def _words(arguments: Sequence[str]) -> Iterator[str]:
+    """The words; those of a shell's script one by one."""
+    for argument in arguments:
+        if "llama-server" in argument and " " in argument and not os.path.exists(argument):  # noqa: PTH110  (a word)
+            try:
+                yield from shlex.split(argument)
+            except ValueError:
+                yield argument
+        else:
+            yield argument
+
+
+def _parts(word: str) -> Sequence[str]:
+    """All files of a model that is split; else the word itself."""
+    split = _PART.search(word)
+    if split is None:
+        return (word,)
+    stem, count = word[: split.start()], split[1]
+    return [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+
+
+def _file_facts(word: str) -> str:
+    if not word.startswith("/"):
+        return ""
+    try:
+        found = os.stat(word)  # noqa: PTH116  (a word, not a path of ours)
+    except (OSError, ValueError):
+        return "-"
+    return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""

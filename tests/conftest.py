@@ -17,7 +17,13 @@ from systemd_llm_switch.setup.user_manager import UserManager
 
 _numbers = itertools.count(1)
 # A test that uses one of these, directly or through another fixture, gets the mark.
-MARK_FOR = {"manager": "systemd", "own_stack": "systemd", "llama_server": "real", "model_file": "real"}
+MARK_FOR = {
+    "manager": "systemd",
+    "own_stack": "systemd",
+    "llama_server": "real",
+    "model_file": "real",
+    "gemma_file": "real",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ Knows nothing of HTTP libraries, units or models. The shape is OpenAI's, `{"erro
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from itertools import islice
 
@@ -13,6 +14,7 @@ from systemd_llm_switch.quoting import printable, quoted
 
 # The last resort. A message quotes each foreign part of it, and cuts it to `quoting.LIMIT`.
 _MOST_MESSAGE_CHARACTERS = 4000
+_RETRY_SHORTLY_S = 2
 _MOST_LISTED = 20  # models that a message names
 
 
@@ -196,6 +198,13 @@ class ShuttingDown(ProxyError):
     code = "shutting_down"
 
 
+class TooManyOpenFiles(ProxyError):
+    """The process or the system has no descriptor left."""
+
+    status = 503
+    code = "too_many_open_files"
+
+
 class Unloaded(ProxyError):
     """An operator or `server.drain_timeout` ended a running request."""
 
@@ -244,6 +253,16 @@ class BackendTimeout(ProxyError):
 
     status = 504
     code = "backend_timeout"
+
+
+def unexpected(error: Exception) -> ProxyError:
+    """What the client gets for an exception that nobody translated."""
+    if isinstance(error, ProxyError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message = "the proxy has too many open files; raise LimitNOFILE= of its unit, or use fewer connections"
+        return TooManyOpenFiles(message, retry_after_s=_RETRY_SHORTLY_S)
+    return InternalError("the proxy failed; its journal has the reason")
 
 
 def _listed(names: Iterable[str]) -> str:

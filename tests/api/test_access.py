@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from support.stack import ROOT, Answer, Proxy, Stack, chat, free_port, wait_for
-from systemd_llm_switch.api.access import host_name
+from systemd_llm_switch.api.access import Access, host_name
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.openai.endpoints import FORWARDED
@@ -182,7 +182,19 @@ def test_a_wrong_key_is_refused(keyed: Proxy, kind: str) -> None:
 def test_a_key_is_not_taken_from_elsewhere(keyed: Proxy) -> None:
     """A query ends up in logs, a cookie is sent by any page."""
     assert_no_key(keyed.get(f"/v1/models?api_key={KEY}&key={KEY}"))
-    assert_no_key(keyed.get("/v1/models", headers={"Cookie": f"api_key={KEY}", "X-Api-Key": KEY}))
+    assert_no_key(keyed.get("/v1/models", headers={"Cookie": f"api_key={KEY}", "Api-Key": KEY}))
+
+
+@pytest.mark.parametrize("key", [KEY, FILE_KEY, UMLAUT_KEY])
+def test_a_key_may_come_as_anthropics_clients_send_it(keyed: Proxy, key: str) -> None:
+    headers: dict[str, Any] = {"x-api-key": f" {key}".encode()}
+    assert keyed.get("/v1/models", headers=headers).status == 200
+    assert keyed.get("/v1/models", headers={**headers, **bearer("sk-wrong")}).status == 200
+
+
+def test_a_wrong_key_is_refused_wherever_it_stands(keyed: Proxy) -> None:
+    for headers in ({"x-api-key": ""}, {"x-api-key": KEY[:-1]}, {"x-api-key": "x", **bearer("sk-wrong")}):
+        assert_no_key(keyed.get("/v1/models", headers=headers))
 
 
 def test_a_stream_is_refused_with_its_status(keyed: Proxy) -> None:
@@ -452,6 +464,27 @@ def test_what_only_looks_like_a_preflight_wants_a_key(keyed: Proxy) -> None:
     assert_no_key(keyed.post(CHAT, chat("a"), headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"}))
 
 
+@pytest.mark.parametrize("listed", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"])
+def test_a_page_on_loopback_is_listed_under_all_of_its_names(listed: str) -> None:
+    """Which of them its person types, the config cannot know."""
+    access = Access(parse({"server": {"cors_origins": [listed]}, "models": {"a": "a.service"}}).server, "127.0.0.1")
+    for name in ("localhost", "127.0.0.1", "[::1]"):
+        origin = f"http://{name}:8080"
+        assert dict(access.cors_headers({"HTTP_ORIGIN": origin}))["Access-Control-Allow-Origin"] == origin
+    for origin in ("http://localhost", "http://localhost:8081", "https://localhost:8080", "http://localhost.evil:8080"):
+        assert access.cors_headers({"HTTP_ORIGIN": origin}) == ()
+
+
+def test_a_page_reads_how_long_things_took(keyed: Proxy) -> None:
+    exposed = keyed.get("/v1/models", headers={"Origin": PAGE, **bearer(KEY)}).headers["access-control-expose-headers"]
+    assert {"Server-Timing", "Retry-After"} <= set(exposed.split(", "))
+
+
+def test_a_preflight_echoes_little(keyed: Proxy) -> None:
+    answer = preflight(keyed, PAGE, **{"Access-Control-Request-Headers": "x" * 60_000})
+    assert answer.headers["access-control-allow-headers"] == "*, Authorization"
+
+
 def test_a_star_lists_every_page(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a")}, cors_origins=["*"])
     for origin in ("https://any.example", "null"):
@@ -492,6 +525,40 @@ def test_a_strangers_name_is_not_answered_to(keyless: Proxy, host: str) -> None:
 
 def test_a_name_is_refused_with_a_key_too(keyed: Proxy) -> None:
     assert_forbidden(raw(keyed, "evil.example", **bearer(KEY)))
+
+
+@pytest.fixture(scope="module")
+def opened(bed: Stack, keyed: Proxy) -> Proxy:
+    """A proxy without keys that listens on every address."""
+    config = bed.folder / "open.yaml"
+    server = {"host": "0.0.0.0", "allow_unauthenticated": True, "allowed_hosts": ["my-box.lan"]}
+    config.write_text(json.dumps({"server": server, "models": {"a": "a.service"}}))
+    return bed.start_proxy("--config", str(config))
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "127.0.0.1:{port}", "192.168.1.5:3002", "[fd00::7]:1", "my-box.lan", socket.gethostname(),
+     f"{socket.gethostname().partition('.')[0].upper()}.local:{{port}}", "host.docker.internal", None],
+)  # fmt: skip
+def test_an_open_proxy_is_known_by_address_and_by_the_machines_names(opened: Proxy, host: str | None) -> None:
+    assert raw(opened, host and host.format(port=opened.port)).status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "192.168.1.5.evil.example", "my-box.lan.evil.example", "", "[", "1"])
+def test_an_open_proxy_is_not_driven_under_a_strangers_name(opened: Proxy, host: str) -> None:
+    """Else any page could chat and hold: its own name may point to the proxy."""
+    for path in ("/v1/models", "/health"):
+        assert_forbidden(raw(opened, host, path))
+    assert_forbidden(raw(opened, host, Origin=f"http://{host}"))
+
+
+def test_with_keys_an_open_proxy_answers_to_any_name(stack: Stack) -> None:
+    """As behind a front server; a stranger's page has no key."""
+    stack.write_config({"a": "a.service"}, host="0.0.0.0", api_keys=[KEY])
+    proxy = stack.start_proxy()
+    assert raw(proxy, "chat.example.org", **bearer(KEY)).status == 200
+    assert raw(proxy, "chat.example.org").status == 401
 
 
 def test_an_added_name_counts_at_the_next_request(stack: Stack) -> None:

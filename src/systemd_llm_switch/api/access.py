@@ -1,13 +1,16 @@
-"""Who may drive the proxy: API keys, web pages (Origin) and names (Host). Pure; knows no web framework.
+"""Who may use the proxy: API keys, web pages (Origin) and host names (Host). Knows no web framework.
 
-A request is looked at before its route: a web page that somebody visits can send requests to loopback, and a name
-that a stranger controls can be made to point there (DNS rebinding).
+Each request is checked before its route: a web page can send requests to loopback and to the local network, and a
+stranger can make a name of his own point there (DNS rebinding).
 """
 
 from __future__ import annotations
 
 import functools
 import hmac
+import ipaddress
+import re
+import socket
 from collections.abc import Mapping
 
 from systemd_llm_switch.config.records import ServerSettings, is_loopback
@@ -16,8 +19,14 @@ from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.wsgi import Headers
 
 _OPEN_PATHS = ("/health",)
-_EXPOSED_HEADERS = "ServerSettings-Timing, X-LLM-Switch-Repaired, Retry-After"
+_EXPOSED_HEADERS = "Server-Timing, X-LLM-Switch-Repaired, Retry-After"
 _PREFLIGHT_AGE_S = "600"
+_MOST_ASKED_CHARACTERS = 2000
+_ANY_HEADER = "*, Authorization"  # the star does not cover keys
+# No public name can be one of these, and containers reach the machine by the last two.
+_LOCAL_NAMES = ("localhost", "host.docker.internal", "host.containers.internal")
+_LOOPBACK_ORIGIN = re.compile(r"(https?://)(?:localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Access:
@@ -26,14 +35,19 @@ class Access:
     def __init__(self, server: ServerSettings, host: str) -> None:
         self._server = server
         self._is_loopback = is_loopback(host)
-        self._allowed_hosts = frozenset(map(host_name, server.allowed_hosts))
         self._keys = tuple(key.encode() for key in server.api_keys)
+        # A key keeps strangers out under any name. On loopback the name is checked all the same.
+        self._checks_host = self._is_loopback or not self._keys
+        self._hosts = frozenset(map(host_name, server.allowed_hosts))
+        if not self._is_loopback:
+            self._hosts |= _names_of_this_machine()
+        self._origins = frozenset(form for origin in server.cors_origins for form in _forms(origin))
 
     def check(self, path: str, environ: Mapping[str, str]) -> bool:
-        """Lets a request in, or raises. Tells whether it is a preflight, which is answered as such.
+        """Lets a request in, or raises. True if it is a preflight, which is answered here.
 
         Raises:
-            ForbiddenOrigin: a page of another site, or a name that is none of ours.
+            ForbiddenOrigin: a page of another site, or a host name that is not ours.
             InvalidApiKey
         """
         self._check_host(environ.get("HTTP_HOST"))
@@ -44,7 +58,7 @@ class Access:
             )
         is_preflight = origin is not None and self._is_preflight(origin, environ)
         if path not in _OPEN_PATHS and not is_preflight:
-            self._check_key(environ.get("HTTP_AUTHORIZATION", ""))
+            self._check_key(environ)
         return is_preflight
 
     def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
@@ -65,39 +79,69 @@ class Access:
 
     def preflight_headers(self, environ: Mapping[str, str]) -> Headers:
         """The answer to a page's question whether it may send a request."""
+        asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
         return (
             ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
-            ("Access-Control-Allow-Headers", environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "*")),
+            ("Access-Control-Allow-Headers", asked if 0 < len(asked) <= _MOST_ASKED_CHARACTERS else _ANY_HEADER),
             ("Access-Control-Max-Age", _PREFLIGHT_AGE_S),
         )
 
     def _check_host(self, host: str | None) -> None:
-        if not self._is_loopback or host is None or _names_loopback(host):
+        if not self._checks_host or host is None or _names_loopback(host):
             return
         name = host_name(host)
-        if name not in self._allowed_hosts:
-            raise ForbiddenOrigin(
-                f"this proxy does not answer to the name {quoted(name)}; add it to server.allowed_hosts if it should"
-            )
+        if name in self._hosts or (not self._is_loopback and _is_address(name)):
+            return
+        raise ForbiddenOrigin(
+            f"this proxy does not answer to the name {quoted(name)}; add it to server.allowed_hosts if it should"
+        )
 
     def _is_known(self, origin: str, host: str | None) -> bool:
-        """Ours are the listed ones, and pages that came from this very address."""
+        """A listed page, or one that came from this very address."""
         return self._is_listed(origin) or (bool(host) and origin.partition("://")[2] == host)
 
     def _is_listed(self, origin: str) -> bool:
-        return origin in self._server.cors_origins or "*" in self._server.cors_origins
+        return origin in self._origins or "*" in self._origins
 
-    def _check_key(self, authorization: str) -> None:
+    def _check_key(self, environ: Mapping[str, str]) -> None:
         if not self._keys:
             if not self._is_loopback and not self._server.allow_unauthenticated:
                 raise InvalidApiKey("this proxy is open to the network and has no server.api_keys")
             return
-        scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("latin-1")  # WSGI's reading of the header's bytes (PEP 3333)
-        # Every key is compared, each in constant time: neither which one nor how much of it fits can be timed.
-        fits = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(fits):
-            raise InvalidApiKey("a valid `Authorization: Bearer KEY` is needed (server.api_keys)")
+        scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        sent = [key] if scheme.lower() == "bearer" else []
+        if "HTTP_X_API_KEY" in environ:
+            sent.append(environ["HTTP_X_API_KEY"])  # Anthropic's clients have no other place for it
+        given = [it.strip().encode("latin-1") for it in sent]  # WSGI has a header's bytes as latin-1 (PEP 3333)
+        # Every key is compared, each in constant time: the time says nothing about which key fits, or how far.
+        fits = [hmac.compare_digest(it, known) for it in given for known in self._keys]
+        if not any(fits):
+            raise InvalidApiKey(
+                "this proxy needs a key of server.api_keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+            )
+
+
+def _names_of_this_machine() -> frozenset[str]:
+    """Its host name, also as mDNS has it, and what containers call it. None of them is a stranger's to choose."""
+    name = host_name(socket.gethostname())
+    return frozenset((*_LOCAL_NAMES, name, f"{name.partition('.')[0]}.local"))
+
+
+def _forms(origin: str) -> tuple[str, ...]:
+    """An origin in every form that a browser sends for it: loopback has several names."""
+    found = _LOOPBACK_ORIGIN.fullmatch(origin)
+    if found is None:
+        return (origin,)
+    return tuple(f"{found[1]}{name}{found[2] or ''}" for name in _LOOPBACK_NAMES)
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is an IP address: nobody can make one point elsewhere."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)  # nearly all requests come by the same name
@@ -106,7 +150,7 @@ def _names_loopback(host: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header or in the config: without port, brackets and the root's dot, in small letters."""
+    """The name in a Host header or in the config: without port, brackets and final dot, in lower case."""
     if host.startswith("["):
         name = host[1:].partition("]")[0]
     elif host.count(":") == 1:

@@ -38,11 +38,13 @@ from systemd_llm_switch.errors import (
     MethodNotAllowed,
     ProxyError,
     UnknownUrl,
+    unexpected,
 )
 from systemd_llm_switch.forward.forwarding import Answer
 from systemd_llm_switch.forward.proxy import Story
 from systemd_llm_switch.openai.endpoints import FORWARDED
-from systemd_llm_switch.quoting import LIMIT, printable
+from systemd_llm_switch.quoting import LIMIT, printable, quoted
+from systemd_llm_switch.throttle import Throttle
 from systemd_llm_switch.wsgi import Environ, Headers, StartResponse
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /a
 
 
 _TOLD = "llm_switch.told"
+_MOST_REASON_CHARACTERS = 1000
+_refusals = Throttle()
 _FORWARDED = frozenset(FORWARDED)
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
     ClientGone.status: f"{ClientGone.status} Client Closed Request"
@@ -120,12 +124,27 @@ def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Envi
             return forward(services, path, environ)
         return dispatch.tell(environ)
     except ProxyError as error:
-        level = logging.WARNING if error.status < 500 else logging.ERROR
-        log.log(level, "refused path=%s status=%d reason=%r", _quoted(path), error.status, error.message)
+        _log_refusal(environ, error)
         return Answer.of_error(error)
-    except Exception:
-        log.exception("route_crashed path=%s", _quoted(path))
-        return Answer.of_error(InternalError("the proxy failed; its journal has the reason"))
+    except Exception as error:
+        refusal = unexpected(error)
+        if isinstance(refusal, InternalError):
+            log.exception("route_crashed path=%s", _quoted(path))
+        else:
+            _log_refusal(environ, refusal)
+        return Answer.of_error(refusal)
+
+
+def _log_refusal(environ: Environ, error: ProxyError) -> None:
+    """One line, and of each kind at most so many a second: a stranger without a key can cause it."""
+    unlogged = _refusals.admit(error.code)
+    if unlogged is None:
+        return
+    level = logging.WARNING if error.status < 500 else logging.ERROR
+    if environ["REQUEST_METHOD"] == "HEAD" and environ["PATH_INFO"] == "/":
+        level = logging.INFO  # clients ask it to see whether somebody answers
+    path, reason = _quoted(environ["PATH_INFO"]), quoted(error.message, _MOST_REASON_CHARACTERS)
+    log.log(level, "refused path=%s status=%d reason=%s unlogged=%d", path, error.status, reason, unlogged)
 
 
 def _quoted(path: str) -> str:

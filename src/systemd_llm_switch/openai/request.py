@@ -5,17 +5,20 @@ Knows no socket, no unit and no web framework.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.endpoints import FORWARDED, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
-from systemd_llm_switch.quoting import printable
+from systemd_llm_switch.quoting import printable, quoted
 
 _MAX_FIELD = 10_000
+_MAX_SHOWN_DIGITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,16 @@ def parse_request(
     """Reads a request's body: JSON, or a form where its Content-Type says so.
 
     Raises:
-        InvalidJson, InvalidRequest, MissingModel: what the client must mend.
+        InvalidJson, InvalidRequest, MissingModel: what the client must correct.
     """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     is_form = content_type.lower().startswith("multipart/form-data")
     body = _parse_form(raw, content_type) if is_form else parse_object(raw)
     model = body.get("model")
     if model is None or model == "":
         raise MissingModel(known_models)
     if not isinstance(model, str):
-        raise InvalidRequest("`model` must be a text", param="model")
+        raise InvalidRequest("`model` must be a string", param="model")
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("`stream` must be true or false", param="stream")
@@ -74,7 +78,7 @@ def _parse_form(raw: bytes, content_type: str) -> Json:
     try:
         parser = multipart.MultipartParser(io.BytesIO(raw), options.get("boundary", ""), memory_limit=len(raw) + 1)
         fields: Json = {part.name: part.value for part in parser if not part.filename and part.size < _MAX_FIELD}
-    except (multipart.MultipartError, ValueError) as error:
+    except (multipart.MultipartError, ValueError, LookupError) as error:  # the last: a charset that does not exist
         raise InvalidRequest(f"the form cannot be read: {printable(str(error))}") from error
     if "stream" in fields:
         fields["stream"] = fields["stream"].lower() == "true"
@@ -89,20 +93,28 @@ def parse_object(raw: bytes) -> Json:
     """
     try:
         # Decoded here: of bytes, Python would take UTF-16 and UTF-32 too, which no backend reads.
-        body = _DECODER.decode(raw.decode())
+        body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
-        raise InvalidJson(f"the request body is no valid JSON: {detail}") from error
+        raise InvalidJson(f"the request body is not valid JSON: {printable(detail)}") from error
     if not isinstance(body, dict):
         raise InvalidRequest("the request body must be a JSON object")
     return body
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+def _finite(digits: str) -> float:
+    """A number that a backend can read. Python would read 1e999 as infinity, and write it as `Infinity`."""
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {quoted(digits, _MAX_SHOWN_DIGITS)} is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite)
 
 
 def to_backend(
@@ -114,7 +126,7 @@ def to_backend(
 ) -> bytes:
     """The bytes for the backend: as they came, unless something must differ.
 
-    `body` is the request's, or a mended copy of it; `params` are defaults and `force` is not to be overridden. A form
+    `body` is the request's, or a repaired copy of it; `params` are defaults and `force` is not to be overridden. A form
     goes on as it came: it holds files.
 
     Raises:

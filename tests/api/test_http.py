@@ -762,7 +762,7 @@ def test_foreign_text_is_cut_in_the_answer_and_in_the_log(proxy: Proxy, kind: st
 
 
 def test_an_error_of_a_backend_is_cut(proxy: Proxy) -> None:
-    answer = proxy.chat("a", standin={"status": 422, "body": json.dumps({"error": {"message": "e" * 100_000}})})
+    answer = proxy.chat("a", standin={"status": 422, "raw": json.dumps({"error": {"message": "e" * 100_000}})})
     assert answer.status == 422
     assert len(answer.body) < 5_000
     assert answer.error["message"].startswith("eee")

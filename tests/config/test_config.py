@@ -156,8 +156,8 @@ def test_every_problem_is_told_at_once_with_its_path() -> None:
         "repair.rescu": "unknown key; did you mean 'rescue'?",
         "models.a.alias": "unknown key; did you mean 'aliases'?",
         "models.b": "needs a unit, for instance unit: my-model.service",
-        "models.c.unit": "'c' is no systemd service name; did you mean c.service?",
-        "models.5": "the model id must be a text (put it in quotes)",
+        "models.c.unit": "'c' is not a valid name of a systemd service; did you mean c.service?",
+        "models.5": "the model id must be a string (put it in quotes)",
     }
 
 
@@ -179,9 +179,9 @@ def test_a_config_needs_a_model(models: object) -> None:
         ("request_timeout", float("inf"), "greater than 0"), ("request_timeout", float("nan"), "a number"),
         pytest.param("request_timeout", 10**400, "number", id="huge"),
         ("max_body_mb", -1, "greater than 0"), ("vram", 0, "greater than 0"),
-        ("host", "", "a text"), ("host", 5, "a text"), ("streaming", "yes", "one of buffered, live"),
-        ("streaming", ["live"], "one of buffered, live"), ("preload", "a", "list of texts"),
-        ("preload", [5], "a text"), ("allow_unauthenticated", "no", "true or false"),
+        ("host", "", "a string"), ("host", 5, "a string"), ("streaming", "yes", "one of buffered, live"),
+        ("streaming", ["live"], "one of buffered, live"), ("preload", "a", "list of strings"),
+        ("preload", [5], "a string"), ("allow_unauthenticated", "no", "true or false"),
         ("llama_url", "127.0.0.1:3004", "http://127.0.0.1:3004"), ("llama_url", "http://127.0.0.1", "must look like"),
         ("llama_url", "https://127.0.0.1:1", "must look like"), ("llama_url", "http://h:1/v1", "must look like"),
         ("llama_url", "http://h:x", "must look like"), ("llama_url", "http://h:1?q", "must look like"),
@@ -195,7 +195,7 @@ def test_a_wrong_value_of_the_server_is_told(key: str, value: object, words: str
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("aliases", "x", "list of texts"), ("vram", -1, "0 or more"), ("vram", None, "a number"),
+        ("aliases", "x", "list of strings"), ("vram", -1, "0 or more"), ("vram", None, "a number"),
         ("ttl", 0, "greater than 0"), ("params", [], "a mapping"), ("params", {1: 2}, "a mapping"),
         ("params", {"stream": True}, "must not set 'stream'"), ("force", {"model": "x"}, "must not set 'model'"),
         ("streaming", "Live", "one of"), ("llama_url", "x", "must look like"),
@@ -269,14 +269,14 @@ def test_one_unit_may_have_two_names_but_one_port() -> None:
     assert len(parse({"server": {"vram": 24}, "models": {"a": "x.service", "b": "x.service"}}).models) == 2
     other = {"unit": "x.service", "llama_url": "http://127.0.0.1:9"}
     found = problems({"models": {"a": "x.service", "b": other}})
-    assert found == {"models.b.llama_url": "differs from that of 'a', the same unit"}
+    assert found == {"models.b.llama_url": "differs from that of 'a', which has the same unit"}
 
 
 def test_only_a_model_can_be_preloaded() -> None:
     models = {"a": {"unit": "a.service", "aliases": ["x"]}}
     assert parse({"server": {"preload": ["a", "x"]}, "models": models}).server.preload == ("a", "x")
     found = problems({"server": {"preload": ["a", "z"]}, "models": models})
-    assert found == {"server.preload.1": "'z' is no model of this config"}
+    assert found == {"server.preload.1": "'z' is not a configured model"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-box"])
@@ -295,9 +295,9 @@ def test_a_wrong_entry_of_a_list_is_told_by_its_index() -> None:
     """Which of ten keys it is cannot be told by its text; a number most often lacks its quotes."""
     server = {"api_keys": ["sk-one", "sk-two", 31415], "allowed_hosts": ["my-box.lan", "http://my-box.lan"]}
     found = problems({"server": server, "models": {"a": {"unit": "a.service", "aliases": ["b", None]}}})
-    assert found["server.api_keys.2"] == "must be a text (put it in quotes)"
+    assert found["server.api_keys.2"] == "must be a string (put it in quotes)"
     assert found["server.allowed_hosts.1"].startswith("must be a name like my-box.lan")
-    assert found["models.a.aliases.1"] == "must be a text"
+    assert found["models.a.aliases.1"] == "must be a string that is not empty"
 
 
 def test_no_message_holds_a_key() -> None:
@@ -318,20 +318,23 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("models: {a: [", "is no valid YAML"),
-        ("models:\n  a: x.service\n  a: y.service\n", "the key 'a' stands twice"),
-        ("server: {port: 1, port: 2}\nmodels: {a: a.service}", "the key 'port' stands twice"),
-        ("models: !!python/object:os.system {}", "is no valid YAML"),
-        ("a: b\n---\nc: d", "is no valid YAML"),
-        ("models: {? [a] : b}", "is no valid YAML"),
-        ("\x00", "is no valid YAML"),
-        ("repair: 2024-13-45", "is no valid YAML"),
-        ("server: {port: 0x_}", "is no valid YAML"),
-        ("server: {port: !!int abc}", "is no valid YAML"),
-        ("models: !!map 5", "is no valid YAML"),
-        ("models: " + "[" * 3000, "is no valid YAML"),
-        ("models: {a: {unit: a.service, params: {day: 2024-01-01}}}", "must hold what JSON can say"),
-        ("models: {a: {unit: a.service, params: &p {x: *p}}}", "must hold what JSON can say"),
+        ("models: {a: [", "is not valid YAML"),
+        ("models:\n  a: x.service\n  a: y.service\n", "duplicate key 'a', in line 3, column 3"),
+        ("server: {port: 1, port: 2}\nmodels: {a: a.service}", "duplicate key 'port'"),
+        ("models: !!python/object:os.system {}", "is not valid YAML"),
+        ("a: b\n---\nc: d", "is not valid YAML"),
+        ("models: {? [a] : b}", "is not valid YAML"),
+        ("\x00", "is not valid YAML"),
+        ("repair: 2024-13-45", "is not valid YAML"),
+        ("server: {port: 0x_}", "is not valid YAML"),
+        ("server: {port: !!int abc}", "is not valid YAML"),
+        ("models: !!map 5", "is not valid YAML"),
+        ("models: " + "[" * 3000, "is not valid YAML"),
+        ("models: {a: {unit: a.service, params: {day: 2024-01-01}}}", "must hold only what JSON can express"),
+        ("models: {a: {unit: a.service, params: &p {x: *p}}}", "the alias 'p' stands for nothing that is complete"),
+        ("models: {a: *nothing}", "the alias 'nothing' stands for nothing"),
+        ("models:\n\ta: a.service", "a tab in line 2, column 1; use spaces"),
+        ("models:\n  a:\n \t unit: a.service", "a tab in line 3, column 2; use spaces"),
         ("", "must hold a mapping"),
     ],
 )
@@ -343,14 +346,14 @@ def test_a_file_that_cannot_be_understood_is_told(tmp_path: Path, text: str, wor
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"models: {\xff: a.service}")
-    with pytest.raises(ConfigError, match="is no valid YAML"):
+    with pytest.raises(ConfigError, match="is not valid UTF-8: byte 0xff in line 1"):
         load(tmp_path / "config.yaml")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nope\.yaml: No such file"):
         load(tmp_path / "nope.yaml")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         load(tmp_path)
 
 
@@ -502,7 +505,7 @@ def test_check_names_every_problem(tmp_path: Path) -> None:
         assert ran.stderr.splitlines() == [
             f"{path}: 2 problem(s)",
             "  server.prot: unknown key; did you mean 'port'?",
-            "  models.a.unit: 'b' is no systemd service name; did you mean b.service?",
+            "  models.a.unit: 'b' is not a valid name of a systemd service; did you mean b.service?",
         ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from support.stack import ROOT
 from systemd_llm_switch import errors
-from systemd_llm_switch.config import parse
+from systemd_llm_switch.config import keys as config_keys
 from systemd_llm_switch.openai.endpoints import FORWARDED
 
 DOCS = ROOT / "docs"
@@ -30,9 +30,9 @@ def all_errors(root: type[errors.ProxyError]) -> Iterator[type[errors.ProxyError
 @pytest.mark.parametrize(
     ("head", "keys"),
     [
-        ("key in `server:`", parse.SERVER),
-        ("key of a model", parse.MODEL),
-        ("key in `repair:`", parse.REPAIR),
+        ("key in `server:`", config_keys.SERVER),
+        ("key of a model", config_keys.MODEL),
+        ("key in `repair:`", config_keys.REPAIR),
     ],
 )
 def test_every_config_key_is_documented(head: str, keys: dict[str, object]) -> None:

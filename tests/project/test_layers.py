@@ -26,7 +26,7 @@ OWNERS = {
         *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
     },
     "jeepney": {"systemd/bus"},
-    "yaml": {"config/file"},
+    "yaml": {"config/document"},
 }  # fmt: skip
 
 

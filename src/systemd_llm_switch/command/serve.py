@@ -14,11 +14,12 @@ from systemd_llm_switch import logs
 from systemd_llm_switch.api.application import Application
 from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.command.exits import DONE, FAILED
-from systemd_llm_switch.config.file import LiveConfig, find, load
+from systemd_llm_switch.config.file import LiveConfig, find, load, places, warnings
 from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
+from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
 from systemd_llm_switch.switching.adoption import Adoption
 from systemd_llm_switch.switching.hold_file import Held, HoldFile
@@ -48,11 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(path)
     logs.set_up()
     try:
-        live = LiveConfig(path)
+        live = LiveConfig(*places(arguments.config, os.environ))
     except ConfigError as error:
         for problem in error.problems:
             log.error("config_error path=%s %s", path, problem)
         return FAILED
+    _log_warnings(live)
     return _serve(live, arguments.host, arguments.port)
 
 
@@ -63,14 +65,17 @@ def _port(text: str) -> int:
 
 
 def _check(path: Path) -> int:
+    name = printable(str(path))
     try:
-        config = load(path)
+        config, found = load(path), warnings(path)
     except ConfigError as error:
-        print(f"{path}: {len(error.problems)} problem(s)", file=sys.stderr)
+        print(f"{name}: {len(error.problems)} problem(s)", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         return FAILED
-    print(f"{path}: ok; models: {', '.join(config.models)}")
+    print(f"{name}: ok; models: {', '.join(map(printable, config.models))}")
+    for warning in found:
+        print(f"warning: {warning}", file=sys.stderr)
     return DONE
 
 
@@ -92,7 +97,7 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, host)
     server = Server(host, port, Application(services), _threads(config))
-    live.on_change = _Reloading(switcher, server, config)
+    live.on_change = _Reloading(live, switcher, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
     threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
@@ -115,7 +120,8 @@ def _threads(config: Config) -> int:
 class _Reloading:
     """What a changed config file means for what runs."""
 
-    def __init__(self, switcher: Switcher, server: Server, config: Config) -> None:
+    def __init__(self, live: LiveConfig, switcher: Switcher, server: Server, config: Config) -> None:
+        self._live = live
         self._switcher = switcher
         self._server = server
         self._bound = (config.server.host, config.server.port)
@@ -124,11 +130,17 @@ class _Reloading:
         if config is None:
             log.error("config_broken the last good config stays in force: %s", error)
             return
-        log.info("config_reloaded models=%s", ",".join(config.models))
+        log.info("config_reloaded path=%s models=%s", self._live.path, ",".join(config.models))
+        _log_warnings(self._live)
         if (config.server.host, config.server.port) != self._bound:
             log.warning("config_waits server.host and server.port take effect when the proxy is restarted")
         self._switcher.configure(config)
         self._server.allow_threads(_threads(config))
+
+
+def _log_warnings(live: LiveConfig) -> None:
+    for warning in live.warnings:
+        log.warning("config_warning %s", warning)
 
 
 def _take_up(adoption: Adoption, config: Config, operations: Operations, held: Held | None) -> None:

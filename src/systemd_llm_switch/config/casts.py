@@ -1,23 +1,31 @@
-"""The values of config keys: each cast takes what YAML gave and returns the value, or raises ValueError with a reason
-that a person understands. Pure."""
+"""Casts of config values: each takes what YAML gave and returns the value, or raises ValueError with a reason that a
+person understands. Pure."""
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-# systemd.unit(5), "Description": the characters a unit name may have.
-_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.service")
+from systemd_llm_switch.quoting import printable, quoted
+
+Cast = Callable[[object], Any]
+
+# systemd's own rule is unit_name_is_valid() in src/basic/unit-name.c; systemd.unit(5) describes it.
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(?P<instance>@[A-Za-z0-9:_.\\@-]*)?\.service")
+_MOST_UNIT_NAME_CHARACTERS = 255
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
 _STREAMING = ("buffered", "live")
+# Unicode's general categories of characters that no name, path or key has: control, surrogate, line, paragraph.
+_UNFIT = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
 class WrongEntry(ValueError):
-    """One entry of a list is wrong, and the message is only of it."""
+    """One entry of a list is wrong; the message is about that entry alone."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message)
@@ -26,10 +34,18 @@ class WrongEntry(ValueError):
 
 def as_text(value: object) -> str:
     if isinstance(value, int | float):
-        raise ValueError("must be a text (put it in quotes)")
+        raise ValueError("must be a string (put it in quotes)")
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
+        raise ValueError("must be a string that is not empty")
+    unfit = find_unfit(value)
+    if unfit:
+        raise ValueError(f"must not hold the control character {quoted(unfit)}")
     return value.strip()
+
+
+def find_unfit(text: str) -> str:
+    """The first character that no name, path or key may hold, or an empty string."""
+    return next((character for character in text if unicodedata.category(character) in _UNFIT), "")
 
 
 def as_flag(value: object) -> bool:
@@ -77,7 +93,7 @@ def as_port(value: object) -> int:
 
 def as_each(cast: Callable[[object], str], value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError("must be a list of texts")
+        raise ValueError("must be a list of strings")
     entries = []
     for index, entry in enumerate(value):
         try:
@@ -92,7 +108,7 @@ def as_texts(value: object) -> tuple[str, ...]:
 
 
 def as_host(value: object) -> str:
-    return as_text(value).removeprefix("[").removesuffix("]")  # as IPv6 addresses stand in URLs
+    return as_text(value).removeprefix("[").removesuffix("]")  # the form of IPv6 addresses in URLs
 
 
 def as_hosts(value: object) -> tuple[str, ...]:
@@ -102,7 +118,7 @@ def as_hosts(value: object) -> tuple[str, ...]:
 def as_host_name(value: object) -> str:
     name = as_text(value)
     if "/" in name or "*" in name:
-        raise ValueError(f"must be a name like my-box.lan, without scheme, path or *, not {name!r}")
+        raise ValueError(f"must be a name like my-box.lan, without scheme, path or *, not {quoted(name)}")
     return name
 
 
@@ -111,18 +127,21 @@ def as_origins(value: object) -> tuple[str, ...]:
 
 
 def as_origin(value: object) -> str:
-    """As browsers send it (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): anything else would never match."""
+    """In the form that browsers send (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): no other would match."""
     text = as_text(value)
     origin = text.lower().removesuffix("/")
     if origin in ("*", "null"):
         return origin
     if not _ORIGIN.fullmatch(origin):
-        raise ValueError(f"must look like https://chat.example.org or http://localhost:8080 (or '*'), not {text!r}")
+        raise ValueError(
+            f"must look like https://chat.example.org or http://localhost:8080 (or '*'), not {quoted(text)}"
+        )
     default = ":443" if origin.startswith("https:") else ":80" if origin.startswith("http:") else None
     return origin if default is None else origin.removesuffix(default)
 
 
-def as_mapping(value: object) -> Mapping[str, object]:
+def as_fields(value: object) -> Mapping[str, object]:
+    """Fields of a request."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError("must be a mapping of request fields")
     for name in ("model", "stream", "messages", "prompt", "input"):
@@ -131,7 +150,7 @@ def as_mapping(value: object) -> Mapping[str, object]:
     try:
         json.dumps(value, allow_nan=False)
     except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"must hold what JSON can say: {error}") from error
+        raise ValueError(f"must hold only what JSON can express: {printable(str(error))}") from error
     return MappingProxyType(dict(value))
 
 
@@ -143,9 +162,15 @@ def as_streaming(value: object) -> str:
 
 def as_unit(value: object) -> str:
     unit = as_text(value)
-    if not _UNIT_NAME.fullmatch(unit):
-        hint = "" if "." in unit else f"; did you mean {unit}.service?"
-        raise ValueError(f"{unit!r} is no systemd service name{hint}")
+    name = _UNIT_NAME.fullmatch(unit)
+    if len(unit) > _MOST_UNIT_NAME_CHARACTERS:
+        raise ValueError(f"is {len(unit)} characters long; systemd takes at most {_MOST_UNIT_NAME_CHARACTERS}")
+    if name is None:
+        hint = "" if "." in unit else f"; did you mean {printable(unit)}.service?"
+        raise ValueError(f"{quoted(unit)} is not a valid name of a systemd service{hint}")
+    if name["instance"] == "@":
+        stem = printable(unit.removesuffix("@.service"))
+        raise ValueError(f"{quoted(unit)} is a template; name an instance of it, for instance {stem}@1.service")
     return unit
 
 
@@ -157,8 +182,13 @@ def as_url(value: object) -> str:
     except ValueError:
         is_plain = None
     if not is_plain or parts.path or parts.query or parts.fragment:
-        raise ValueError(f"must look like http://127.0.0.1:3004, not {url!r}")
+        raise ValueError(f"must look like http://127.0.0.1:3004, not {quoted(url)}")
     return url
 
 
-Cast = Callable[[object], Any]
+def as_key(value: object) -> str:
+    """A key that goes into a header (RFC 6750, 2.1, with some room)."""
+    key = as_text(value)
+    if not key.isascii() or " " in key:
+        raise ValueError("must be one word of ASCII characters")
+    return key

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from systemd_llm_switch.errors import ModelNotFound
 
 ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
+_PREFIX, _SUFFIX = "openai/", ":latest"  # litellm's prefix for this API; Ollama's default tag
+_MOST_NAME_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The config cannot be used; `problems` names every reason."""
+    """The config cannot be used. `problems` holds the reasons: all of them, or the first if there are very many."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -62,6 +64,8 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     contexts: ContextSettings = ContextSettings()
+    strict_names: bool = False
+    list_aliases: bool = False
 
     @property
     def is_loopback(self) -> bool:
@@ -70,7 +74,7 @@ class ServerSettings:
 
     @property
     def has_keys(self) -> bool:
-        """Whether a key is asked for."""
+        """Whether a client needs a key."""
         return bool(self.api_keys or self.api_keys_file)
 
 
@@ -88,6 +92,8 @@ class Model:
     params: Mapping[str, object] = field(default_factory=dict)
     force: Mapping[str, object] = field(default_factory=dict)
     contexts: bool = True
+    backend_key: str | None = field(default=None, repr=False)
+    backend_key_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +105,44 @@ class RepairSettings:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A valid configuration. `names` maps each id and alias to its model."""
+    """A valid configuration. `names` maps each id and alias to its model; `folded` maps each in lower case, if only
+    one model can be meant by it."""
 
     server: ServerSettings
     models: Mapping[str, Model]
     names: Mapping[str, Model]
+    folded: Mapping[str, Model]
     repair: RepairSettings = RepairSettings()
 
     def find_model(self, name: str) -> Model:
-        """The model of an id or an alias.
+        """The model of an id or an alias. Unless `server.strict_names` is set, `openai/NAME`, `NAME:latest` and NAME in
+        another case are taken, too, where they can mean only one model.
 
         Raises:
             ModelNotFound
         """
         model = self.names.get(name)
+        if model is None and not self.server.strict_names and len(name) <= _MOST_NAME_CHARACTERS:
+            model = self._find_like(name)
         if model is None:
             raise ModelNotFound(name, self.models)
         return model
+
+    def _find_like(self, name: str) -> Model | None:
+        """An exact name within the name, or else one in another case."""
+        variants = list(_variants(name))
+        for names, spelled in ((self.names, str), (self.folded, str.casefold)):
+            found = {model.id: model for variant in variants if (model := names.get(spelled(variant)))}
+            if found:
+                return next(iter(found.values())) if len(found) == 1 else None
+        return None
+
+
+def _variants(name: str) -> Iterator[str]:
+    """The name as it is, without its prefix, without its suffix, and without both."""
+    for front in (name, name[len(_PREFIX) :] if name[: len(_PREFIX)].lower() == _PREFIX else ""):
+        yield front
+        yield front[: -len(_SUFFIX)] if front[-len(_SUFFIX) :].lower() == _SUFFIX else ""
 
 
 def is_loopback(host: str) -> bool:

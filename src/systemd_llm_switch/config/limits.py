@@ -1,0 +1,10 @@
+"""How much a config may hold. A file beyond these bounds is a mistake or an attack, and would stop the proxy."""
+
+from __future__ import annotations
+
+MOST_FILE_BYTES = 1_000_000
+MOST_MODELS = 1000
+MOST_PROBLEMS = 50  # that one message names
+MOST_NODES = 50_000  # of YAML, each alias counted as often as what it stands for
+MOST_DEPTH = 50
+MOST_PLAIN_CHARACTERS = 1000  # of a scalar without quotes: YAML tries to read it as a number

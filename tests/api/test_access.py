@@ -227,7 +227,7 @@ def test_a_broken_config_is_told_without_its_keys(stack: Stack) -> None:
     for broken in ("server: {api_keys: [sk-secret\nmodels: x", "server:\n  api_keys: [sk-secret, 'sk-secret]\n"):
         stack.config_path.write_text(broken)
         error = proxy.get("/api/status", headers=bearer("sk-old")).json["config"]["error"]
-        assert "is no valid YAML" in error
+        assert "is not valid YAML" in error
         assert "line 2" in error or "line 3" in error
         assert "sk-secret" not in error
         stack.config_path.write_text(good)

@@ -214,7 +214,7 @@ def test_no_depth_of_nesting_breaks_the_proxy(proxy: Proxy, stream: bool) -> Non
         ({"model": "a", "stream": "true"}, 400, "invalid_request", "stream"),
         ({"model": "a", "stream": 1}, 400, "invalid_request", "stream"),
         ({"model": "nope"}, 404, "model_not_found", "model"),
-        ({"model": "A"}, 404, "model_not_found", "model"),
+        ({"model": "AA"}, 404, "model_not_found", "model"),
     ],
 )
 def test_a_wrong_request_is_told_with_its_code_and_field(
@@ -662,7 +662,7 @@ def test_one_model_is_found_by_id_or_alias(proxy: Proxy, asked: str, found: str)
     assert answer.json["id"] == found
 
 
-@pytest.mark.parametrize("name", ["nope", "a/b", "org", "A"])
+@pytest.mark.parametrize("name", ["nope", "a/b", "org", "AA"])
 def test_an_unknown_model_of_the_list_is_a_404(proxy: Proxy, name: str) -> None:
     answer = proxy.get(f"/v1/models/{name}")
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
@@ -762,7 +762,7 @@ def test_foreign_text_is_cut_in_the_answer_and_in_the_log(proxy: Proxy, kind: st
 
 
 def test_an_error_of_a_backend_is_cut(proxy: Proxy) -> None:
-    answer = proxy.chat("a", standin={"status": 422, "raw": json.dumps({"error": {"message": "e" * 100_000}})})
+    answer = proxy.chat("a", standin={"status": 422, "raw": json.dumps({"error": {"message": "e" * 50_000}})})
     assert answer.status == 422
     assert len(answer.body) < 5_000
     assert answer.error["message"].startswith("eee")

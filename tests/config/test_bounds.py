@@ -19,8 +19,8 @@ from systemd_llm_switch.config.file import PACKAGED, LiveConfig, load, places, w
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import Config, ConfigError
 from systemd_llm_switch.errors import ModelNotFound
+from systemd_llm_switch.setup.user_manager import UserManager
 from systemd_llm_switch.systemd.bus import Call, CallRefused, ManagerBus
-from user_manager import UserManager
 
 
 def write(path: Path, text: str) -> Path:

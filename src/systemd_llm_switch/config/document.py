@@ -124,9 +124,7 @@ def _check_bounds(text: str) -> None:
                 sizes[closed.anchor] = closed.nodes
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise _too_much(
-                    f"the alias {quoted(str(event.anchor))} stands for nothing that is complete above it", event
-                )
+                raise _too_much("an alias stands for nothing that is complete above it", event)
             levels[-1].nodes += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             levels[-1].nodes += 1

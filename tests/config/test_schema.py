@@ -46,11 +46,7 @@ def test_the_schema_takes_the_keys_that_the_parser_takes() -> None:
 
 @pytest.mark.parametrize(("table", "record"), [(SERVER, ServerSettings), (MODEL, Model), (REPAIR, RepairSettings)])
 def test_each_key_has_its_field(table: dict[str, Any], record: type[Any]) -> None:
-    assert set(table) == {field.name for field in dataclasses.fields(record)} - {
-        "id",
-        "backend_key",
-        "backend_key_file",
-    }
+    assert set(table) <= {field.name for field in dataclasses.fields(record)}
 
 
 JSON_VALUES: list[Any] = [True, 0, 1, 0.5, -1, 70_000, "", "x", "x.service", [], ["x"], [1], {}, None, "http://h:1"]

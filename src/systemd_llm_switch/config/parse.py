@@ -48,7 +48,7 @@ def parse(raw: object) -> Config:
     if reader.problems:
         raise ConfigError(reader.problems)
     repair = RepairSettings(**top.get("repair", {}))
-    return Config(server, MappingProxyType(models), MappingProxyType(names), MappingProxyType(_folded(names)), repair)
+    return Config(server, MappingProxyType(models), MappingProxyType(names), repair, MappingProxyType(_folded(names)))
 
 
 class _Reader:

@@ -111,8 +111,8 @@ class Config:
     server: ServerSettings
     models: Mapping[str, Model]
     names: Mapping[str, Model]
-    folded: Mapping[str, Model]
     repair: RepairSettings = RepairSettings()
+    folded: Mapping[str, Model] = field(default_factory=dict)
 
     def find_model(self, name: str) -> Model:
         """The model of an id or an alias. Unless `server.strict_names` is set, `openai/NAME`, `NAME:latest` and NAME in

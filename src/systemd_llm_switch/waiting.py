@@ -1,6 +1,6 @@
-"""Waiting that a client's disconnect ends: every long wait of a request goes through here.
+"""Waits that a client's disconnect ends: every long wait of a request goes through here.
 
-Owns `poll(2)` on what is awaited together with the client's connection. Knows nothing of HTTP or models.
+Owns `poll(2)` on the awaited descriptor together with the client's connection. Knows nothing of HTTP or models.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from systemd_llm_switch.errors import ClientGone
 
 # A half-closed connection counts as gone: no client that wants the answer shuts its side down first.
 _HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
-# What poll(2) takes, in 31 bits of milliseconds: three weeks. A longer wait ends then, as if its time were over.
+# poll(2) takes 31 bits of milliseconds, which is three weeks. A longer wait ends early, as if its time were over.
 LONGEST_WAIT_S = 2_000_000.0
 
 
 def is_readable(fd: int) -> bool:
-    """Whether a descriptor can be read now, or its other side is gone. Thread-safe: a poll object is not, and to
-    make one takes less than a microsecond."""
+    """Whether a descriptor can be read now, or its other side is gone. Thread-safe: a poll object is not, and making
+    one takes less than a microsecond."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 class Client:
-    """The connection of whoever asked. `Client(None)` never hangs up (a caller inside the proxy)."""
+    """The connection of whoever sent the request. `Client(None)` never hangs up: a caller inside the proxy."""
 
     __slots__ = ("_fd",)
 
@@ -43,7 +43,7 @@ class Client:
         return bool(self._wait(fd, select.POLLIN, timeout_s))
 
     def wait_either(self, fd: int, timeout_s: float) -> tuple[bool, bool]:
-        """Blocks until `fd` is readable, or broken (the first), or only writable (the second), or the time is over.
+        """Blocks until `fd` is readable or broken (the first), or only writable (the second), or the time is over.
 
         Raises:
             ClientGone: the client hung up first.
@@ -76,7 +76,7 @@ class Client:
 class Signal:
     """A one-shot event between threads that can be polled beside a socket. Thread-safe.
 
-    Its file descriptor exists only while somebody waits, so that the hot path creates none.
+    Its file descriptor exists only while a thread waits, so the hot path creates none.
     """
 
     __slots__ = ("_fd", "_lock", "is_set")
@@ -87,7 +87,7 @@ class Signal:
         self.is_set = False
 
     def set(self) -> None:
-        """Wakes whoever waits, now and ever after."""
+        """Ends the wait that goes on, and every later one."""
         with self._lock:
             self.is_set = True
             if self._fd is not None:

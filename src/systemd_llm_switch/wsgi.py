@@ -7,7 +7,10 @@ from typing import Any
 
 Environ = dict[str, Any]
 Headers = tuple[tuple[str, str], ...]
-StartResponse = Callable[..., Any]
+# Sends a part of an answer's body, and blocks until it is sent. Raises OSError if the client is gone or takes nothing.
+Write = Callable[[bytes], object]
+# Takes the status line and the headers of an answer, which leave together with the first part of its body.
+StartResponse = Callable[[str, list[tuple[str, str]]], Write]
 Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 # The descriptor of the client's connection: a wait can watch it.

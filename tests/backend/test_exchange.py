@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from support.stack import free_port
-from systemd_llm_switch.backend import exchange as exchange_module
 from systemd_llm_switch.backend.backend import Backend
-from systemd_llm_switch.backend.exchange import BackendLost, Exchange, Reply
+from systemd_llm_switch.backend.exchange import BackendLost, Bounds, Exchange, Message, Reply
+from systemd_llm_switch.backend.incoming import Incoming
 from systemd_llm_switch.waiting import Client
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: 2\r\n\r\nok"
@@ -46,14 +46,25 @@ def peer(*replies: Sequence[bytes]) -> Iterator[Backend]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def exchange_of(backend: Backend) -> Exchange:
-    return next(iter(backend.send("POST", "/x", b"{}", "application/json", Client(None), time.monotonic() + 5)))
+POST = Message("POST", "/x", b"{}", "application/json")
 
 
-def ask(backend: Backend) -> Reply:
-    with contextlib.closing(exchange_of(backend)) as exchange:
-        exchange.begin()
+def bounds(seconds: float = 5, max_bytes: int = 1_000_000) -> Bounds:
+    return Bounds(time.monotonic() + seconds, max_bytes)
+
+
+def ask(backend: Backend, within: Bounds | None = None, sent: list[Exchange] | None = None) -> Reply:
+    """The whole reply; `sent` gets the exchange of each request that was sent for it."""
+    on_sent = (lambda _: None) if sent is None else sent.append
+    with contextlib.closing(backend.ask(POST, Client(None), within or bounds(), on_sent)) as exchange:
         return exchange.read()
+
+
+def has_kept_one(backend: Backend) -> bool:
+    """Whether the next request would go out on a connection that was kept."""
+    sent: list[Exchange] = []
+    ask(backend, sent=sent)
+    return not sent[0].is_new
 
 
 @pytest.mark.parametrize(
@@ -74,39 +85,39 @@ def test_what_follows_a_reply_is_no_part_of_it(surplus: bytes) -> None:
     """And the connection is not used again."""
     with peer([OK + surplus], [NEXT]) as backend:
         assert ask(backend) == Reply(200, "text/x", b"ok")
-        assert exchange_of(backend).is_new
+        assert not has_kept_one(backend)
 
 
 @pytest.mark.parametrize(
     "head", ["Connection: close\r\n", "Connection: Keep-Alive, Close\r\n"], ids=["close", "in a list"]
 )
 def test_a_connection_that_the_backend_will_close_is_not_kept(head: str) -> None:
-    with peer([OK.replace(b"Content-Type", head.encode() + b"Content-Type")]) as backend:
+    with peer([OK.replace(b"Content-Type", head.encode() + b"Content-Type")], [NEXT]) as backend:
         assert ask(backend).body == b"ok"
-        assert exchange_of(backend).is_new
+        assert not has_kept_one(backend)
 
 
 def test_a_kept_connection_is_used_again() -> None:
     with peer([OK], [NEXT]) as backend:
         ask(backend)
-        assert not exchange_of(backend).is_new
+        assert has_kept_one(backend)
 
 
 def test_a_body_may_end_with_its_connection() -> None:
-    with peer([b"HTTP/1.1 200 OK\r\n\r\nall of ", b"it", b""]) as backend:
+    with peer([b"HTTP/1.1 200 OK\r\n\r\nall of ", b"it", b""], [NEXT]) as backend:
         assert ask(backend).body == b"all of it"
-        assert exchange_of(backend).is_new
+        assert not has_kept_one(backend)
 
 
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
-        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"], "no HTTP"),
-        ([b"SSH-2.0-OpenSSH\r\n"], "no HTTP"),
+        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"], "not valid HTTP"),
+        ([b"SSH-2.0-OpenSSH\r\n"], "not valid HTTP"),
         ([OK[:-1], b""], "ended early"),
         ([OK[:20], b""], "ended early"),
         ([b""], "without an answer"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokx"], "no HTTP"),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokx"], "not valid HTTP"),
     ],
     ids=["another protocol", "no HTTP", "cut in the body", "cut in the head", "nothing", "a bad chunk"],
 )
@@ -124,6 +135,6 @@ def test_an_exchange_leaves_nothing_to_the_collector() -> None:
             ask(backend)
             with contextlib.suppress(BackendLost):
                 ask(backend)
-        assert [it for it in gc.get_objects() if isinstance(it, exchange_module._Incoming)] == []
+        assert [it for it in gc.get_objects() if isinstance(it, Incoming)] == []
     finally:
         gc.enable()

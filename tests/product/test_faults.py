@@ -17,7 +17,7 @@ import pytest
 
 from support.stack import Stack, descriptors_of, in_background, run_all, wait_for
 from systemd_llm_switch.backend.backend import Backend
-from systemd_llm_switch.backend.exchange import BackendLost, Exchange
+from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.systemd.unit import ProcessWatch
@@ -385,16 +385,16 @@ def test_a_connection_made_after_the_process_ended_is_not_used(stack: Stack) -> 
         backend, model = Backend(url), Model("m", "m.service", url)
         resident = Resident(model, backend, ProcessWatch(process.pid), "", 0.0)
 
-        def send() -> Exchange:
-            return next(iter(backend.send("GET", "/", b"", "", Client(None), time.monotonic() + 5)))
+        def ask(seconds: float) -> None:
+            bounds = Bounds(time.monotonic() + seconds, 1000)
+            backend.ask(Message("GET", "/", b"", ""), Client(None), bounds, resident.check)
 
-        exchange = send()
-        resident.check(exchange)
-        exchange.close()
+        with pytest.raises(BackendDeadline):  # it is sent, and this listener answers nobody
+            ask(0.1)
         process.kill()
         process.wait()
         with pytest.raises(BackendLost) as lost:
-            resident.check(send())
+            ask(5)
         assert lost.value.was_unread
 
 

@@ -19,7 +19,7 @@ OWNERS = {
         "http_server/server", "http_server/connections", "http_server/request", "http_server/gateway",
         "http_server/threadpool",
     },
-    "httptools": {"http_server/head", "http_server/body", "backend/exchange"},
+    "httptools": {"http_server/head", "http_server/body", "backend/incoming"},
     "requests": {"backend/backend"},
     "subprocess": {
         "systemd/journal",

@@ -1,8 +1,8 @@
 """The WSGI application: which route answers, who is let in, and what becomes of whatever goes wrong.
 
-web.py dispatches, and that is all: what a route returns goes past it to the server, since web.py would hand that a
-chain without `close()`, so that a body whose client went away would never be ended. Requests for a model, which are
-most of all, go past it altogether (docs/performance.md has what that brings).
+web.py chooses the route, and that is all: the answer goes past it to the server, through the one `write` that
+`start_response` returns (PEP 3333). Requests for a model, which are most of all, go past web.py altogether
+(docs/performance.md has what that brings).
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ from systemd_llm_switch.errors import (
     UnknownUrl,
     unexpected,
 )
-from systemd_llm_switch.forward.forwarding import Answer
-from systemd_llm_switch.forward.proxy import Story
+from systemd_llm_switch.forward.answer import Answer, Start
 from systemd_llm_switch.openai.endpoints import FORWARDED
 from systemd_llm_switch.quoting import LIMIT, printable, quoted
 from systemd_llm_switch.throttle import Throttle
-from systemd_llm_switch.wsgi import Environ, Headers, StartResponse
+from systemd_llm_switch.wsgi import Environ, Headers, StartResponse, Write
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +83,21 @@ class Application:
         self._dispatch = _Dispatch(services)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Writes the answer, and returns nothing to send.
+
+        Raises:
+            ClientGone: the answer could not be sent to its end, so its connection must be closed.
+        """
         access = self._services.access()
-        told = _tell(self._services, access, self._dispatch, environ)
-        answer = told.answer if isinstance(told, Story) else told
-        headers = [*answer.headers, *access.cors_headers(environ)]
-        if answer.body:
-            headers.append(("Content-Length", str(len(answer.body))))
-        start_response(_STATUS_LINES.get(answer.status) or f"{answer.status} Backend Status", headers)
-        if isinstance(told, Story):
-            return told
-        return () if environ["REQUEST_METHOD"] == "HEAD" else (answer.body,)
+
+        def start(status: int, headers: Headers) -> Write:
+            line = _STATUS_LINES.get(status) or f"{status} Backend Status"
+            return start_response(line, [*headers, *access.cors_headers(environ)])
+
+        answer = _serve(self._services, access, self._dispatch, environ, start)
+        if answer is not None:
+            answer.send(start, has_body=environ["REQUEST_METHOD"] != "HEAD")
+        return ()
 
     def admits(self, environ: Environ) -> bool:
         """Whether a request may come in: asked by the server before it waits for a body."""
@@ -113,16 +117,19 @@ class Application:
         return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
 
 
-def _tell(services: Services, access: Access, dispatch: _Dispatch, environ: Environ) -> Answer | Story:
-    """What a route tells whoever may come in. Whatever goes wrong leaves in OpenAI's shape, with a line in the
-    journal."""
+def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Environ, start: Start) -> Answer | None:
+    """The answer for whoever may come in; None where it was sent already. Whatever goes wrong leaves in OpenAI's shape,
+    with a line in the journal."""
     path = environ["PATH_INFO"]
     try:
         if access.check(path, environ):
             return Answer(204, access.preflight_headers(environ), b"")
         if path in _FORWARDED and environ["REQUEST_METHOD"] == "POST":
-            return forward(services, path, environ)
-        return dispatch.tell(environ)
+            forward(services, path, environ, start)
+            return None
+        return dispatch.answer(environ)
+    except ClientGone:
+        raise
     except ProxyError as error:
         _log_refusal(environ, error)
         return Answer.of_error(error)
@@ -163,8 +170,8 @@ class _Dispatch(web.application):  # type: ignore[misc]
         super().__init__(mapping, {}, autoreload=False)
         self._wsgi = self.wsgifunc()
 
-    def tell(self, environ: Environ) -> Answer | Story:
-        """What the route tells.
+    def answer(self, environ: Environ) -> Answer:
+        """The route's answer.
 
         Raises:
             ProxyError, and whatever goes wrong in the route.
@@ -177,7 +184,7 @@ class _Dispatch(web.application):  # type: ignore[misc]
                 raise MethodNotAllowed(environ["REQUEST_METHOD"], environ["PATH_INFO"], ("GET", "POST"))
             if isinstance(told, Exception):
                 raise told
-            return cast(Answer | Story, told)
+            return cast(Answer, told)
         finally:
             del told  # it may name this frame: a circle, until a collection
 

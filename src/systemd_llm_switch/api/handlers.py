@@ -1,6 +1,6 @@
 """The routes: web.py classes that read a request, call, and write the answer.
 
-Knows HTTP and nothing of how a request is served. Each method returns what is to be told: a whole answer, or a story.
+Knows HTTP and nothing of how a request is served. Each method returns a whole answer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import (
     InvalidRequest,
     MissingModel,
+    UnknownUrl,
 )
-from systemd_llm_switch.forward.forwarding import Answer
-from systemd_llm_switch.forward.proxy import Story
+from systemd_llm_switch.forward.answer import Answer, Start
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.quoting import quoted
@@ -80,16 +80,20 @@ class Handler:
 
 
 class Forwarded(Handler):
-    """Every route that is forwarded to the model its body names. For web.py, which tells by it that only POST is
-    allowed there: `application` takes the POSTs past it."""
+    """The routes that are forwarded. web.py only needs to know that they take POST and nothing else: `application` has
+    the POSTs answered by `forward`."""
 
-    def POST(self, path: str) -> Story:
-        return forward(self.services, path, web.ctx.env)
+    def POST(self, path: str) -> Answer:
+        raise UnknownUrl(f"no such route: POST {quoted(web.ctx.path)}; did you mean {path}?")
 
 
-def forward(services: Services, path: str, environ: Environ) -> Story:
-    """Serves a request for a model; without web.py, which most of all requests need not pay for."""
-    return services.proxy.serve(path, _body(environ), _content_type(environ), _client(environ))
+def forward(services: Services, path: str, environ: Environ, start: Start) -> None:
+    """Answers a request for a model. It goes past web.py, whose cost most requests need not pay.
+
+    Raises:
+        ClientGone: the answer could not be sent to its end.
+    """
+    services.proxy.serve(path, _body(environ), _content_type(environ), environ.get(CLIENT_FD), start)
 
 
 def _client(environ: Environ) -> Client:

@@ -1,7 +1,7 @@
-"""A backend: one llama-server's HTTP side. Readiness, connections, and what is sent on them.
+"""A backend: one llama-server's HTTP side. Owns its readiness and its connections.
 
-Knows nothing of units, scheduling or repair. Readiness uses `requests`; what is forwarded goes over sockets of our
-own (`exchange`), which is also quicker (docs/performance.md).
+Knows nothing of units, scheduling or repair. Readiness uses `requests`. Forwarded requests use sockets of our own
+(`exchange`), which is also faster (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import requests
 
-from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Exchange
+from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message
 from systemd_llm_switch.waiting import Client, remaining_s
 
-# llama-server closes an idle connection after 5 s; reusing one at that moment would lose the race.
+# llama-server closes an idle connection after 5 s. A connection that is reused at that moment would lose the race.
 _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
 _PEEK_NOW = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
@@ -52,59 +52,78 @@ class Backend:
     def readiness(self, timeout_s: float = 2.0) -> Readiness:
         """Asks `/health` once. Never raises."""
         try:
-            with self._session_lock, self._session:  # which closes its connections, and may be used again
+            with self._session_lock, self._session:  # this closes its connections; the session stays usable
                 reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})
         except requests.RequestException as error:
             _let_go(error)
-            # Otherwise something listens, but is too busy to say so in time.
+            # Any other error: something listens, but is too busy to answer in time.
             return Readiness.SILENT if isinstance(error, requests.ConnectionError) else Readiness.LOADING
         return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
 
-    def send(
-        self, method: str, path: str, body: bytes, content_type: str, client: Client, deadline: float
-    ) -> Iterator[Exchange]:
-        """Sends a request, at most twice: an idle connection may turn out to have been closed by the backend,
-        and then nothing of the request was seen by it.
+    def ask(
+        self,
+        message: Message,
+        client: Client,
+        bounds: Bounds,
+        on_sent: Callable[[Exchange], None] = lambda _: None,
+    ) -> Exchange:
+        """Sends a request and waits until its reply begins. The caller must close the exchange.
 
-        Yields the exchange to wait on; the caller asks for the next one only when `begin()` raised BackendLost.
+        `on_sent` is called with each exchange once its request is on its way. There may be two: a kept connection
+        that ends before one byte of the reply was closed as idle, so the request goes out once more on a new one.
 
         Raises:
-            BackendLost: no connection.
-            BackendDeadline: none in time.
+            BackendLost, BackendDeadline, ReplyTooLarge, ClientGone
         """
-        message = (
-            f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        ).encode("latin-1", "replace") + body
+        was_unread = True
         sock = self._take_idle()
         if sock is not None:
-            exchange = Exchange(self.give_back, sock, client, deadline, message, is_new=False)
             try:
-                exchange.send_some()
-            except BackendLost:
-                exchange.close()
-            else:
-                yield exchange
-        exchange = Exchange(self.give_back, self._connect(deadline), client, deadline, message, is_new=True)
+                return self._ask_on(sock, message, client, bounds, on_sent, is_new=False)
+            except BackendLost as lost:
+                if not lost.was_idle:
+                    raise
+                was_unread = lost.was_unread
+        try:
+            sock = self._connect(bounds.deadline)
+            return self._ask_on(sock, message, client, bounds, on_sent, is_new=True)
+        except BackendLost as lost:
+            lost.was_unread = lost.was_unread and was_unread  # a process that died may have read the first one
+            raise
+
+    def _ask_on(
+        self,
+        sock: socket.socket,
+        message: Message,
+        client: Client,
+        bounds: Bounds,
+        on_sent: Callable[[Exchange], None],
+        *,
+        is_new: bool,
+    ) -> Exchange:
+        pieces = (message.head(self._host), message.body)
+        exchange = Exchange(self.keep, sock, client, bounds, pieces, is_new)
         try:
             exchange.send_some()
-        except BackendLost:
+            on_sent(exchange)
+            exchange.begin()
+        except BaseException:
             exchange.close()
             raise
-        yield exchange
+        return exchange
 
-    def give_back(self, sock: socket.socket) -> None:
-        """Keeps a connection whose reply was read to its end, and none that are too old by now."""
+    def keep(self, sock: socket.socket) -> None:
+        """Keeps a connection whose reply was read to its end, and closes those that are too old by now."""
         now = time.monotonic()
         self._idle.append((sock, now))
         try:
             while self._idle[0][1] < now - _MAX_IDLE_S:
                 self._idle.popleft()[0].close()
         except IndexError:
-            return  # others took them meanwhile
+            return  # other threads took them meanwhile
 
     def drop_idle(self) -> None:
-        """Closes the idle connections: the process behind them is gone, or about to be."""
+        """Closes the idle connections: the process behind them has ended or is about to."""
         while self._idle:
             try:
                 self._idle.pop()[0].close()
@@ -112,10 +131,10 @@ class Backend:
                 return
 
     def is_silent(self) -> bool:
-        """Whether nothing at all listens at the URL; a listener too busy to accept does.
+        """Whether nothing listens at the URL. A listener that is too busy to accept counts as listening.
 
         Raises:
-            OSError: there is no room for one more open file to see it with.
+            OSError: no more files can be opened, so it cannot be checked.
         """
         try:
             socket.create_connection(self._address, timeout=1).close()
@@ -127,7 +146,7 @@ class Backend:
         return False
 
     def _connect(self, deadline: float) -> socket.socket:
-        """A blocking socket: with a time-out of Python's, MSG_DONTWAIT would wait."""
+        """A blocking socket: with a timeout of Python's, MSG_DONTWAIT would wait."""
         left_s = remaining_s(deadline)
         timeout_s = min(_CONNECT_TIMEOUT_S, left_s)
         if timeout_s == 0:
@@ -135,9 +154,9 @@ class Backend:
         try:
             sock = socket.create_connection(self._address, timeout=timeout_s)
         except TimeoutError as error:
-            # It listens, and has accepted none for so long that no more may wait: as wedged as one that is silent.
-            told = "" if timeout_s == left_s else f"did not accept a connection within {timeout_s:g} s"
-            raise BackendDeadline(told) from error
+            # It listens, but its queue of connections is full and stays full: it hangs.
+            reason = "" if timeout_s == left_s else f"did not accept a connection within {timeout_s:g} s"
+            raise BackendDeadline(reason) from error
         except OSError as error:
             raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -148,7 +167,7 @@ class Backend:
         oldest_good = time.monotonic() - _MAX_IDLE_S
         while self._idle:
             try:
-                sock, idle_since = self._idle.pop()  # the youngest: the others may age and go
+                sock, idle_since = self._idle.pop()  # the youngest, so that the others may age out
             except IndexError:
                 return None
             if idle_since >= oldest_good and _is_quiet(sock):
@@ -158,7 +177,7 @@ class Backend:
 
 
 def _is_quiet(sock: socket.socket) -> bool:
-    """Whether the peer neither closed an idle connection nor sent anything unasked."""
+    """Whether the peer neither closed an idle connection nor sent unrequested bytes on it."""
     try:
         sock.recv(1, _PEEK_NOW)
     except BlockingIOError:
@@ -169,8 +188,8 @@ def _is_quiet(sock: socket.socket) -> bool:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """urllib3's errors and their frames hold each other, and the callers' frames with all that is in them, until
-    Python's collector comes; for a watched process that is a file descriptor."""
+    """Clears an error's frames. urllib3's errors and their frames refer to each other, and so keep the callers' frames
+    and all their objects until Python's garbage collector runs; a watched process would keep a file descriptor."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -1,7 +1,7 @@
-"""One request under way at a backend: sent, waited for, read, cancelled. Knows HTTP/1.1 and one connection.
+"""One request under way at a backend: sent, waited for, read, aborted. Knows HTTP/1.1 and one connection.
 
 httptools' parser over a socket of our own: a wait must watch the client's connection together with the backend's
-(`waiting.Client`), and nothing may block inside a reply that comes in pieces.
+(`waiting.Client`), and nothing may block while a reply comes in pieces.
 """
 
 from __future__ import annotations
@@ -12,26 +12,56 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-
-from systemd_llm_switch.waiting import Client, remaining_s
+from systemd_llm_switch.backend.incoming import Incoming, NotHttp
+from systemd_llm_switch.waiting import Client
 
 _RECV_BYTES = 64 * 1024
+# A longer head is refused: the parser copies a header that comes in pieces once more for each piece.
+_MAX_HEAD_BYTES = 256 * 1024
 
 
 class BackendLost(Exception):
     """The connection broke, or could not be made: the process died, was stopped, or refuses.
 
-    `was_unread` says that the backend never read the request.
+    `was_unread`: the kernel says that the backend never read the request.
+    `was_idle`: a kept connection ended before one byte of the reply. The backend had closed it as idle, or died.
     """
 
-    def __init__(self, reason: BaseException | str, *, was_unread: bool = False) -> None:
+    def __init__(self, reason: BaseException | str, *, was_unread: bool = False, was_idle: bool = False) -> None:
         super().__init__(str(reason) or type(reason).__name__)
         self.was_unread = was_unread
+        self.was_idle = was_idle
 
 
 class BackendDeadline(Exception):
-    """No (whole) reply within the request's time; or, told in the message, no connection within a shorter one."""
+    """No whole reply within the request's time. A message says where a shorter time was over (no connection)."""
+
+
+class ReplyTooLarge(Exception):
+    """The reply is larger than allowed."""
+
+
+class Message(NamedTuple):
+    """What is sent to a backend."""
+
+    method: str
+    path: str
+    body: bytes
+    content_type: str
+
+    def head(self, host: str) -> bytes:
+        """The request line and the headers."""
+        return (
+            f"{self.method} {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {self.content_type}\r\n"
+            f"Content-Length: {len(self.body)}\r\n\r\n"
+        ).encode("latin-1", "replace")
+
+
+class Bounds(NamedTuple):
+    """How long a reply may take (`deadline`, of `time.monotonic`) and how many bytes it may have on the wire."""
+
+    deadline: float
+    max_bytes: int
 
 
 class Reply(NamedTuple):
@@ -42,137 +72,65 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class _Incoming:
-    """What the parser found of a reply so far. Interim replies (1xx) are passed over."""
-
-    __slots__ = (
-        "_has_length",
-        "_is_closing",
-        "body",
-        "content_type",
-        "has_head",
-        "has_surplus",
-        "is_complete",
-        "parser",
-        "status",
-    )
-
-    def __init__(self) -> None:
-        self.parser: HttpResponseParser | None = None  # until all is read: they name each other
-        self.status = 0
-        self.body: list[bytes] = []
-        self.has_head = False
-        self.is_complete = False
-        self.has_surplus = False
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """Whether only the connection's end tells the body's (RFC 9112, 6.3)."""
-        return self.has_head and not self._has_length
-
-    @property
-    def leaves_connection(self) -> bool:
-        """Whether another request may follow on the connection."""
-        return self.is_complete and not self.has_surplus and not self._is_closing
-
-    # What the parser calls; also for what follows a whole reply, which is no part of it.
-
-    def on_message_begin(self) -> None:
-        self.has_surplus = self.is_complete
-        if not self.is_complete:
-            self.content_type = "application/json"
-            self._has_length = False
-            self._is_closing = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_complete:
-            return
-        name = name.lower()
-        if name == b"content-type":
-            self.content_type = value.decode("latin-1")
-        elif name in (b"content-length", b"transfer-encoding"):
-            self._has_length = True
-        elif name == b"connection":
-            self._is_closing = b"close" in value.lower()
-
-    def on_headers_complete(self) -> None:
-        if self.parser is not None:
-            self.status = self.parser.get_status_code()
-            self.has_head = self.status >= 200
-            self._is_closing = self._is_closing or self.parser.get_http_version() != "1.1"
-
-    def on_body(self, data: bytes) -> None:
-        if not self.is_complete:
-            self.body.append(data)
-
-    def on_message_complete(self) -> None:
-        if self.has_head:
-            self.is_complete = True
-            self.parser = None
-
-
 class Exchange:
-    """One request that is under way at the backend. Used by one thread, but for `abort`. `is_new` tells that its
-    connection was made for it; `give_back` takes a connection that may serve another.
+    """One request that is under way at the backend. One thread uses it; only `abort` comes from another.
 
-    What of the request the backend does not take at once is sent while the reply is waited for: a backend that reads
-    nothing holds up neither the client's keep-alives, nor its disconnect, nor `abort`.
+    `is_new`: the connection was made for this request. `keep` takes a connection that may serve another request.
 
-    Whoever has one closes it, whatever comes of it: before the end of the reply, that is what makes llama-server stop
+    The bytes that the backend does not take at once are sent while the reply is awaited: a backend that reads nothing
+    delays neither the client's keep-alives, nor its disconnect, nor `abort`. Before each read, the deadline and the
+    client are checked: a backend that never stops sending delays them no more than one that is silent.
+
+    Its owner must close it, whatever comes of it. Closed before the end of the reply, it makes llama-server stop
     generating.
 
-    Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline.
+    Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline, ReplyTooLarge.
     """
 
     def __init__(
         self,
-        give_back: Callable[[socket.socket], None],
+        keep: Callable[[socket.socket], None],
         sock: socket.socket,
         client: Client,
-        deadline: float,
-        message: bytes,
+        bounds: Bounds,
+        pieces: tuple[bytes, bytes],
         is_new: bool,
     ) -> None:
-        self._keep = give_back
+        """`pieces`: the head and the body of the request."""
+        self._keep = keep
         self.is_new = is_new
         self._sock: socket.socket | None = sock
-        # `abort` comes from another thread: it must not meet a socket that is another request's by then.
+        # `abort` comes from another thread: it must not meet a socket that serves another request by then.
         self._sock_lock = threading.Lock()
+        self._is_aborted = False
         self._client = client
-        self._deadline = deadline
-        self._unsent = memoryview(message)
-        self._reply = _Incoming()
-        self._parser = self._reply.parser = HttpResponseParser(self._reply)
-        self._has_begun = False  # anything of the reply came
+        self._deadline, self._max_bytes = bounds
+        self._head, self._body = memoryview(pieces[0]), memoryview(pieces[1])
+        self._reply = Incoming()
+        self._received = 0  # bytes
+
+    # --- the request ----------------------------------------------------------------------------------
 
     def send_some(self) -> None:
-        """Sends what the connection takes now; `wait` sends the rest. Does not block."""
+        """Sends what the connection takes now; the waits for the reply send the rest. Does not block."""
         try:
-            sent = self._open_socket.send(self._unsent, socket.MSG_DONTWAIT)
+            sent = self._open_socket.sendmsg((self._head, self._body), (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:
-            # Half a request is none: nobody acts on it.
-            raise BackendLost(error, was_unread=isinstance(error, ConnectionError)) from error
-        self._unsent = self._unsent[sent:]
+            # An incomplete request is never acted on.
+            raise self._lost(error, was_unread=isinstance(error, ConnectionError)) from error
+        of_head = min(sent, len(self._head))
+        self._head, self._body = self._head[of_head:], self._body[sent - of_head :]
 
-    def wait(self, timeout_s: float) -> bool:
-        """Blocks until bytes of the reply can be read (True) or the time is over (False)."""
-        fd = self._open_socket.fileno()
-        if self._unsent:
-            until = time.monotonic() + timeout_s
-            while self._unsent:
-                is_readable, is_writable = self._client.wait_either(fd, remaining_s(until))
-                if not is_writable:
-                    return is_readable  # an answer to half a request is one, too: it may be too large
-                self.send_some()
-            timeout_s = remaining_s(until)
-        return self._client.wait_readable(fd, timeout_s)
+    @property
+    def _is_unsent(self) -> bool:
+        return bool(self._head or self._body)
+
+    # --- the reply ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Reads the status line and the headers."""
-        if self._unsent and not self.wait(remaining_s(self._deadline)):
-            raise BackendDeadline
+        """Waits for the reply's status line and headers."""
         while not self._reply.has_head:
             self._take_in()
 
@@ -182,96 +140,112 @@ class Exchange:
 
     @property
     def content_type(self) -> str:
-        """The only header of a reply that is handed on: the others are about this hop, or llama-server's own
-        idea of CORS."""
+        """The only header that is handed on: the others are about this hop, or llama-server's own idea of CORS."""
         return self._reply.content_type
 
     @property
     def is_event_stream(self) -> bool:
         """Whether the reply comes as events, while it is written."""
-        return self.status == 200 and self.content_type.startswith("text/event-stream")
+        return self.status == 200 and self._reply.is_of_events
 
     def read(self) -> Reply:
-        """Reads the rest of the reply and gives the connection back."""
+        """Waits for the rest of the reply, and releases the connection."""
         while not self._reply.is_complete:
             self._take_in()
-        self._give_back()
-        return Reply(self.status, self.content_type, b"".join(self._reply.body))
+        self._release()
+        return Reply(self.status, self.content_type, self._reply.take())
 
-    def read_some(self, patience_s: float) -> bytes | None:
-        """Reads what has come of the reply's body: b"" at its end, None when nothing came for `patience_s`."""
-        reply, until = self._reply, time.monotonic() + patience_s
-        while not reply.body and not reply.is_complete:
-            received = self._receive()
-            if received is not None:
-                self._feed(received)
-            elif not self.wait(remaining_s(until)):
-                return None
-        data = b"".join(reply.body)
-        reply.body.clear()
+    def read_some(self) -> bytes:
+        """Waits for the next bytes of the reply's body; b"" at its end."""
+        reply = self._reply
+        while not reply.has_body and not reply.is_complete:
+            self._take_in()
+        data = reply.take()
         if not data:
-            self._give_back()
+            self._release()
         return data
 
     def _take_in(self) -> None:
-        """Reads what came; waits for it until the deadline."""
-        while (received := self._receive()) is None:
-            if not self._client.wait_readable(self._open_socket.fileno(), remaining_s(self._deadline)):
-                raise BackendDeadline
-        self._feed(received)
-
-    def _receive(self) -> bytes | None:
-        """What came: b"" at the connection's end, None while nothing has. Does not block."""
+        """Waits until bytes of the reply can be read, and reads them."""
+        self._wait()
         try:
-            return self._open_socket.recv(_RECV_BYTES, socket.MSG_DONTWAIT)
+            received = self._open_socket.recv(_RECV_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return None
+            return
         except OSError as error:
-            was_unread = not self._has_begun and (bool(self._unsent) or isinstance(error, ConnectionError))
-            raise BackendLost(error, was_unread=was_unread) from error
+            was_unread = not self._received and (self._is_unsent or isinstance(error, ConnectionError))
+            raise self._lost(error, was_unread=was_unread) from error
+        if received:
+            self._feed(received)
+        else:
+            self._end()
+
+    def _wait(self) -> None:
+        """Blocks until bytes of the reply can be read; sends the rest of the request meanwhile."""
+        fd = self._open_socket.fileno()
+        while self._is_unsent:
+            is_readable, is_writable = self._client.wait_either(fd, self._left_s())
+            if is_readable:
+                return  # a reply to an incomplete request counts: the request may be too large
+            if is_writable:
+                self.send_some()
+        if not self._client.wait_readable(fd, self._left_s()):
+            raise BackendDeadline
+
+    def _left_s(self) -> float:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise BackendDeadline
+        return left_s
 
     def _feed(self, received: bytes) -> None:
-        if not received:
-            self._note_end()
-            return
-        self._has_begun = True
+        self._received += len(received)
+        if self._received > self._max_bytes:
+            raise ReplyTooLarge
         try:
-            self._parser.feed_data(received)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            # Whatever follows a whole reply is no part of it; the connection is not used again.
-            if not self._reply.is_complete:
-                raise BackendLost(f"its reply is no HTTP: {error}") from error
+            self._reply.feed(received)
+        except NotHttp as error:
+            raise BackendLost(f"its reply is not valid HTTP: {error}") from error
+        if not self._reply.has_head and self._received > _MAX_HEAD_BYTES:
+            raise BackendLost(f"the head of its reply is longer than {_MAX_HEAD_BYTES // 1024} KiB")
 
-    def _note_end(self) -> None:
-        """The connection ended: so did the reply, or it is lost."""
+    def _end(self) -> None:
+        """The connection ended: that ends the reply, or loses it."""
         if self._reply.ends_with_connection:
-            self._reply.is_complete = self._reply.has_surplus = True
-        elif self._has_begun:
+            self._reply.end()
+        elif self._received:
             raise BackendLost("the reply ended early")
         else:
-            raise BackendLost("it closed the connection without an answer", was_unread=self._was_unread())
+            raise self._lost("it closed the connection without an answer", was_unread=self._was_unread())
 
     def _was_unread(self) -> bool:
         """Whether the kernel behind an ended connection said that bytes were not read: it answers with a reset where
         a process ends and leaves some, or where they come after its end, and with an orderly close where all were
         read (RFC 1122, 4.2.2.13). A reset that follows such a close is pending behind it (tcp(7): EPIPE)."""
-        return bool(self._unsent) or self._open_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        return self._is_unsent or self._open_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+    def _lost(self, reason: BaseException | str, was_unread: bool) -> BackendLost:
+        was_idle = not (self.is_new or self._received or self._is_aborted)
+        return BackendLost(reason, was_unread=was_unread, was_idle=was_idle)
+
+    # --- the connection -------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Drops the connection unless the reply was read to its end. Idempotent."""
-        self._reply.parser = None
+        self._reply.close()
         sock = self._take_socket()
         if sock is not None:
             sock.close()
 
     def abort(self) -> None:
-        """Ends the exchange from another thread: whoever waits for it gets BackendLost."""
+        """Ends the exchange from another thread: its own thread gets BackendLost."""
         with self._sock_lock:
+            self._is_aborted = True
             if self._sock is not None:
                 try:
                     self._sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    return  # it ended by itself meanwhile
+                    return  # the connection ended by itself meanwhile
 
     @property
     def _open_socket(self) -> socket.socket:
@@ -284,10 +258,12 @@ class Exchange:
             sock, self._sock = self._sock, None
             return sock
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
+        """Keeps the connection if it may serve another request. One that carried events is never kept: llama-server
+        closes it a moment after the stream, in spite of its `Keep-Alive`, and the next request would be lost on it."""
         sock = self._take_socket()
         if sock is not None:
-            if self._reply.leaves_connection and not self._unsent:
+            if self._reply.leaves_connection and not self._is_unsent and not self._reply.is_of_events:
                 self._keep(sock)
             else:
                 sock.close()

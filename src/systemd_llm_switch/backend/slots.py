@@ -5,6 +5,7 @@ Each call blocks until its deadline at most. Knows nothing of files, units or co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from systemd_llm_switch.backend.backend import Backend
-from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Exchange
-from systemd_llm_switch.waiting import Client, remaining_s
+from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message, ReplyTooLarge
+from systemd_llm_switch.waiting import Client
 
 _LARGEST_REPLY = 8 << 20  # an old build's list of slots repeats their prompts
 _QUOTED = 200
@@ -135,32 +136,17 @@ class Slots:
         return value
 
     def _fetch(self, method: str, path: str, data: bytes, deadline: float) -> tuple[int, bytes]:
-        lost: BackendLost | None = None
+        message, bounds = Message(method, path, data, "application/json"), Bounds(deadline, _LARGEST_REPLY)
         try:
-            for exchange in self._backend.send(method, path, data, "application/json", Client(None), deadline):
-                try:
-                    exchange.begin()
-                    return exchange.status, _read(exchange, deadline)
-                except BackendLost as error:
-                    lost = error
-                finally:
-                    exchange.close()
-        except BackendLost as error:
-            lost = error
-        except BackendDeadline as error:
-            raise SlotError(f"{method} {path}: no answer in time") from error
-        raise SlotError(f"{method} {path}: {lost}")
-
-
-def _read(exchange: Exchange, deadline: float) -> bytes:
-    body = bytearray()
-    while (received := exchange.read_some(remaining_s(deadline))) != b"":
-        if received is None:
-            raise BackendDeadline
-        body += received
-        if len(body) > _LARGEST_REPLY:
-            raise SlotError(f"it answered with more than {_LARGEST_REPLY >> 20} MiB")
-    return bytes(body)
+            with contextlib.closing(self._backend.ask(message, Client(None), bounds)) as exchange:
+                reply = exchange.read()
+        except BackendLost as lost:
+            raise SlotError(f"{method} {path}: {lost}") from lost
+        except BackendDeadline as late:
+            raise SlotError(f"{method} {path}: no answer in time") from late
+        except ReplyTooLarge as large:
+            raise SlotError(f"it answered with more than {_LARGEST_REPLY >> 20} MiB") from large
+        return reply.status, reply.body
 
 
 def _message(value: object) -> str:

@@ -66,6 +66,7 @@ SERVER: Mapping[str, Key] = {
     "request_timeout": Key(POSITIVE, "Seconds that one request may run at the model."),
     "queue_limit": Key(COUNT, "Requests that may wait. Further ones get 429 with Retry-After."),
     "max_body_mb": Key(POSITIVE, "The size of a request in MB. A larger one gets 413."),
+    "max_reply_mb": Key(POSITIVE, "The size of a backend's reply in MB. A larger one becomes a 502."),
     "streaming": Key(STREAMING, "live passes the model's words on as they come; tool calls are still sent whole."),
     "vram": Key(POSITIVE, "GiB of the card. Models whose vram fits together stay loaded together."),
     "max_wait": Key(NOT_NEGATIVE, "Seconds that a waiting model lets the loaded one go on. Default: measured."),

@@ -52,6 +52,7 @@ class ServerSettings:
     request_timeout: float = 1800.0
     queue_limit: int = 64
     max_body_mb: float = 64.0
+    max_reply_mb: float = 256.0
     streaming: str = "buffered"
     vram: float | None = None
     max_wait: float | None = None

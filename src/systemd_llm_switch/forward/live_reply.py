@@ -82,6 +82,7 @@ class LiveReply:
         self._whole: Json = {}
         self.repairs: tuple[Repair, ...] = ()
         self.usage: Json = {}
+        self.timings: Json = {}
 
     @property
     def told(self) -> Told | None:
@@ -109,6 +110,7 @@ class LiveReply:
             self.usage = chunk["usage"]
             if not choices:
                 self._usage_chunk = chunk
+                self.timings = object_of(chunk.get("timings"))
                 return b""
         self._note_envelope(chunk)
         if len(choices) == 1 and not chunk.get("usage") and self._may_pass(choices[0]):
@@ -125,14 +127,17 @@ class LiveReply:
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
         yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
 
-    def end(self) -> None:
-        """The stream has ended: what was held can be mended.
+    def check(self) -> None:
+        """The stream has ended: is the reply whole?
 
         Raises:
             BrokenStream: it ended without a finish_reason.
         """
         if not self._choices or any(choice.finish_reason is None for choice in self._choices.values()):
             raise BrokenStream("the stream ended early")
+
+    def end(self) -> None:
+        """Repairs what was held, now that the reply is whole."""
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
         self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts, self._budget)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from cheroot import server as cheroot_server
 
+from systemd_llm_switch.errors import ClientGone
 from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ, Headers, StartResponse
 
 
@@ -16,7 +18,11 @@ class Application(Protocol):
     """What the server serves. It asks for the limits of each request: the config may change."""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answers a request, as WSGI says."""
+        """Answers a request as WSGI says, by the `write` that `start_response` returns.
+
+        Raises:
+            ClientGone: the answer could not be sent to its end, so its connection must be closed.
+        """
 
     def admits(self, environ: Environ) -> bool:
         """Whether a request may come in; asked before a body is waited for."""
@@ -47,18 +53,17 @@ class Gateway(cheroot_server.Gateway):
     """WSGI for one application, which is ours: what cheroot checks of any application is left out."""
 
     def respond(self) -> None:
-        """Has the request answered."""
+        """Has the request answered: the application writes its answer, and returns nothing to send.
+
+        Raises:
+            OSError: the client is gone, or takes nothing.
+        """
         request = self.req
-        answer = request.server.wsgi_app(self.environ(), request.start_response)
         try:
-            for piece in answer:
-                if piece:
-                    request.ensure_headers_sent()
-                    request.write(piece)
-        finally:
-            request.ensure_headers_sent()
-            if hasattr(answer, "close"):
-                answer.close()
+            request.server.wsgi_app(self.environ(), request.start_response)
+        except ClientGone as gone:
+            # cheroot closes the connection of a request that ends like this, and says nothing.
+            raise ConnectionAbortedError(errno.ECONNABORTED, str(gone)) from gone
 
     def environ(self) -> dict[str, Any]:
         """The request as the application gets it."""

@@ -10,6 +10,7 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -177,9 +178,14 @@ class ServedRequest(cheroot_server.HTTPRequest):
             self.conn.wfile.write(b"0\r\n\r\n")
         self.conn.wfile.flush()
 
-    def start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """What WSGI's application calls with the head of its answer; it leaves with what follows."""
+    def start_response(self, status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], None]:
+        """Takes the head of an answer, which leaves with the first part of the body. Returns what writes the body."""
         self.status, self.outheaders = status, headers
+        return self._write_body
+
+    def _write_body(self, data: bytes) -> None:
+        self.ensure_headers_sent()
+        self.write(data)
 
     def send_headers(self) -> None:
         """Makes the head of the answer; it leaves together with what follows it."""

@@ -1,0 +1,33 @@
+"""A whole answer to a client, and how answers leave: through one `write`, which the http side gives for a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.openai.shapes import JSON_TYPE, dump
+from systemd_llm_switch.wsgi import Headers, Write
+
+Start = Callable[[int, Headers], Write]
+"""Takes the status and the headers. They leave together with the first part of the body."""
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @classmethod
+    def of_error(cls, error: ProxyError, more: Iterable[tuple[str, str]] = ()) -> Answer:
+        """An error in OpenAI's shape; `more` are further headers."""
+        return cls(error.status, (JSON_TYPE, *error.headers(), *more), dump(error.body()))
+
+    def send(self, start: Start, *, has_body: bool = True) -> None:
+        """Sends it; without its body, if that must only be described (HEAD)."""
+        length = (("Content-Length", str(len(self.body))),) if self.body else ()
+        write = start(self.status, (*self.headers, *length))
+        if has_body and self.body:
+            write(self.body)

@@ -1,0 +1,129 @@
+"""One attempt to have a request served by one process of its backend, and what its failure means."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from systemd_llm_switch.backend.exchange import (
+    BackendDeadline,
+    BackendLost,
+    Bounds,
+    Exchange,
+    Message,
+    Reply,
+    ReplyTooLarge,
+)
+from systemd_llm_switch.config.records import Model, ServerSettings
+from systemd_llm_switch.errors import BackendCrashed, BackendError, BackendTimeout
+from systemd_llm_switch.forward.live_reply import BrokenStream
+from systemd_llm_switch.forward.responder import Responder
+from systemd_llm_switch.openai.request import Request
+from systemd_llm_switch.switching.leases import Lease
+from systemd_llm_switch.switching.losses import Losses
+from systemd_llm_switch.switching.switcher import Switcher
+
+# A killed process may still have read a request in the moment between the signal and its end.
+_DYING_S = 0.02
+
+Fault = BackendLost | BackendDeadline | ReplyTooLarge | BrokenStream
+FAULTS = (BackendLost, BackendDeadline, ReplyTooLarge, BrokenStream)
+
+
+class WasEnding(Exception):
+    """The backend's process was ending when the request came: no work is lost, the next process serves it."""
+
+
+class Attempt:
+    """The granted lease, the time that the backend has, and what is sent to it: the request first, and further
+    questions about it where llama-server's parser refused its own reply."""
+
+    def __init__(
+        self,
+        switcher: Switcher,
+        losses: Losses,
+        lease: Lease,
+        request: Request,
+        sent: bytes,
+        responder: Responder,
+        settings: ServerSettings,
+    ) -> None:
+        """`sent`: the request's body as the backend gets it."""
+        self._switcher = switcher
+        self._losses = losses
+        self._lease = lease
+        self._request = request
+        self.sent = sent
+        self._responder = responder
+        self._settings = settings
+        self._began = time.monotonic()
+        self._bounds = Bounds(self._began + settings.request_timeout, max_reply_bytes(settings))
+
+    def begin(self, meanwhile: Callable[[], object]) -> Exchange:
+        """Sends the request and waits until its reply begins; `meanwhile` runs while the backend works."""
+        return self._ask(self._request.path, self.sent, meanwhile)
+
+    def fetch(self, path: str, body: bytes) -> Reply:
+        """The whole reply to a further question."""
+        with contextlib.closing(self._ask(path, body, lambda: None)) as exchange:
+            return exchange.read()
+
+    def _ask(self, path: str, body: bytes, meanwhile: Callable[[], object]) -> Exchange:
+        resident = self._lease.granted
+
+        def on_sent(exchange: Exchange) -> None:
+            self._lease.on_interrupt(exchange.abort)
+            resident.check(exchange)
+            meanwhile()
+
+        message = Message("POST", path, body, self._request.content_type)
+        return resident.backend.ask(message, self._responder, self._bounds, on_sent)
+
+    @property
+    def lasted_s(self) -> float:
+        """How long the backend has had so far."""
+        return time.monotonic() - self._began
+
+    def explain(self, fault: Fault, *, may_retry: bool) -> Exception:
+        """What a fault of the exchange means for the client: BackendCrashed, BackendError, BackendTimeout, WasEnding,
+        or what interrupted the lease."""
+        if isinstance(fault, BackendLost):
+            return self._loss(fault, may_retry)
+        if isinstance(fault, BackendDeadline):
+            return self._timeout(fault)
+        if isinstance(fault, ReplyTooLarge):
+            return too_large(self._model, self._settings)
+        return BackendError(f"the reply of {self._model.id!r} is broken: {fault}")
+
+    @property
+    def _model(self) -> Model:
+        return self._lease.model
+
+    def _loss(self, lost: BackendLost, may_retry: bool) -> Exception:
+        lease, model, lasted_s = self._lease, self._model, self.lasted_s
+        if lease.interruption is not None:
+            return lease.interruption
+        reason = self._losses.explain(lease)
+        if reason is None:
+            return BackendError(f"the backend of {model.id!r} at {model.llama_url} failed: {lost}")
+        was_unread = lost.was_unread or lasted_s < _DYING_S
+        if may_retry and was_unread and not self._responder.has_started:
+            return WasEnding()
+        return BackendCrashed(f"model {model.id!r} ended while it answered: {reason}")
+
+    def _timeout(self, late: BackendDeadline) -> BackendTimeout:
+        self._switcher.distrust(self._lease)
+        limit_s = self._settings.request_timeout
+        reason = str(late) or f"did not answer within {limit_s:g} s (server.request_timeout)"
+        return BackendTimeout(f"model {self._model.id!r} {reason}")
+
+
+def max_reply_bytes(settings: ServerSettings) -> int:
+    """How large a backend's reply may be."""
+    return int(settings.max_reply_mb * 1_000_000)
+
+
+def too_large(model: Model, settings: ServerSettings) -> BackendError:
+    """The error for a reply that is larger."""
+    return BackendError(f"the reply of {model.id!r} is larger than {settings.max_reply_mb:g} MB (server.max_reply_mb)")

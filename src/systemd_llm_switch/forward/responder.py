@@ -1,0 +1,82 @@
+"""The client of one request while it is served: what it was sent, and when it must next hear something.
+
+Every wait of the request goes through here, so a wait sends the keep-alives itself and ends with the client.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from systemd_llm_switch.errors import ClientGone
+from systemd_llm_switch.forward.answer import Answer, Start
+from systemd_llm_switch.forward.record import Record
+from systemd_llm_switch.openai.sse import KEEP_ALIVE, SSE_HEADERS
+from systemd_llm_switch.waiting import Client
+from systemd_llm_switch.wsgi import Write
+
+# How long a streaming client waits before the 200 is sent: errors until then keep their real status.
+GRACE_S = 2.0
+# After that it hears something at least this often: Node's fetch gives up after 300 s of silence, proxies sooner.
+KEEP_ALIVE_S = 10.0
+
+
+class Responder(Client):
+    """Answers one client, with a whole answer or with a stream of events. Used by the request's thread.
+
+    Raises, from every method that waits or sends: ClientGone.
+    """
+
+    __slots__ = ("_due", "_record", "_start", "_write", "is_mid_event")
+
+    def __init__(self, fd: int | None, start: Start, record: Record) -> None:
+        super().__init__(fd)
+        self._start = start
+        self._record = record
+        self._write: Write | None = None
+        self._due = math.inf  # when the client must next hear something
+        self.is_mid_event = False  # half an event was sent: a comment would break it
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a stream has begun: its status is sent, so an error can only come in the stream."""
+        return self._write is not None
+
+    def expect_stream(self) -> None:
+        """The client asked for a stream: waits keep it alive after a grace."""
+        self._due = time.monotonic() + GRACE_S
+
+    def answer(self, answer: Answer) -> None:
+        """Sends a whole answer."""
+        try:
+            answer.send(self._start)
+        except OSError as error:
+            raise ClientGone("the client closed its connection, or reads nothing") from error
+
+    def stream(self, data: bytes) -> None:
+        """Sends a part of a stream, and its head before the first part."""
+        try:
+            if self._write is None:
+                self._write = self._start(200, (*SSE_HEADERS, *self._record.headers()))
+            self._write(data)
+        except OSError as error:
+            raise ClientGone("the client closed its connection, or reads nothing") from error
+        self._due = time.monotonic() + KEEP_ALIVE_S
+
+    def _wait(self, fd: int, events: int, timeout_s: float) -> int:
+        if self._due == math.inf:
+            return super()._wait(fd, events, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            now = time.monotonic()
+            if now >= self._due:
+                self._keep_alive()
+            found = super()._wait(fd, events, min(deadline, self._due) - now)
+            if found or time.monotonic() >= deadline:
+                return found
+
+    def _keep_alive(self) -> None:
+        if self.is_mid_event:
+            self._due = time.monotonic() + KEEP_ALIVE_S
+        else:
+            self.stream(KEEP_ALIVE)

@@ -620,12 +620,15 @@ SLOW = {
 }
 
 
+SENDER_TIMEOUT_S = 10  # for so long the proxy waits for the rest of a request
+
+
 def assert_quick(proxy: Proxy, **headers: str) -> None:
-    """Both in little time: the proxy's health, and an answer of the loaded model."""
+    """Neither the proxy's health nor an answer of the loaded model has to wait for slow senders."""
     began = time.monotonic()
     assert proxy.get("/health").status == 200
     assert proxy.post(CHAT, chat("a"), headers=headers).status == 200
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 0.8 * SENDER_TIMEOUT_S
 
 
 @pytest.fixture
@@ -659,7 +662,7 @@ def test_without_a_key_nobody_can_make_the_proxy_wait_for_a_body(keyed: Proxy) -
             answer = read_all(sock)
             assert answer.startswith(b"HTTP/1.1 401 ")
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_api_key"
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 0.8 * SENDER_TIMEOUT_S
     large = {"model": "a", "messages": [], "x": "x" * 3_000_000}
     assert_no_key(keyed.post(CHAT, large))  # one that has come for the most part
     assert keyed.post(CHAT, large, headers=bearer(KEY)).status == 200
@@ -702,7 +705,7 @@ def test_running_out_of_open_files_is_survived(small: Proxy) -> None:
         assert_quick(small)
         while time.monotonic() - began < 1:
             time.sleep(0.1)
-        assert _cpu_s(pid) - spent < 0.7
+        assert _cpu_s(pid) - spent < 0.7 * (time.monotonic() - began)
     assert "Traceback" not in small.log
     assert small.log.count("no_room_for_a_connection") < 400
 

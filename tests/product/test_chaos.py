@@ -465,7 +465,7 @@ def _rest(world: World) -> Footprint:
         seen.append(count())
         return seen[-1] == seen[-2]
 
-    wait_for(is_still, 20, "the proxy comes to rest")
+    wait_for(is_still, what="the proxy comes to rest")
     status = proxy.status()
     busy = {name: it for name, it in status["models"].items() if it["in_flight"] or it["waiting"]}
     if busy or status["waiting"] or status["on_hold"]:

@@ -25,11 +25,9 @@ from systemd_llm_switch.waiting import Client
 
 
 def test_a_unit_that_exits_is_reported_at_once_with_its_own_words(stack: Stack) -> None:
-    """503 with systemd's result and the last journal lines of this start; a broken model does not take 120 s."""
+    """503 with systemd's result and the last journal lines of this start, and not 504 after the load's timeout."""
     proxy = stack.run({"broken": stack.standin("broken", "--exit", "3", "--say", "error: no such model file")})
-    began = time.monotonic()
     answer = proxy.chat("broken")
-    assert time.monotonic() - began < 5
     assert answer.status == 503
     assert answer.error["code"] == "model_start_failed"
     assert "exit status 3" in answer.error["message"]
@@ -71,14 +69,12 @@ def test_a_unit_in_a_crash_loop_is_stopped_not_left_to_restart(stack: Stack) -> 
 
 def test_a_unit_in_auto_restart_does_not_make_its_start_wait(stack: Stack) -> None:
     """`systemctl start` would wait out RestartSec."""
-    unit = stack.standin("m", service="Restart=always\nRestartSec=60")
+    unit = stack.standin("m", service="Restart=always\nRestartSec=600")
     proxy = stack.run({"m": unit})
     assert proxy.chat("m").status == 200
     os.kill(stack.main_pid(unit), signal.SIGKILL)
     wait_for(lambda: stack.active_state(unit) == "activating")
-    began = time.monotonic()
     assert proxy.chat("m").status == 200
-    assert time.monotonic() - began < 20
 
 
 def test_a_model_that_never_gets_ready_is_a_504_and_is_stopped(stack: Stack) -> None:
@@ -243,11 +239,9 @@ def test_a_wedged_backend_is_a_504_and_is_restarted_before_it_is_used_again(stac
     proxy = stack.run({"m": unit}, request_timeout=1)
     assert proxy.chat("m").status == 200
     pid = stack.main_pid(unit)
-    began = time.monotonic()
     answer = proxy.chat("m", standin={"hang": True})
     assert answer.status == 504
     assert answer.error["code"] == "backend_timeout"
-    assert time.monotonic() - began < 5
     assert proxy.chat("m").status == 200
     assert stack.main_pid(unit) != pid
 
@@ -258,11 +252,9 @@ def test_a_backend_that_hangs_in_its_reply_is_a_504_and_is_restarted(stack: Stac
     proxy = stack.run({"m": unit}, request_timeout=1)
     assert proxy.chat("m").status == 200
     pid = stack.main_pid(unit)
-    began = time.monotonic()
-    answer = proxy.chat("m", standin={"half_s": 60})
+    answer = proxy.chat("m", standin={"half_s": 600})
     assert answer.status == 504
     assert answer.error["code"] == "backend_timeout"
-    assert time.monotonic() - began < 5
     assert proxy.chat("m").status == 200
     assert stack.main_pid(unit) != pid
 
@@ -279,9 +271,7 @@ def test_a_stopped_process_that_reads_no_large_request_is_a_504_and_is_restarted
     proxy = stack.run({"m": unit}, request_timeout=3)
     assert proxy.chat("m").status == 200
     os.kill(stack.main_pid(unit), signal.SIGSTOP)
-    began = time.monotonic()
     answer = proxy.chat("m", LARGE, stream=is_streamed)
-    assert time.monotonic() - began < 8
     if is_streamed:
         assert answer.body.startswith(b": keep-alive\n\n")
         assert answer.events[0]["error"]["code"] == "backend_timeout"
@@ -300,8 +290,8 @@ def test_a_large_request_that_is_dropped_while_it_is_sent_is_noticed(stack: Stac
     wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 1)
     time.sleep(1)  # until the kernel takes no more
     sock.close()
-    wait_for(lambda: "status=499" in proxy.log, 2)
-    wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 0, 1)
+    wait_for(lambda: "status=499" in proxy.log)
+    wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 0)
 
 
 def test_a_large_request_under_which_the_process_ends_is_served_by_the_next(stack: Stack) -> None:
@@ -331,9 +321,7 @@ def test_a_process_that_accepts_no_more_connections_is_a_504_and_is_restarted(
         with contextlib.suppress(TimeoutError):
             while True:
                 queued.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=0.5))
-        began = time.monotonic()
         answer = proxy.chat("m")
-        assert time.monotonic() - began < 7
         assert answer.status == 504
         assert answer.error["code"] == "backend_timeout"
         assert told in answer.error["message"]
@@ -399,13 +387,11 @@ def test_a_connection_made_after_the_process_ended_is_not_used(stack: Stack) -> 
 
 
 def test_a_load_that_is_stopped_by_hand_ends_its_wait_at_once(stack: Stack) -> None:
-    unit = stack.standin("m", "--load-s", "60")
+    unit = stack.standin("m", "--load-s", "600")
     proxy = stack.run({"m": unit})
-    began = time.monotonic()
     with in_background(lambda: proxy.chat("m")) as results:
         wait_for(lambda: stack.active_state(unit) == "active")
         stack.systemctl("stop", unit)
-    assert time.monotonic() - began < 20
     assert results[0].status == 503
     assert "stopped" in results[0].error["message"]
 
@@ -445,29 +431,30 @@ def test_a_dropped_stream_is_noticed_after_its_headers_too(stack: Stack) -> None
     sock = _send_chat(proxy.port, "m", standin={"hang": True}, stream=True)
     assert b"200 OK" in sock.recv(1000)  # after the grace
     sock.close()
-    wait_for(lambda: stack.seen()["dropped"] == 1, 5)
+    wait_for(lambda: stack.seen()["dropped"] == 1)
     wait_for(lambda: "status=499" in proxy.log)
 
 
 def test_a_request_that_waits_and_is_dropped_leaves_the_queue(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
-    with in_background(lambda: proxy.chat("a", standin={"delay_s": 2})) as results:
+    with in_background(lambda: proxy.chat("a", standin={"until_released": True})) as results:
         wait_for(lambda: proxy.state("a") == "ready" and stack.seen()["running"] == 1)
         sock = _send_chat(proxy.port, "b")
         wait_for(lambda: proxy.status()["waiting"] == 1)
         sock.close()
-        wait_for(lambda: proxy.status()["waiting"] == 0, 2)
+        wait_for(lambda: proxy.status()["waiting"] == 0)
+        stack.release()
     assert results[0].status == 200
     assert proxy.state("a") == "ready"  # nobody asked for b any more
 
 
 def test_a_load_for_nobody_is_stopped(stack: Stack) -> None:
-    unit = stack.standin("slow", "--load-s", "60")
+    unit = stack.standin("slow", "--load-s", "600")
     proxy = stack.run({"slow": unit})
     sock = _send_chat(proxy.port, "slow")
     wait_for(lambda: stack.active_state(unit) == "active")
     sock.close()
-    wait_for(lambda: stack.active_state(unit) in ("inactive", "failed"), 8)
+    wait_for(lambda: stack.active_state(unit) in ("inactive", "failed"))
     wait_for(lambda: proxy.state("slow") == "stopped")
 
 

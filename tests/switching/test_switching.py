@@ -361,10 +361,12 @@ def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_liste
 
 def test_the_status_knows_what_was_started_by_hand_before_a_request_asks(stack: Stack) -> None:
     """Also what was still loading when the proxy started; and what was stopped by hand."""
-    slow, other = stack.standin("slow", "--load-s", "1"), stack.standin("other")
+    slow, other = stack.standin("slow", "--load-s", "600"), stack.standin("other")
     stack.systemctl("start", slow)
     proxy = stack.run({"slow": slow, "other": other})
     assert proxy.state("slow") == "stopped"  # it is not ready
+    wait_for(lambda: _answers(stack))
+    stack.release()
     wait_for(lambda: proxy.state("slow") == "ready")
     stack.systemctl("stop", slow)
     stack.systemctl("start", other)

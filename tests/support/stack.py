@@ -30,14 +30,14 @@ STANDIN = Path(__file__).with_name("standin.py")
 PATIENCE_S = 60  # so long that only a claim that never comes true reaches it, on a busy machine, too
 
 
-def wait_for(claim: Callable[[], Any], what: str = "") -> Any:
+def wait_for(claim: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "") -> Any:
     """The first true value of `claim`; AssertionError when it stays false."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + timeout_s
     while True:
         value = claim()
         if value:
             return value
-        assert time.monotonic() < deadline, f"never came true within {PATIENCE_S} s: {what or claim}"
+        assert time.monotonic() < deadline, f"never came true within {timeout_s} s: {what or claim}"
         time.sleep(0.02)
 
 

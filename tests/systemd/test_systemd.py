@@ -62,7 +62,7 @@ def test_units_stop_side_by_side(stack: Stack, systemd: Systemd, tmp_path: Path)
     asked.mkdir()
     script = tmp_path / "wait.sh"
     script.write_text(
-        f"trap 'touch {asked}/$1; until [ \"$(ls {asked} | wc -l)\" = 4 ]; do sleep 0.05; done; exit' TERM\n"
+        f"trap 'touch {asked}/$1; until [ \"$(ls {asked} | wc -l)\" = 4 ]; do sleep 0.05; done; exit 0' TERM\n"
         f"touch {tmp_path}/ready-$1; while :; do sleep 0.05; done\n"
     )
     numbers = range(4)

@@ -149,8 +149,8 @@ def test_an_unknown_path_is_a_404_that_lists_the_routes(proxy: Proxy, path: str)
 
 
 def test_an_unknown_path_suggests_what_was_meant(proxy: Proxy) -> None:
-    """Most often the base URL lacks /v1, or has it twice; what is like nothing is compared to nothing."""
-    for path, meant in (("/chat/completions", CHAT), ("/v1/v1/models", "/v1/models"), ("/api/holt", "/api/hold")):
+    """Most often the base URL has /v1 twice. A path that is like no route gets no suggestion."""
+    for path, meant in (("/v1/chat/completion", CHAT), ("/v1/v1/models", "/v1/models"), ("/api/holt", "/api/hold")):
         assert f"; did you mean {meant}? " in proxy.post(path, {}).error["message"]
     assert "did you mean" not in proxy.post("/api/chat", {}).error["message"]
 

@@ -47,7 +47,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.counts = {"requests": 0, "running": 0, "most_running": 0, "dropped": 0, "connections": 0}
+        self.counts = {"requests": 0, "running": 0, "most_running": 0, "dropped": 0, "connections": 0, "described": 0}
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -99,8 +99,18 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/standin/release":
             self.server.is_released = True
             self.reply(200, {})
+        elif self.path in ("/v1/models", "/props") and self.server.options.n_ctx:
+            self.reply(200, self.describe())
         else:
             self.reply(200, {"path": self.path, "name": self.server.options.name})
+
+    def describe(self) -> dict[str, Any]:
+        """What llama-server says of its model, under either path."""
+        with self.server.seen.lock:
+            self.server.seen.counts["described"] += 1
+        meta = {"n_ctx_train": 131072, "n_params": 134515008, "size": 144810432, "vocab_type": 2, "n_embd": "576"}
+        settings = {"default_generation_settings": {"n_ctx": self.server.options.n_ctx}}
+        return settings if self.path == "/props" else {"data": [{"id": "x", "meta": meta}]}
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -244,6 +254,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="standin")
+    parser.add_argument("--n-ctx", type=int, help="say of the model what llama-server says of one")
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--exit", type=int)

@@ -25,6 +25,7 @@ from systemd_llm_switch.api.handlers import (
     Load,
     Models,
     OneModel,
+    Props,
     Release,
     Status,
     Unload,
@@ -41,7 +42,7 @@ from systemd_llm_switch.errors import (
     unexpected,
 )
 from systemd_llm_switch.forward.answer import Answer, Start
-from systemd_llm_switch.openai.endpoints import FORWARDED
+from systemd_llm_switch.openai.endpoints import FORWARDED, TAKEN
 from systemd_llm_switch.quoting import LIMIT, printable, quoted
 from systemd_llm_switch.throttle import Throttle
 from systemd_llm_switch.wsgi import Environ, Headers, StartResponse, Write
@@ -49,9 +50,10 @@ from systemd_llm_switch.wsgi import Environ, Headers, StartResponse, Write
 log = logging.getLogger(__name__)
 
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
-    (f"({'|'.join(FORWARDED)})", Forwarded),
+    (f"({'|'.join(TAKEN)})", Forwarded),
     (r"(?:/v1)?/models", Models),
     (r"/v1/models/(.+)", OneModel),
+    (r"/props", Props),
     (r"/health", Health),
     (r"/api/status", Status),
     (r"/api/load|/models/load", Load),
@@ -61,7 +63,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/upstream/(.+)", Upstream),
 )
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
-GOT = ("/v1/models", "/health", "/api/status")
+GOT = ("/v1/models", "/props", "/health", "/api/status")
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
@@ -69,7 +71,6 @@ _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /a
 _TOLD = "llm_switch.told"
 _MOST_REASON_CHARACTERS = 1000
 _refusals = Throttle()
-_FORWARDED = frozenset(FORWARDED)
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
     ClientGone.status: f"{ClientGone.status} Client Closed Request"
 }
@@ -124,8 +125,8 @@ def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Env
     try:
         if access.check(path, environ):
             return Answer(204, access.preflight_headers(environ), b"")
-        if path in _FORWARDED and environ["REQUEST_METHOD"] == "POST":
-            forward(services, path, environ, start)
+        if path in TAKEN and environ["REQUEST_METHOD"] == "POST":
+            forward(services, TAKEN[path], environ, start)
             return None
         return dispatch.answer(environ)
     except ClientGone:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from typing import ClassVar
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import web
 
+from systemd_llm_switch.api.model_list import router_props
 from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import (
@@ -23,18 +24,11 @@ from systemd_llm_switch.forward.answer import Answer, Start
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.quoting import quoted
-from systemd_llm_switch.scheduler import State
-from systemd_llm_switch.switching.status import ModelStatus
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import CLIENT_FD, Environ
 
 _MAX_HOLD_MINUTES = 366 * 24 * 60
-# llama-server's router words for what we call states; Open WebUI shows loaded models by them.
-_STATUS_VALUE = {
-    State.READY.value: "loaded",
-    State.DRAINING.value: "loaded",
-    State.STARTING.value: "loading",
-}
+_MOST_QUERY_FIELDS = 16
 
 
 class Handler:
@@ -73,6 +67,14 @@ class Handler:
             message = f"{quoted(unknown)} is not a key of {web.ctx.path}; known keys: {keys}"
             raise InvalidRequest(message, param=unknown)
         return body
+
+    def read_query(self, name: str) -> str:
+        """A field of the query, or an empty string."""
+        try:
+            fields = parse_qs(str(web.ctx.query).removeprefix("?"), max_num_fields=_MOST_QUERY_FIELDS)
+        except ValueError as error:
+            raise InvalidRequest(f"the query has more than {_MOST_QUERY_FIELDS} fields") from error
+        return fields.get(name, [""])[0]
 
     def write(self, value: object) -> Answer:
         """Answers with JSON."""
@@ -125,32 +127,32 @@ class Upstream(Handler):
 
 
 class Models(Handler):
-    """The configured models; never touches a unit."""
+    """The configured models. Starts none."""
 
     def GET(self) -> Answer:
         states = self.services.report.models()
-        config = self.services.live.current()
-        data = [self.describe(model, states.get(model.id)) for model in config.models.values()]
-        return self.write({"object": "list", "data": data})
-
-    def describe(self, model: Model, status: ModelStatus | None) -> Json:
-        value = _STATUS_VALUE.get(status.state, "unloaded") if status is not None else "unloaded"
-        return {
-            "id": model.id,
-            "object": "model",
-            "created": int(self.services.started),
-            "owned_by": "systemd-llm-switch",
-            "aliases": list(model.aliases),
-            "status": {"value": value},
-        }
+        entries = self.services.model_list.entries(self.services.live.current(), states)
+        return self.write({"object": "list", "data": list(entries)})
 
 
-class OneModel(Models):
+class OneModel(Handler):
     """One configured model, by id or alias."""
 
-    def GET(self, name: str) -> Answer:  # type: ignore[override]
+    def GET(self, name: str) -> Answer:
         model = self.services.live.current().find_model(unquote(name))  # the server leaves %2F as it is
-        return self.write(self.describe(model, self.services.report.models().get(model.id)))
+        return self.write(self.services.model_list.entry(model, self.services.report.models().get(model.id)))
+
+
+class Props(Handler):
+    """`?model=NAME`: the properties of a loaded model's llama-server. Without it: the proxy's own."""
+
+    def GET(self) -> Answer:
+        name = self.read_query("model")
+        if not name:
+            return self.write(router_props())
+        model = self.services.live.current().find_model(name)
+        with self.services.aside():
+            return self.services.proxy.pass_through("GET", f"{model.id}/props", "", b"", JSON_TYPE[1], self.client)
 
 
 class Health(Handler):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from systemd_llm_switch.api.access import Access
+from systemd_llm_switch.api.model_list import ModelList
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.errors import QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
@@ -28,7 +29,7 @@ class Services:
         self.switcher = switcher
         self.operations = operations
         self.report = Report(switcher)
-        self.started = time.time()
+        self.model_list = ModelList(proxy, time.time())
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host
         self._access = (live.latest, Access(live.latest.server, host))

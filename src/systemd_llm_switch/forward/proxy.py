@@ -29,11 +29,14 @@ from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import parse_request
 from systemd_llm_switch.openai.sse import error_frame
 from systemd_llm_switch.quoting import field
+from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.losses import Losses
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
+
+_LOADED = (State.READY, State.DRAINING)
 
 
 class Proxy:
@@ -70,12 +73,17 @@ class Proxy:
 
     def _forward(self, record: Record, responder: Responder, raw: bytes, content_type: str) -> None:
         config = self._live.latest
-        request = parse_request(record.path, raw, config.models, content_type)
+        request = parse_request(record.path, raw, config.models, content_type, self._find_only_loaded)
         model = config.find_model(request.model)
         record.model, record.is_streamed = model.id, request.is_streamed
         if request.is_streamed:
             responder.expect_stream()
         Forwarding(self._switcher, self._losses, config, request, model, responder, record).run()
+
+    def _find_only_loaded(self) -> str | None:
+        """The id of the loaded model, if exactly one is loaded."""
+        loaded = {it.model.unit: it.model.id for it in self._switcher.snapshot() if it.state in _LOADED}
+        return next(iter(loaded.values())) if len(loaded) == 1 else None
 
     def _answer_error(self, error: ProxyError, record: Record, responder: Responder) -> None:
         """With its own status; in the stream, if that has begun."""
@@ -101,7 +109,14 @@ class Proxy:
                 log.exception("observer_failed path=%s", record.path)
 
     def pass_through(
-        self, method: str, name_and_path: str, query: str, raw: bytes, content_type: str, client: Client
+        self,
+        method: str,
+        name_and_path: str,
+        query: str,
+        raw: bytes,
+        content_type: str,
+        client: Client,
+        timeout_s: float | None = None,
     ) -> Answer:
         """One request to a loaded model's backend, as it is: `/props`, `/slots`, `/metrics` and the like. Neither
         loads the model nor keeps it loaded.
@@ -115,7 +130,7 @@ class Proxy:
             raise ModelNotFound(name_and_path.partition("/")[0], config.models)
         model = config.names[name]
         resident = self._switcher.loaded(model)
-        bounds = Bounds(time.monotonic() + config.server.request_timeout, max_reply_bytes(config.server))
+        bounds = Bounds(time.monotonic() + (timeout_s or config.server.request_timeout), max_reply_bytes(config.server))
         path = (quote(name_and_path[len(name) :]) or "/") + query
         message = Message(method, path, raw, content_type)
         try:

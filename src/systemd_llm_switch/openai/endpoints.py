@@ -1,16 +1,17 @@
-"""What is forwarded to a backend, and how much the proxy understands of it: a table, and nothing else."""
+"""The routes that are forwarded to a backend, and how each reply is treated: tables, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 
 class ReplyKind(Enum):
     """How a reply is treated."""
 
-    CHAT = "chat"  # repaired; streamed live or split when finished
+    CHAT = "chat"  # repaired; streamed live, or split when it is finished
     TEXT = "text"  # the same, for text completions
-    PLAIN = "plain"  # forwarded as it is; streamed as it comes when the client asks
+    PLAIN = "plain"  # forwarded unchanged; streamed as it comes if the client asks for a stream
 
 
 FORWARDED: dict[str, ReplyKind] = {
@@ -29,3 +30,12 @@ FORWARDED: dict[str, ReplyKind] = {
     "/detokenize": ReplyKind.PLAIN,
     "/apply-template": ReplyKind.PLAIN,
 }
+
+_SHORT = {path.removeprefix("/v1"): path for path in FORWARDED if path.startswith("/v1/")}
+
+# Each path that is taken, and the path that is forwarded for it: a route without its /v1 is the one with it.
+# llama-server itself has another `/completions`, but who asks this proxy for it has set a base URL without /v1.
+TAKEN: Mapping[str, str] = _SHORT | {path: path for path in FORWARDED}
+
+# llama-server's own routes. Its clients name no model there, since it has but one.
+MODEL_IS_OPTIONAL = frozenset(("/infill", "/tokenize", "/detokenize", "/apply-template"))

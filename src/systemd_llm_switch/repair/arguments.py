@@ -33,6 +33,11 @@ _FILLER = r"(?:[^\S\n]|```|</?\|?[\w|]{1,40}+>|[}\];])"
 _WORDS = r"[^{}\[\]\"]*+\Z"
 _TAIL = re.compile(rf"(?:{_FILLER}*+\n)++{_WORDS}|(?:{_FILLER}|\n)*+(?:(?://|#){_WORDS}|\Z)")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
+_LOOSE_TAIL = re.compile(rf"\s*+\)?+;?+(?:{_TAIL.pattern})")
+"""The same behind `tool({…})`."""
+_MAX_STARTS = 4
+_OBJECT_STARTS = tuple("{[\"'`“")
+_CALL_KEYS = frozenset({"name", "arguments", "parameters", "args", "input", "type", "id", "index"})
 _ESCAPED_OBJECT = re.compile(r"\{\s*+\\++[\"']")
 _SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]++|\\n|[.!?;)}\]])\"\Z")
 """A string of one word, or one that ends as a file or a sentence does; an opening quote comes behind anything else."""
@@ -62,17 +67,19 @@ class _Found:
     """How it was read; None where the text was valid JSON, or empty."""
 
 
-def mend_arguments(arguments: object, schema: Node | None, budget: Budget, *, truncated: bool) -> Mended:
+def mend_arguments(
+    arguments: object, schema: Node | None, budget: Budget, *, truncated: bool, tool: str = ""
+) -> Mended:
     """The arguments as a string with a JSON object that fits the tool's schema (None: the tool is not known).
 
     `truncated` says that the model was stopped: then only the outermost bracket may be missing, and only if all that
     the tool needs is there. Raises ValueError or RecursionError for arguments that are no text and not even JSON.
     """
     if isinstance(arguments, str):
-        return _Mending(schema, truncated, budget).mended(arguments)
+        return _Mending(schema, truncated, budget, tool).mended(arguments)
     if arguments is None:
-        return _Mending(schema, truncated, budget).mended("")
-    mended = _Mending(schema, truncated, budget).mended(encode(arguments))
+        return _Mending(schema, truncated, budget, tool).mended("")
+    mended = _Mending(schema, truncated, budget, tool).mended(encode(arguments))
     return replace(mended, kinds=("arguments_object", *mended.kinds))
 
 
@@ -88,6 +95,7 @@ class _Mending:
     schema: Node | None
     truncated: bool
     budget: Budget
+    tool: str
 
     def mended(self, text: str) -> Mended:
         """The arguments repaired, or the text as it is with the reason. Raises BudgetSpent."""
@@ -144,7 +152,10 @@ class _Mending:
         if _HEADLESS.match(text, start):
             text, start = "{" + text[start:], 0
         try:
-            reading = best_reading(text, start, self.names, _TAIL, self.budget)
+            if not self.truncated and self.schema and text[start] not in _OBJECT_STARTS:
+                reading = self.read_behind_words(text, start)
+            else:
+                reading = best_reading(text, start, self.names, _TAIL, self.budget)
         except Exhausted:
             raise
         except Unreadable:
@@ -157,6 +168,26 @@ class _Mending:
         if type(reading.value) is not dict:
             raise Unreadable("not an object")
         return _Found(reading.value, (_SYNTAX,), reading)
+
+    def read_behind_words(self, text: str, start: int) -> Reading:
+        """The one object behind a sentence, a fence or `tool(`; braces in the words are passed over."""
+        at = text.find("{", start)
+        for _ in range(_MAX_STARTS):
+            if at < 0:
+                break
+            try:
+                reading = read(text, at, names=self.names, tail=_LOOSE_TAIL, budget=self.budget)
+            except Exhausted:
+                raise
+            except Unreadable:
+                at = text.find("{", at + 1)
+                continue
+            if reading.value and not reading.strange_names and not reading.has_words:
+                if reading.has_inner_quotes or not _LOOSE_TAIL.match(text, reading.end):
+                    break
+                return reading
+            at = text.find("{", max(reading.end, at + 1))
+        raise Unreadable("not one object behind words")
 
     @property
     def names(self) -> frozenset[str]:
@@ -187,7 +218,11 @@ class _Mending:
         reading = found.reading or self.reread(text, found.value)
         value = reading.value if reading else found.value
         source = reading.source if reading else not_known
-        attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = ((value, ()), (_unwrapped(value), (_WRAPPER,)))
+        attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = (
+            (value, ()),
+            (_unwrapped(value), (_WRAPPER,)),
+            (_without_call(value, self.tool), (_WRAPPER,)),
+        )
         for candidate, wrapper in attempts:
             coerced, changed = coerce(candidate, schema, source, self.budget)
             if type(coerced) is dict and self.fits(coerced):
@@ -238,6 +273,17 @@ def _unwrapped(value: object) -> object:
         name, inner = next(iter(value.items()))
         return inner if fold(name) in _WRAPPER_NAMES else None
     return None
+
+
+def _without_call(value: object, tool: str) -> object:
+    """The arguments of a whole call to this tool that stands where only its arguments should."""
+    if type(value) is not dict or not value.keys() <= _CALL_KEYS or fold(str(value.get("name"))) != fold(tool):
+        return None
+    inner = next((value[name] for name in ("arguments", "parameters", "args", "input") if name in value), None)
+    try:
+        return decode(inner) if isinstance(inner, str) else inner
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_not_cut(reading: Reading, value: dict[str, object], schema: Node | None) -> None:

@@ -48,7 +48,7 @@ def repair_function(
     written = function.get(key)
     try:
         schema = None if known is None else facts.schema_of(known)
-        mended = mend_arguments(written, schema, budget, truncated=truncated)
+        mended = mend_arguments(written, schema, budget, truncated=truncated, tool=tool or "")
     except BudgetSpent:
         return {**function, **changes} if changes else function, (*repairs, Repair("repair_budget", tool))
     except (ValueError, RecursionError):

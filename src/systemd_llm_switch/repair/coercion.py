@@ -15,6 +15,8 @@ NAMES, TYPES = "names", "types"
 """What may be changed."""
 _NO_VALUE = object()
 _SAFE_INTEGER = 2**53
+_NULLS = ("null", "None", "NULL")
+_BOOLEANS = {"1": "true", "0": "false"}
 
 
 def coerce(value: object, schema: Node, source: Source, budget: Budget) -> tuple[object, frozenset[str]]:
@@ -104,6 +106,8 @@ class _Coercer(Judge):
             return self.as_string(value)
         if name == "array":
             return self.as_array(value, node, depth)
+        if name == "boolean" and type(value) is int and value in (0, 1):
+            return value == 1
         return parsed(value, name, self.budget) if isinstance(value, str) else _NO_VALUE
 
     def as_string(self, value: object) -> object:
@@ -129,6 +133,10 @@ class _Coercer(Judge):
         spelled = fold(str(value)) if isinstance(value, str | int | float) else ""
         if not spelled or node.listed is None:
             return value
+        takes_null = node.is_nullable or None in node.listed
+        if takes_null and value in _NULLS:
+            self.changed.add(TYPES)
+            return None
         return self.only_one([entry for entry in node.listed if fold(str(entry)) == spelled], value)
 
     def through_members(self, value: dict[str, object], node: Node, depth: int) -> dict[str, object]:
@@ -165,7 +173,9 @@ def parsed(text: str, name: str, budget: Budget) -> object:
     """The value of this type that a string spells out, if it does."""
     text = text.strip()
     try:
-        value = decode({"boolean": text.lower(), "null": "null" if text == "None" else text}.get(name, text))
+        value = decode(
+            {"boolean": _BOOLEANS.get(text, text.lower()), "null": "null" if text == "None" else text}.get(name, text)
+        )
     except ValueError:
         value = _read_brackets(text, budget)
     except RecursionError:

@@ -18,7 +18,7 @@ from .text import decode, decode_start, encode
 
 _FENCE = re.compile(r"```[^\n`]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
 _TAIL = re.compile(r"\s*+(?:```|\Z)|[^\S\n]*+\n[^{}\[\]\"]*+\Z")
-_MAX_CANDIDATES = 6
+_MAX_CANDIDATES = 8
 
 
 def repair_content(content: str, facts: RequestFacts, budget: Budget) -> tuple[str, tuple[Repair, ...]]:
@@ -41,7 +41,10 @@ def _candidates(content: str) -> Iterator[str]:
     yield answer
     for fence in _FENCE.finditer(answer):
         yield fence[1]
-    for start in sorted({answer.find("{"), answer.find("[")} - {-1}):
+    firsts = {answer.find("{"), answer.find("[")}
+    lasts = {answer.rfind("\n{") + 1, answer.rfind("\n[") + 1} - {0}
+    nexts = {answer.find(bracket, first + 1) for bracket in "{[" for first in firsts if first >= 0}
+    for start in sorted((firsts | nexts | lasts) - {-1}):
         yield answer[start:]
 
 

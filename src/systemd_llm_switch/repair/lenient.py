@@ -24,13 +24,15 @@ _CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
 _NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?+(?:\.\d*+)?+(?:[eE][+-]?\d++)?+)(?![\w.])")
 _WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*+")
 _KEY = re.compile(
-    r'"(?P<double>[^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"\s*+:'
-    r"|'(?P<single>[^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'\s*+:"
-    r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”]?\s*+:"
+    r'(?:"(?P<double>[^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"'
+    r"|'(?P<single>[^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'"
+    r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”]?)"
+    r"\s*+[:：](?:\s*+[:：])?+"
 )
+_KEY_WITHOUT_COLON = re.compile(r"[\"'](?P<name>[\w$.-]{1,80}+)[\"']\s*+(?=[\"'{\[]|-?\d|(?:true|false|null)\b)")
 _CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*+[\"'”]?|[A-Za-z_$][\w$.-]*+)\s*+\Z")
 _LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
-_BEHIND_VALUE = re.compile(r"\s*+(?:[,}\]#]|//|/\*|\Z)|[^\S\n]*+\n")
+_BEHIND_VALUE = re.compile(r"\s*+(?:[,;，}\]#]|//|/\*|\Z|[\"'][\w$.-]{1,80}+[\"']\s*+:)|[^\S\n]*+\n")
 _END_OF_TEXT = re.compile(r"\s*+\Z")
 _NO_VALUE = object()
 
@@ -216,19 +218,19 @@ class _Reader(StringReader):
             if not char:
                 self.open_depths.append(len(self.stack))
                 return True
-            if char == CLOSER_OF[self.stack[-1]]:
+            if char == CLOSER_OF[self.stack[-1]] or self.is_wrong_closer(self.at):
                 self.at += 1
                 return True
             if char in "}]" and any(CLOSER_OF[opener] == char for opener in self.stack):
                 return True
-            if char not in ",}]":
+            if char not in ",;，}]":
                 return False
             self.at += 1
 
     def separator(self) -> None:
         """Behind a member: a text that ends right after a comma was cut before the next member."""
         self.skip()
-        if self.peek() == ",":
+        if self.peek() in (",", ";", "，"):
             self.at += 1
             self.skip()
             self.is_cut = self.is_cut or not self.peek()
@@ -237,6 +239,9 @@ class _Reader(StringReader):
         """The next member's name, eaten with its colon; None where the text ends within it."""
         match = _KEY.match(self.text, self.at)
         if match is None:
+            if (bare := _KEY_WITHOUT_COLON.match(self.text, self.at)) and self.is_expected(bare["name"]):
+                self.at = bare.end()
+                return bare["name"]
             if not _CUT_KEY.match(self.text, self.at):
                 raise Unreadable("a member without a name")
             self.at = len(self.text)
@@ -251,7 +256,7 @@ class _Reader(StringReader):
         self.skip()
         char = self.peek()
         self.is_cut = self.is_cut or not char
-        return _NO_VALUE if char in ("", ",", "}", "]") else self.value()
+        return _NO_VALUE if char in ("", ",", ";", "，", "}", "]") else self.value()
 
     def scalar(self) -> object:
         """A number, `true`, `None`, or a string that lost its quotes, or one of them."""

@@ -19,8 +19,13 @@ COMMENT = re.compile(r"//[^\n]*+|#[^\n]*+|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTE_WORK = 60
 _CHECK_EVERY = 10_000
 _NEXT_KEY = re.compile(
-    r"\"((?:[^\"\\\n]|\\.){1,80}+)\"\s*+:|'((?:[^'\\\n]|\\.){1,80}+)'\s*+:|([A-Za-z_$][\w$-]{0,80}+)\s*+:"
+    r"(?:\"((?:[^\"\\\n]|\\.){1,80}+)\"|'((?:[^'\\\n]|\\.){1,80}+)'|([A-Za-z_$][\w$-]{0,80}+)"
+    r"|“([^“”\n]{1,80}+)”)\s*+[:：]"
 )
+_NEXT_ITEM = re.compile(r"([\"'])[^\"'\\\n]*+\1\s*+(?:[,，;\]\"']|\Z)|\{\s*+[\"']?[\w$.-]{1,80}+[\"']?\s*+[:：]")
+"""What starts here is surely another item of a list, although no comma came before it."""
+_NEXT_ITEM_AT_ONCE = re.compile(r"([\"'])[^\"'\\\n]++\1\s*+[,，\]]")
+_COMMAS = (",", "，", ";")
 _LONE_STRING = re.compile(r"([\"'])[^\"'\n]{1,80}+\1\s*+(?:[,}]|\Z)")
 _NAME = re.compile(r"[\w$.-]+")
 _ANOTHER = re.compile(r",?\s*+\{\s*+[\"']?([\w$.-]{1,80}+)[\"']?\s*+:")
@@ -146,11 +151,13 @@ class StringReader:
         char = self.text[at : at + 1]
         if char == "":
             return True
-        if char == ",":
+        if char == "," or (char in _COMMAS and inside == 0):
             return self.continues(at + 1, len(self.stack), inside)
         if char in "}]":
             return self.closes(at, len(self.stack), inside)
-        return inside == 0 and at > quote_at + 1 and self.follows_without_comma(quote_at, at)
+        if inside or (at == quote_at + 1 and not self.is_item_at_once(quote_at, at)):
+            return False
+        return self.follows_without_comma(quote_at, at)
 
     def after_space(self, at: int, inside: int) -> int:
         """Over white space and, where these are believed, comments that end before the text does."""
@@ -185,14 +192,22 @@ class StringReader:
             return True
         return self.is_expected(name)
 
+    def is_item_at_once(self, quote_at: int, at: int) -> bool:
+        """Whether another item of a list follows without any space, as in `["a""b"]`."""
+        is_empty = self.text[quote_at - 1] == self.text[quote_at]
+        in_list = bool(self.stack) and self.stack[-1] == "["
+        return in_list and not is_empty and _NEXT_ITEM_AT_ONCE.match(self.text, at) is not None
+
     def follows_without_comma(self, quote_at: int, at: int) -> bool:
         is_next_line = "\n" in self.text[quote_at:at]
         if self.stack and self.stack[-1] == "[":
-            return is_next_line and self.text[at] in "\"'[{"
+            if is_next_line:
+                return self.text[at] in "\"'[{"
+            return _NEXT_ITEM.match(self.text, at) is not None
         key = _NEXT_KEY.match(self.text, at)
         if key is None or not self.stack:
             return False
-        return (is_next_line and not key[3]) or self.is_expected(_name(key))
+        return not key[3] or self.is_expected(_name(key))
 
     def is_expected(self, name: str) -> bool:
         """Whether a member of this name is still to come; without any names, each may be."""
@@ -200,7 +215,13 @@ class StringReader:
 
     def closes(self, at: int, depth: int, inside: int) -> bool:
         """Whether the brackets from here on close what is open at this depth, and the text goes on as it would behind
-        them. Another object that starts with a name that is expected is no part of a string either."""
+        them. Another object that starts with a name that is expected is not part of a string either."""
+        if self._closes_as_written(at, depth, inside):
+            return True
+        is_wrong = inside == 0 and depth > 1 and CLOSER_OF[self.stack[depth - 1]] != self.text[at]
+        return is_wrong and self._goes_on(at + 1, depth - 1)
+
+    def _closes_as_written(self, at: int, depth: int, inside: int) -> bool:
         while (char := self.text[at : at + 1]) in ("}", "]"):
             while depth and CLOSER_OF[self.stack[depth - 1]] != char:
                 depth -= 1
@@ -211,7 +232,45 @@ class StringReader:
             another = _ANOTHER.match(self.text, at)
             is_another = another is not None and (not self.names or fold(another[1]) in self.names)
             return is_another or self.tail.match(self.text, end) is not None
+        if inside == 0 and self.stack[depth - 1] == "[" and _NEXT_ITEM.match(self.text, at):
+            return True
         return char == "" or (char == "," and self.continues(at + 1, depth, inside))
+
+    def is_wrong_closer(self, at: int) -> bool:
+        """Whether a bracket here ends the innermost value, although it has the other kind: `["a"}, "b": 1}`.
+
+        It does if what follows fits only then.
+        """
+        char = self.text[at : at + 1]
+        if char not in ("}", "]") or len(self.stack) < 2:
+            return False
+        outer = len(self.stack)
+        while outer and CLOSER_OF[self.stack[outer - 1]] != char:
+            outer -= 1
+        depth = outer - 1 if outer else len(self.stack)
+        return not self._goes_on(at + 1, depth) and self._goes_on(at + 1, len(self.stack) - 1)
+
+    def _goes_on(self, at: int, depth: int) -> bool:
+        """Whether the text from here on is what follows a value in the bracket at this depth (0: in none)."""
+        end = at
+        at = self.after_space(at, 0)
+        self.spend(at - end)
+        while (char := self.text[at : at + 1]) in ("}", "]"):
+            if not depth or CLOSER_OF[self.stack[depth - 1]] != char:
+                return False
+            depth -= 1
+            end = at + 1
+            at = self.after_space(end, 0)
+            self.spend(at - end + 1)
+        if depth == 0:
+            return self.tail.match(self.text, end) is not None
+        if char not in _COMMAS:
+            return False
+        at = self.after_space(at + 1, 0)
+        is_key = _NEXT_KEY.match(self.text, at) is not None
+        if self.stack[depth - 1] == "{":
+            return is_key
+        return not is_key and _VALUE.match(self.text, at) is not None
 
     # -- strings without their closing quote ---------------------------------------------------------------
 
@@ -240,7 +299,7 @@ class StringReader:
 
 
 def _name(key: re.Match[str]) -> str:
-    return key[3] or unescape(key[1] or key[2])
+    return key[3] or key[4] or unescape(key[1] or key[2])
 
 
 def unescape(raw: str, quote: str = '"') -> str:

@@ -19,6 +19,8 @@ from support.stack import Stack, descriptors_of, in_background, run_all, wait_fo
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.records import Loaded
+from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.systemd.unit import ProcessWatch
 from systemd_llm_switch.waiting import Client
@@ -371,7 +373,8 @@ def test_a_connection_made_after_the_process_ended_is_not_used(stack: Stack) -> 
     with socket.create_server(("127.0.0.1", stack.port)):
         url = f"http://127.0.0.1:{stack.port}"
         backend, model = Backend(url), Model("m", "m.service", url)
-        resident = Resident(model, backend, ProcessWatch(process.pid), "", 0.0)
+        loaded = Loaded(model, backend, Command(), "", process.pid)
+        resident = Resident(loaded, ProcessWatch(process.pid), 0.0)
 
         def ask(seconds: float) -> None:
             bounds = Bounds(time.monotonic() + seconds, 1000)

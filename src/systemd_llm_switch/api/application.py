@@ -18,6 +18,7 @@ import web
 
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.api.handlers import (
+    Forget,
     Forwarded,
     Handler,
     Health,
@@ -58,6 +59,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/status", Status),
     (r"/api/load|/models/load", Load),
     (r"/api/unload|/models/unload", Unload),
+    (r"/api/contexts/forget", Forget),
     (r"/api/hold", Hold),
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),

@@ -177,6 +177,7 @@ class Status(Handler):
                 "on_hold": overview.on_hold,
                 "hold_until": overview.hold_until,
                 "switches": [record.as_json() for record in overview.switches],
+                "contexts": dataclasses.asdict(overview.contexts),
                 "repairs": services.proxy.repairs(),
                 "config": {"path": str(services.live.path), "error": services.live.error},
             }
@@ -214,6 +215,18 @@ class Unload(Load):
         with self.services.aside():
             unloaded = self.services.operations.unload(models, force, self.client)
         return self.write({"success": True, "models": [model.id for model in unloaded]})
+
+
+class Forget(Load):
+    """Deletes saved contexts of one model, or of all."""
+
+    def POST(self) -> Answer:
+        body = self.read_order("model")
+        config: Config = self.services.live.current()
+        models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
+        with self.services.aside():
+            forgotten, size = self.services.contexts.forget(models)
+        return self.write({"models": forgotten, "bytes": size})
 
 
 class Hold(Handler):

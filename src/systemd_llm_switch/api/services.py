@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.api.model_list import ModelList
 from systemd_llm_switch.config.file import LiveConfig
+from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.switching.operations import Operations
@@ -23,12 +24,21 @@ ASIDE_LIMIT = 16
 class Services:
     """What the routes call. `host` is the address that is listened on."""
 
-    def __init__(self, live: LiveConfig, proxy: Proxy, switcher: Switcher, operations: Operations, host: str) -> None:
+    def __init__(
+        self,
+        live: LiveConfig,
+        proxy: Proxy,
+        switcher: Switcher,
+        operations: Operations,
+        contexts: Contexts,
+        host: str,
+    ) -> None:
         self.live = live
         self.proxy = proxy
         self.switcher = switcher
         self.operations = operations
-        self.report = Report(switcher)
+        self.contexts = contexts
+        self.report = Report(switcher, contexts)
         self.model_list = ModelList(proxy, time.time())
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host

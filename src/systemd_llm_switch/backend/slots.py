@@ -32,11 +32,13 @@ class SlotRefused(SlotError):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One slot. `tokens` is how many of a prompt and its answer it holds."""
+    """One slot. `tokens` is how many of a prompt and its answer it holds; `task` grows with each request, and is -1
+    before the first."""
 
     number: int
     tokens: int
     is_busy: bool
+    task: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Slots:
         self._listed_at = time.monotonic()
         found = self._ask("GET", "/slots", None, deadline)
         try:
-            return [Slot(int(it["id"]), int(it.get("n_prompt_tokens") or 0), bool(it["is_processing"])) for it in found]
+            return [_parse_slot(it) for it in found]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SlotError(f"GET /slots answered in an unknown form: {error!r}") from error
 
@@ -147,6 +149,11 @@ class Slots:
         except ReplyTooLarge as large:
             raise SlotError(f"it answered with more than {_LARGEST_REPLY >> 20} MiB") from large
         return reply.status, reply.body
+
+
+def _parse_slot(told: Any) -> Slot:
+    tokens, task = int(told.get("n_prompt_tokens") or 0), int(told.get("id_task", -1))
+    return Slot(int(told["id"]), tokens, bool(told["is_processing"]), task)
 
 
 def _message(value: object) -> str:

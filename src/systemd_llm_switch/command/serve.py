@@ -16,6 +16,7 @@ from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.command.exits import DONE, FAILED
 from systemd_llm_switch.config.file import LiveConfig, find, load, places, warnings
 from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
+from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
@@ -91,13 +92,14 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
         )
         return FAILED
     systemd = Systemd()
-    switcher = Switcher(systemd, config)
+    contexts = Contexts(config)
+    switcher = Switcher(systemd, config, contexts)
     proxy = Proxy(live, switcher, Losses(switcher, systemd))
-    adoption = Adoption(switcher, systemd)
+    adoption = Adoption(switcher, systemd, contexts)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
-    services = Services(live, proxy, switcher, operations, host)
+    services = Services(live, proxy, switcher, operations, contexts, host)
     server = Server(host, port, Application(services), _threads(config))
-    live.on_change = _Reloading(live, switcher, server, config)
+    live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
     held = operations.resume()  # before the first request can come
     threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
@@ -120,9 +122,12 @@ def _threads(config: Config) -> int:
 class _Reloading:
     """What a changed config file means for what runs."""
 
-    def __init__(self, live: LiveConfig, switcher: Switcher, server: Server, config: Config) -> None:
+    def __init__(
+        self, live: LiveConfig, switcher: Switcher, contexts: Contexts, server: Server, config: Config
+    ) -> None:
         self._live = live
         self._switcher = switcher
+        self._contexts = contexts
         self._server = server
         self._bound = (config.server.host, config.server.port)
 
@@ -134,6 +139,7 @@ class _Reloading:
         _log_warnings(self._live)
         if (config.server.host, config.server.port) != self._bound:
             log.warning("config_waits server.host and server.port take effect when the proxy is restarted")
+        self._contexts.configure(config)
         self._switcher.configure(config)
         self._server.allow_threads(_threads(config))
 

@@ -45,7 +45,7 @@ class Timings:
 class Conversation:
     """One prompt and its reply. `message` is the request's body as the backend got it; None if it is too large.
 
-    `turns` counts the requests that went on with it.
+    `turns` counts the requests that went on with it; `is_last` says that no other request came since.
     """
 
     fingerprint: Fingerprint
@@ -54,6 +54,7 @@ class Conversation:
     is_chat: bool
     message: bytes | None
     turns: int = 1
+    is_last: bool = False
 
     @property
     def is_read(self) -> bool:
@@ -71,6 +72,7 @@ class Conversations:
 
     def __init__(self) -> None:
         self._all: list[Conversation] = []
+        self._last: Conversation | None = None
 
     def note(self, fingerprint: Fingerprint, timings: Timings, message: bytes, is_chat: bool) -> None:
         """A reply is done."""
@@ -81,8 +83,13 @@ class Conversations:
             self._all.remove(known)
             new = replace(new, turns=known.turns + 1)
         self._all.append(new)
+        self._last = new
         if len(self._all) > MOST:
             self._all.remove(min(self._all[:-1], key=_rank))
+
+    def note_another(self) -> None:
+        """A request too short to be kept took a slot."""
+        self._last = None
 
     def note_restored(self, fingerprint: Fingerprint, tokens: int) -> None:
         """A slot was filled from a file, which is kept: whoever goes on with it makes it worth saving again."""
@@ -91,7 +98,8 @@ class Conversations:
     def most_wanted(self) -> list[Conversation]:
         """Those to save, the one that matters most first: somebody goes on with it, and it is long. What was only
         restored is not among them."""
-        return sorted((it for it in self._all if it.is_read), key=_rank, reverse=True)
+        found = [replace(it, is_last=it is self._last) for it in self._all if it.is_read]
+        return sorted(found, key=_rank, reverse=True)
 
 
 def is_same(one: Fingerprint, other: Fingerprint) -> bool:

@@ -104,13 +104,16 @@ class Saving:
         return [it for it in ours if is_same(it.fingerprint, conversation.fingerprint)]
 
     def _holding(self, conversation: Conversation) -> Slot | None:
-        """The slot that holds a conversation whole."""
-        near = [it for it in self._slots if not it.is_busy and abs(it.tokens - conversation.tokens) <= _OFF_BY]
-        return near[0] if near else None
+        """The slot that holds a conversation whole, where that is certain: the last request's, in the slot that was
+        used last. (How much a slot holds says too little: two conversations may be of one length.)"""
+        last = max(self._slots, key=lambda slot: slot.task, default=None)
+        if last is None or last.is_busy or not conversation.is_last:
+            return None
+        return last if abs(last.tokens - conversation.tokens) <= _OFF_BY else None
 
     def _bring_back(self, conversation: Conversation, deadline: float) -> tuple[int, int]:
-        """The slot that holds a conversation, and how many tokens of it. Where another prompt took its place, the
-        prompt is sent once more: llama-server has it in its host cache.
+        """The slot that holds a conversation, and how many tokens of it. Where other requests came since, its prompt is
+        sent once more: llama-server has it in another slot, or in its host cache.
 
         Raises:
             _Skip: it is lost.

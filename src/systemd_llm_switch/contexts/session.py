@@ -40,6 +40,8 @@ class Session:
         """A reply is done. Returns what it says of a restored context, if it does."""
         self.rates.note_prompt(timings.read, timings.read_s)
         if timings.prompt < FEWEST_TOKENS:
+            with self._lock:
+                self._conversations.note_another()
             return None
         known = fingerprint(body)
         with self._lock:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.keeper import Contexts
+from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ModelStartFailed, ProxyError
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.switching.resident import Resident
@@ -24,9 +26,10 @@ _HEALTH_TIMEOUT_S = 1.0
 class Adoption:
     """Asks systemd what runs, and reports it to the switcher. Thread-safe; every method blocks."""
 
-    def __init__(self, switcher: Switcher, systemd: Systemd) -> None:
+    def __init__(self, switcher: Switcher, systemd: Systemd, contexts: Contexts) -> None:
         self._switcher = switcher
         self._systemd = systemd
+        self._contexts = contexts
 
     def adopt(self, *, is_look: bool = False) -> None:
         """Adopts what runs already and is ready, so that a restarted proxy reloads nothing.
@@ -41,6 +44,7 @@ class Adoption:
         models = {model.unit: model for model in self._switcher.models()}
         known = self._switcher.present
         statuses = self._systemd.show(models)
+        self._contexts.learn({unit: Command.of(it.arguments, it.environment) for unit, it in statuses.items()})
         running = [models[unit] for unit, status in statuses.items() if status.is_running]
         urls = Counter(model.llama_url for model in running)
         for model in running:
@@ -71,6 +75,7 @@ class Adoption:
             return
         if self._switcher.take_in(resident, is_look=is_look):
             log.info("adopted model=%s unit=%s pid=%d", model.id, model.unit, resident.watch.pid)
+            self._contexts.ready(resident.loaded)
 
     def _check_ready(self, model: Model, status: UnitStatus) -> Resident:
         """The running unit as a resident.

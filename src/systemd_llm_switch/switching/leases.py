@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.contexts.fingerprint import NOTHING
 from systemd_llm_switch.errors import InternalError, ModelNotFound, OnHold, ProxyError, QueueFull, Unloaded
 from systemd_llm_switch.scheduler import Grant, Interrupt, Reason, Reject
 from systemd_llm_switch.switching.resident import Resident
@@ -18,11 +19,13 @@ from systemd_llm_switch.waiting import Client, Signal
 
 
 class Lease:
-    """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for."""
+    """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for, and
+    `restore_s` is the part of the switch that read a context back. `start` names the start of the unit that serves it.
+    Whoever waits may set `beginning`, what the request begins with."""
 
     __slots__ = (
-        "_error", "_on_interrupt", "_signal", "interruption", "model", "number", "queue_s", "resident",
-        "submitted", "switch_s",
+        "_error", "_on_interrupt", "_signal", "beginning", "interruption", "model", "number", "queue_s", "resident",
+        "restore_s", "start", "submitted", "switch_s",
     )  # fmt: skip
 
     def __init__(self, number: int, model: Model) -> None:
@@ -31,6 +34,9 @@ class Lease:
         self.submitted = time.monotonic()
         self.queue_s = 0.0
         self.switch_s = 0.0
+        self.restore_s = 0.0
+        self.start = ""
+        self.beginning = NOTHING
         self.resident: Resident | None = None
         self.interruption: ProxyError | None = None
         self._error: ProxyError | None = None
@@ -77,6 +83,7 @@ class Lease:
         resident = self.resident
         if resident is not None and resident.ready > self.submitted:
             self.switch_s = resident.ready - max(resident.began, self.submitted)
+            self.restore_s = min(resident.restore_s, self.switch_s)
         self.queue_s = max(0.0, time.monotonic() - self.submitted - self.switch_s)
         self._signal.set()
 
@@ -121,7 +128,8 @@ class Leases:
     def promise(self, number: int, residents: Mapping[str, Resident]) -> None:
         """Notes the process that a lease is about to be granted."""
         lease = self._leases[number]
-        lease.resident = residents[lease.model.unit]
+        resident = lease.resident = residents[lease.model.unit]
+        lease.start = resident.invocation_id
 
     def waiting(self) -> list[Lease]:
         """The leases that are not resolved."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from systemd_llm_switch.contexts.keeper import Contexts
+from systemd_llm_switch.contexts.records import Totals
 from systemd_llm_switch.switching.status import ModelStatus, SwitchRecord, UnitSnapshot
 from systemd_llm_switch.switching.switcher import Switcher
 
@@ -20,13 +22,15 @@ class Overview:
     on_hold: bool
     hold_until: float | None
     switches: Sequence[SwitchRecord]
+    contexts: Totals
 
 
 class Report:
     """Reads the switcher and its history. Thread-safe."""
 
-    def __init__(self, switcher: Switcher) -> None:
+    def __init__(self, switcher: Switcher, contexts: Contexts) -> None:
         self._switcher = switcher
+        self._contexts = contexts
 
     def models(self) -> dict[str, ModelStatus]:
         """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
@@ -42,6 +46,7 @@ class Report:
             on_hold=hold_until is not None,
             hold_until=None if hold_until is None or hold_until == math.inf else _as_epoch(hold_until),
             switches=self._switcher.history.switches,
+            contexts=self._contexts.totals(),
         )
 
     def _describe(self, snapshot: UnitSnapshot) -> ModelStatus:
@@ -54,6 +59,7 @@ class Report:
             loaded_since=snapshot.loaded_since,
             last_load_s=history.last_load_s(unit),
             last_error=history.last_error(unit),
+            contexts=self._contexts.model_status(snapshot.model),
         )
 
 

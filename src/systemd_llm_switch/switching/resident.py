@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import time
 
-from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.backend.exchange import BackendLost, Exchange
-from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.systemd.unit import ProcessWatch
 
 
 class Resident:
     """A unit whose backend was ready: which process it is, and how it was started.
 
-    `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`.
+    `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`; `restore_s` is how much of that time
+    was for a context.
     """
 
-    def __init__(self, model: Model, backend: Backend, watch: ProcessWatch, invocation_id: str, began: float) -> None:
-        self.model = model
-        self.backend = backend
+    def __init__(self, loaded: Loaded, watch: ProcessWatch, began: float) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.backend = loaded.backend
         self.watch = watch
-        self.invocation_id = invocation_id
+        self.invocation_id = loaded.start
         self.began = began
         self.ready = time.monotonic()
         self.since = time.time()
+        self.restore_s = 0.0
+
+    def note_restored(self, took_s: float) -> None:
+        """Requests reach it only now: saved contexts were read back first."""
+        self.restore_s = took_s
+        self.ready = time.monotonic()
 
     def check(self, exchange: Exchange) -> None:
         """Makes sure that a new connection leads to this process: the process must still live once it is connected.

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from systemd_llm_switch.backend.backend import Backend, Readiness
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.records import Loaded
+from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.switching.diagnosis import Diagnosis
 from systemd_llm_switch.switching.failures import Failures, Fingerprint
@@ -52,6 +54,8 @@ class Launched(NamedTuple):
     watch: ProcessWatch
     invocation_id: str
     began: float
+    command: Command
+    is_adopted: bool
 
 
 class Start:
@@ -97,7 +101,8 @@ class Start:
         if not status.is_running:
             self._start_unit(status)
             process = self._systemd.main_process(status.unit)
-        return Launched(self._watch(process), process.invocation_id, began)
+        command = Command.of(status.arguments, status.environment)
+        return Launched(self._watch(process), process.invocation_id, began, command, status.is_running)
 
     def wait_until_ready(self, launched: Launched, health_timeout_s: float) -> Resident:
         """Waits until the backend of what was launched is ready; the timeout counts from its launch.
@@ -122,7 +127,10 @@ class Start:
             if watch.fileno() in events:
                 raise self._diagnosis.failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
             if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
-                return Resident(self._model, self._backend, watch, launched.invocation_id, self._began)
+                loaded = Loaded(
+                    self._model, self._backend, launched.command, launched.invocation_id, watch.pid, launched.is_adopted
+                )
+                return Resident(loaded, watch, self._began)
             waited = time.monotonic() - waiting_since
             if time.monotonic() >= deadline:
                 raise self._diagnosis.timeout(health_timeout_s, readiness, launched.invocation_id)

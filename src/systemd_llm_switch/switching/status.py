@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.records import ModelContexts
 from systemd_llm_switch.scheduler import State
 
 
@@ -30,6 +31,7 @@ class ModelStatus:
     loaded_since: float | None
     last_load_s: float | None
     last_error: str | None
+    contexts: ModelContexts
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyError
 from systemd_llm_switch.switching.diagnosis import PortTaken
 from systemd_llm_switch.switching.failures import Failures, Fingerprint
@@ -29,11 +31,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model to bring up, and for how long to wait for it."""
+    """The model to bring up, and for how long to wait for it. `beginnings` says what the requests that wait for it
+    begin with."""
 
     model: Model
     backend: Backend
     health_timeout_s: float
+    beginnings: Callable[[], Sequence[Beginning]]
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """What every switch uses."""
+
+    systemd: Systemd
+    failures: Failures
+    read_ahead: ReadAhead
+    contexts: Contexts
 
 
 @dataclass(slots=True)
@@ -59,9 +73,7 @@ class SwitchRun:
 
     def __init__(
         self,
-        systemd: Systemd,
-        failures: Failures,
-        read_ahead: ReadAhead,
+        helpers: Helpers,
         target: Target | None,
         others: Sequence[str],
         leaving: Sequence[Resident],
@@ -72,9 +84,10 @@ class SwitchRun:
         self.began = time.monotonic()
         self.has_stopped = False  # whether the others stopped, and systemd confirmed it
         self._leaving = leaving
-        self._systemd = systemd
-        self._failures = failures
-        self._read_ahead = read_ahead
+        self._systemd = helpers.systemd
+        self._failures = helpers.failures
+        self._read_ahead = helpers.read_ahead
+        self._contexts = helpers.contexts
         self._is_over = False
         self._abort_lock = threading.Lock()
         self._abort_fd: int | None = None
@@ -148,13 +161,17 @@ class SwitchRun:
             if running or not status.is_stopped:  # it may have ended with the others, or somebody may have started it
                 status = systemd.show([model.unit])[model.unit]
             launched = start.launch(status)
-        outcome.resident = start.wait_until_ready(launched, self.target.health_timeout_s)
+        resident = start.wait_until_ready(launched, self.target.health_timeout_s)
         self._failures.note_success(model.unit)
+        self._contexts.ready(resident.loaded)
+        resident.note_restored(self._contexts.restore(resident.loaded, self.target.beginnings()).took_s)
+        outcome.resident = resident
 
     def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
-        """Stops the others. Returns those of `beside` that run."""
+        """Saves what the others have read, and stops them. Returns those of `beside` that run."""
         began = time.monotonic()
         for resident in self._leaving:
+            self._contexts.save(resident.loaded)
             resident.backend.drop_idle()
         running = stop_units(systemd, self.others, beside)
         outcome.still_running = frozenset()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.scheduler import Switch
 from systemd_llm_switch.switching.failures import Failures
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
-from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun, Target
+from systemd_llm_switch.switching.switch_run import Helpers, Outcome, SwitchRun, Target
 from systemd_llm_switch.systemd.manager import Systemd
 
 log = logging.getLogger(__name__)
@@ -22,11 +25,15 @@ log = logging.getLogger(__name__)
 class SwitchThread:
     """Carries switches out. `on_end` is called in its thread, with each run and its outcome."""
 
-    def __init__(self, systemd: Systemd, read_ahead: ReadAhead, on_end: Callable[[SwitchRun, Outcome], None]) -> None:
-        self._systemd = systemd
-        self._read_ahead = read_ahead
+    def __init__(
+        self,
+        systemd: Systemd,
+        read_ahead: ReadAhead,
+        contexts: Contexts,
+        on_end: Callable[[SwitchRun, Outcome], None],
+    ) -> None:
+        self._helpers = Helpers(systemd, Failures(), read_ahead, contexts)
         self._on_end = on_end
-        self._failures = Failures()
         self._runs: queue.SimpleQueue[SwitchRun] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -34,17 +41,24 @@ class SwitchThread:
         threading.Thread(target=self._work, name="switches", daemon=True).start()
 
     def begin(
-        self, switch: Switch, config: Config, residents: Iterable[Resident], backend: Callable[[str], Backend]
+        self,
+        switch: Switch,
+        config: Config,
+        residents: Iterable[Resident],
+        backend: Callable[[str], Backend],
+        beginnings: Callable[[str], Sequence[Beginning]],
     ) -> SwitchRun:
-        """Has a switch carried out; returns at once. `backend` finds the backend of a URL."""
+        """Has a switch carried out; returns at once. `backend` finds the backend of a URL, and `beginnings` what the
+        requests that wait for a unit begin with."""
         models = {model.unit: model for model in config.models.values()}
         others, target = list(switch.evict), None
         if switch.target is not None:
             model = models[switch.target]
-            target = Target(model, backend(model.llama_url), config.server.health_timeout)
+            waiting = partial(beginnings, model.unit)
+            target = Target(model, backend(model.llama_url), config.server.health_timeout, waiting)
             others = _units_to_stop(switch, models)
         leaving = [resident for resident in residents if resident.model.unit in others]
-        run = SwitchRun(self._systemd, self._failures, self._read_ahead, target, others, leaving)
+        run = SwitchRun(self._helpers, target, others, leaving)
         self._runs.put(run)
         return run
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import ModelNotLoaded, ShuttingDown
 from systemd_llm_switch.scheduler import (
     Abort,
@@ -53,7 +55,7 @@ class Switcher:
     - `waiting`, `is_switching`, `on_hold` and `hold_until` are shown to people, or a decision under the lock follows.
     """
 
-    def __init__(self, systemd: Systemd, config: Config) -> None:
+    def __init__(self, systemd: Systemd, config: Config, contexts: Contexts) -> None:
         self.history = History()
         self._config = config
         self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
@@ -65,7 +67,7 @@ class Switcher:
         self._run: SwitchRun | None = None
         self._unloadings = Unloadings(self.history.last_error)
         self._read_ahead = ReadAhead(systemd)
-        self._switches = SwitchThread(systemd, self._read_ahead, self._end_switch)
+        self._switches = SwitchThread(systemd, self._read_ahead, contexts, self._end_switch)
         self._is_closing = False
         # Both threads start now, so that a decision never needs a new one: the kernel might refuse it.
         self._timer.start()
@@ -295,12 +297,18 @@ class Switcher:
             if isinstance(action, Grant):
                 self._leases.promise(action.ticket, self._residents)
             elif isinstance(action, Switch):
-                self._run = self._switches.begin(action, self._config, self._residents.values(), self.backend)
+                residents = self._residents.values()
+                self._run = self._switches.begin(action, self._config, residents, self.backend, self._beginnings)
             elif isinstance(action, Abort) and self._run is not None:
                 self._run.abort()
         self._timer.note_change()
         if self._unloadings:
             self._resolve_unloadings()
+
+    def _beginnings(self, unit: str) -> list[Beginning]:
+        """What the requests that wait for a unit begin with, the oldest first."""
+        with self._lock:
+            return [lease.beginning for lease in self._leases.waiting() if lease.model.unit == unit]
 
     def _resolve_unloadings(self) -> None:
         closing = _shutting_down() if self._is_closing else None

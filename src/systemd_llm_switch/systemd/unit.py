@@ -52,6 +52,9 @@ class UnitStatus:
     files: tuple[str, ...]
     control_group: str
     command: str  # what it runs: its words joined by spaces, without quotes
+    arguments: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    """The unit's own variables, each as `NAME=value`."""
 
     @property
     def is_stopped(self) -> bool:
@@ -160,4 +163,6 @@ def parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitSt
         files=tuple(file for file in files if file),
         control_group=value("ControlGroup", ""),
         command=" ".join(commands[0][1]) if commands else "",
+        arguments=tuple(commands[0][1]) if commands else (),
+        environment=tuple(value("Environment", ())),
     )

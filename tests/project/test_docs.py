@@ -33,6 +33,7 @@ def all_errors(root: type[errors.ProxyError]) -> Iterator[type[errors.ProxyError
         ("key in `server:`", config_keys.SERVER),
         ("key of a model", config_keys.MODEL),
         ("key in `repair:`", config_keys.REPAIR),
+        ("key in `server.contexts:`", config_keys.CONTEXTS),
     ],
 )
 def test_every_config_key_is_documented(head: str, keys: dict[str, object]) -> None:

@@ -18,6 +18,7 @@ from systemd_llm_switch.config.file import LiveConfig, find, load, places, warni
 from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.forward.context_notes import context_notes
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
 from systemd_llm_switch.quoting import printable
@@ -94,7 +95,7 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
     systemd = Systemd()
     contexts = Contexts(config)
     switcher = Switcher(systemd, config, contexts)
-    proxy = Proxy(live, switcher, Losses(switcher, systemd))
+    proxy = Proxy(live, switcher, Losses(switcher, systemd), [context_notes(contexts)])
     adoption = Adoption(switcher, systemd, contexts)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
     services = Services(live, proxy, switcher, operations, contexts, host)

@@ -58,6 +58,11 @@ STREAMING = Kind(casts.as_streaming, {"enum": ["buffered", "live"]})
 UNIT = Kind(casts.as_unit, {"type": "string", "pattern": r"^[A-Za-z0-9:_.\\@-]+\.service$", "maxLength": 255})
 FIELDS = Kind(casts.as_fields, {"type": "object"})
 
+CONTEXTS: Mapping[str, Key] = {
+    "max_gb": Key(NOT_NEGATIVE, "GB that all saved contexts may take on the disk; 0 keeps none."),
+    "max_age_h": Key(POSITIVE, "Hours after which a context that nobody used is deleted."),
+    "warm": Key(FLAG, "Accepted, without effect: docs/contexts.md says why."),
+}
 SERVER: Mapping[str, Key] = {
     "host": Key(HOST, "The address to listen on. Any address but loopback needs api_keys."),
     "port": Key(PORT, "The port to listen on: clients connect to http://HOST:PORT/v1."),
@@ -79,6 +84,7 @@ SERVER: Mapping[str, Key] = {
     "cors_origins": Key(ORIGINS, "Web pages that may use the proxy, for instance https://chat.example.org."),
     "allowed_hosts": Key(HOSTS, "More host names by which a proxy on loopback may be addressed."),
     "strict_names": Key(FLAG, "Take only exact model names; not openai/NAME, NAME:latest or another case of NAME."),
+    "contexts": Key(Section(CONTEXTS), "Contexts that survive a switch."),
     "list_aliases": Key(FLAG, "List each alias in /v1/models as an entry of its own."),
 }
 MODEL: Mapping[str, Key] = {
@@ -90,6 +96,7 @@ MODEL: Mapping[str, Key] = {
     "streaming": Key(STREAMING, "buffered or live. Default: server.streaming."),
     "params": Key(FIELDS, "Request fields that a request may override, for instance temperature: 0.7."),
     "force": Key(FIELDS, "Request fields that a request may not override."),
+    "contexts": Key(FLAG, "Save what the model has read when it is stopped, and read it back when it is loaded."),
 }
 REPAIR: Mapping[str, Key] = {
     "rescue": Key(FLAG, "Turn tool calls that a model left as text into real tool calls."),

@@ -9,11 +9,12 @@ from typing import Any
 
 from systemd_llm_switch.config.casts import WrongEntry, find_unfit
 from systemd_llm_switch.config.checks import check_all
-from systemd_llm_switch.config.keys import MODEL, REPAIR, SERVER, TOP, Key, Section
+from systemd_llm_switch.config.keys import CONTEXTS, MODEL, REPAIR, SERVER, TOP, Key, Section
 from systemd_llm_switch.config.limits import MOST_MODELS, MOST_PROBLEMS
 from systemd_llm_switch.config.records import (
     Config,
     ConfigError,
+    ContextSettings,
     Model,
     Problem,
     RepairSettings,
@@ -28,6 +29,7 @@ _PLACES = {
     "the section `server`": SERVER,
     "a model (`models.NAME`)": MODEL,
     "the section `repair`": REPAIR,
+    "the section `server.contexts`": CONTEXTS,
 }
 
 
@@ -41,7 +43,7 @@ def parse(raw: object) -> Config:
         raise ConfigError([Problem("", "the file must hold a mapping with `models:`")])
     reader = _Reader()
     top = reader.section("", raw, TOP)
-    server = ServerSettings(**top.get("server", {}))
+    server = _server(top.get("server", {}))
     models = reader.models(top.get("models"), server)
     names = reader.names(models)
     check_all(reader.report, server, models, names)
@@ -49,6 +51,10 @@ def parse(raw: object) -> Config:
         raise ConfigError(reader.problems)
     repair = RepairSettings(**top.get("repair", {}))
     return Config(server, MappingProxyType(models), MappingProxyType(names), repair, MappingProxyType(_folded(names)))
+
+
+def _server(values: Mapping[str, Any]) -> ServerSettings:
+    return ServerSettings(**{**values, "contexts": ContextSettings(**values.get("contexts", {}))})
 
 
 class _Reader:

@@ -10,12 +10,13 @@ import logging
 
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
+from systemd_llm_switch.contexts.fingerprint import fingerprint
 from systemd_llm_switch.errors import BackendError, ModelStartTimeout
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
-from systemd_llm_switch.forward.record import Record
+from systemd_llm_switch.forward.record import Asked, Record
 from systemd_llm_switch.forward.recovery import Told
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import Request, to_backend
@@ -78,6 +79,7 @@ class Forwarding:
         body, repairs = repair_history(request.body, self._budget) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         sent = to_backend(request, body, self._model.params, self._model.force, self._is_live)
+        self._record.asked = Asked(request, sent)
         try:
             brought = self._try(sent, may_retry=True)
         except WasEnding:
@@ -106,6 +108,8 @@ class Forwarding:
             ProxyError
         """
         lease = self._record.lease = self._switcher.lease(self._model)
+        if not lease.is_resolved and self._model.contexts:
+            lease.beginning = fingerprint(self._request.body)  # which saved context it goes on with
         try:
             self._await_turn(lease)
             attempt = Attempt(

@@ -6,13 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from systemd_llm_switch.errors import ClientGone
+from systemd_llm_switch.openai.request import Request
 from systemd_llm_switch.openai.shapes import Json, object_of
 from systemd_llm_switch.repair import Repair
 from systemd_llm_switch.switching.leases import Lease
 
 log = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """A request to the backend: as parsed, and as sent."""
+
+    request: Request
+    sent: bytes
 
 
 @dataclass(slots=True)
@@ -33,6 +42,8 @@ class Record:
     usage: Json = field(default_factory=dict)
     timings: Json = field(default_factory=dict)
     """llama-server's own measures of the reply: prompt_n, cache_n, prompt_per_second, predicted_n and so on."""
+    asked: Asked | None = None
+    """What the backend was asked; None for a request that did not get so far."""
     repairs: list[Repair] = field(default_factory=list)
 
     @property
@@ -53,7 +64,10 @@ class Record:
 
     def headers(self) -> Iterator[tuple[str, str]]:
         """Where the time went (https://www.w3.org/TR/server-timing/, ms), and whether something was repaired."""
-        yield ("Server-Timing", "queue;dur={:.1f}, switch;dur={:.1f}, backend;dur={:.1f}".format(*self.times_ms))
+        times = "queue;dur={:.1f}, switch;dur={:.1f}, backend;dur={:.1f}".format(*self.times_ms)
+        if self.lease is not None and self.lease.restore_s:  # a part of the switch: a context that was read back
+            times += f", restore;dur={self.lease.restore_s * 1000:.1f}"
+        yield ("Server-Timing", times)
         if self.repairs:
             yield ("X-LLM-Switch-Repaired", str(len(self.repairs)))
 

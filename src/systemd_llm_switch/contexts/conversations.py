@@ -45,7 +45,8 @@ class Timings:
 class Conversation:
     """One prompt and its reply. `message` is the request's body as the backend got it; None if it is too large.
 
-    `turns` counts the requests that went on with it; `is_last` says that no other request came since.
+    `turns` counts the requests that went on with it; `is_last` says that no other request came since. `slot` is
+    set where its slot is known without that.
     """
 
     fingerprint: Fingerprint
@@ -55,6 +56,7 @@ class Conversation:
     message: bytes | None
     turns: int = 1
     is_last: bool = False
+    slot: int | None = None
 
     @property
     def is_read(self) -> bool:

@@ -73,7 +73,8 @@ class Saving:
             return []
         known = [it for conversation in conversations if (it := self._holding(conversation)) is not None]
         left = [slot for slot in self._slots if slot not in known and not slot.is_busy]
-        return [Conversation(NOTHING, slot.tokens, 0, False, None) for slot in left if slot.tokens >= FEWEST_TOKENS]
+        long = [slot for slot in left if slot.tokens >= FEWEST_TOKENS]
+        return [Conversation(NOTHING, slot.tokens, 0, False, None, slot=slot.number) for slot in long]
 
     def _save(self, conversation: Conversation, worth: Worth, deadline: float) -> None:
         try:
@@ -119,6 +120,8 @@ class Saving:
             _Skip: it is lost.
             SlotError
         """
+        if conversation.slot is not None:
+            return conversation.slot, conversation.tokens
         slot = self._holding(conversation)
         if slot is not None:
             return slot.number, slot.tokens
@@ -127,6 +130,8 @@ class Saving:
         body = json.loads(conversation.message)
         replay = self._session.slots.replay(body, conversation.is_chat, deadline)
         self._slots = [it for it in self._slots if it.number != replay.slot]  # what it held is not there any more
+        if replay.tokens < conversation.prompt * _WHOLE_PART:
+            raise _Skip(f"its prompt came back with {replay.tokens} of {conversation.prompt} tokens")
         return replay.slot, replay.tokens
 
     def _write(self, conversation: Conversation, slot: int, tokens: int, worth: Worth, deadline: float) -> None:

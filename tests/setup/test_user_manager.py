@@ -193,3 +193,21 @@ def test_brings_a_journal_where_there_is_none_and_takes_it_away(tmp_path: Path) 
     assert "heard" in told["heard"]
     assert told["journald"] is False
     assert told["left"] == []
+
+
+CLAIM = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from systemd_llm_switch.setup import user_manager
+print(*user_manager._claim_folders())
+"""
+
+
+def test_managers_in_containers_that_share_the_cgroup_tree_do_not_meet(tmp_path: Path) -> None:
+    """Each has its own /run, so that only the cgroup's folder shows that a number is taken."""
+    enter = 'mount -t tmpfs none /run && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", enter, "sh", sys.executable, "-c", CLAIM, str(ROOT / "src")]
+    claimed = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    for _folder, cgroup in claimed:
+        Path(cgroup).rmdir()
+    assert claimed[0] != claimed[1]

@@ -256,20 +256,29 @@ def _spawn(home: Path, config_home: Path | None) -> UserManager:
     )  # fmt: skip
     manager = UserManager(Process.of(child.pid), home, config_home, runtime_dir, cgroup)
     child.returncode = 0  # Process.end() reaps it; Popen must neither wait for it nor warn about it
-    manager._record().write_text(json.dumps(asdict(manager), default=str))
+    unfinished = manager._record().with_suffix(".new")
+    unfinished.write_text(json.dumps(asdict(manager), default=str))
+    unfinished.replace(manager._record())  # `all` reads without the lock
     return manager
 
 
 def _claim_folders() -> tuple[Path, Path]:
-    """The runtime folder, made, and the cgroup folder, not yet made, of a number that nobody uses."""
+    """Makes the runtime folder and the cgroup folder of a number that nobody uses.
+
+    To make the cgroup's folder is the claim: managers whose /run differs may share the cgroup tree.
+    """
     for number in FREE_NUMBERS:
         cgroup = _cgroup_root() / f"user.slice/user-{number}.slice"
-        if cgroup.exists():
+        cgroup.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            cgroup.mkdir()
+        except FileExistsError:
             continue
         folder = Path(f"/run/user/{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)
             return folder, cgroup
+        cgroup.rmdir()
     raise UserManagerError("too many private user managers: see `python3 deploy/user_manager.py list`")
 
 

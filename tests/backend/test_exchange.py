@@ -13,8 +13,17 @@ import pytest
 
 from support.stack import free_port
 from systemd_llm_switch.backend.backend import Backend
-from systemd_llm_switch.backend.exchange import BackendLost, Bounds, Exchange, Message, Reply
+from systemd_llm_switch.backend.exchange import (
+    BackendDeadline,
+    BackendLost,
+    Bounds,
+    Exchange,
+    Message,
+    Reply,
+    ReplyTooLarge,
+)
 from systemd_llm_switch.backend.incoming import Incoming
+from systemd_llm_switch.errors import ClientGone
 from systemd_llm_switch.waiting import Client
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: 2\r\n\r\nok"
@@ -138,3 +147,139 @@ def test_an_exchange_leaves_nothing_to_the_collector() -> None:
         assert [it for it in gc.get_objects() if isinstance(it, Incoming)] == []
     finally:
         gc.enable()
+
+
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n"
+
+
+def test_a_connection_that_carried_events_is_not_kept() -> None:
+    """llama-server closes it a moment later, in spite of what its headers say."""
+    with peer([EVENTS], [NEXT]) as backend:
+        ask(backend)
+        assert not has_kept_one(backend)
+
+
+def test_a_kept_connection_that_ends_without_a_byte_is_asked_again_on_a_new_one() -> None:
+    """Though the peer read the request, and closed in order: no error says that it was unread."""
+    with peer([OK], [b""], [NEXT]) as backend:
+        ask(backend)
+        sent: list[Exchange] = []
+        assert ask(backend, sent=sent).body == b"next"
+        assert [exchange.is_new for exchange in sent] == [False, True]
+
+
+def test_it_is_asked_again_once_only() -> None:
+    with peer([OK], [b""], [b""], [NEXT]) as backend:
+        ask(backend)
+        with pytest.raises(BackendLost, match="without an answer") as lost:
+            ask(backend)
+        assert not lost.value.was_unread
+
+
+def test_a_request_that_a_new_connection_lost_is_not_asked_again() -> None:
+    with peer([b""], [NEXT]) as backend, pytest.raises(BackendLost, match="without an answer"):
+        ask(backend)
+
+
+def test_a_kept_connection_that_ends_within_the_reply_is_not_asked_again() -> None:
+    with peer([OK], [OK[:20], b""], [NEXT]) as backend:
+        ask(backend)
+        with pytest.raises(BackendLost, match="ended early"):
+            ask(backend)
+
+
+def test_an_aborted_request_is_not_asked_again() -> None:
+    with peer([OK], [], [NEXT]) as backend:
+        ask(backend)
+        sent: list[Exchange] = []
+
+        def abort(exchange: Exchange) -> None:
+            sent.append(exchange)
+            exchange.abort()
+
+        with pytest.raises(BackendLost):
+            backend.ask(POST, Client(None), bounds(), abort)
+        assert len(sent) == 1
+
+
+def test_a_request_that_nobody_is_known_to_have_read_stays_so_on_the_second_connection() -> None:
+    """The first connection ended in order: its request may have been read, whatever became of the second."""
+    with peer([OK], [b""]) as backend:
+        ask(backend)
+        sent: list[Exchange] = []
+
+        def refuse(exchange: Exchange) -> None:
+            sent.append(exchange)
+            if exchange.is_new:
+                raise BackendLost("the process ended", was_unread=True)
+
+        with pytest.raises(BackendLost) as lost:
+            backend.ask(POST, Client(None), bounds(), refuse)
+        assert len(sent) == 2
+        assert not lost.value.was_unread
+
+
+# --- a backend that never stops ------------------------------------------------------------------
+
+ENDLESS = {
+    "interim replies": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100),
+    "the headers": (b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"a" * 1000 + b"\r\n"),
+    "one header": (b"HTTP/1.1 200 OK\r\nX-A: ", b"a" * 1000),
+    "the body": (b"HTTP/1.1 200 OK\r\n\r\n", b"a" * 1000),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\nab\r\n" * 100),
+}
+
+
+@contextlib.contextmanager
+def pouring(case: str, pause_s: float = 0.0) -> Iterator[Backend]:
+    """A backend that sends without an end, until its peer has enough."""
+    start, more = ENDLESS[case]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pour() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as sock:
+                sock.sendall(start)
+                while True:
+                    sock.sendall(more)
+                    time.sleep(pause_s)
+
+        thread = threading.Thread(target=pour, daemon=True)
+        thread.start()
+        yield Backend(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(30)
+        assert not thread.is_alive(), "the connection was closed"
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_an_endless_reply_ends_at_the_deadline(case: str) -> None:
+    """Bytes come all the time, so no wait for them ever ends by itself."""
+    expected = (BackendLost, BackendDeadline) if "header" in case or "interim" in case else BackendDeadline
+    with pouring(case, pause_s=0.005) as backend, pytest.raises(expected):
+        ask(backend, bounds(0.5, 10**12))
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_an_endless_reply_ends_with_its_client(case: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, pouring(case, pause_s=0.005) as backend:
+        threading.Timer(0.1, theirs.close).start()
+        with pytest.raises(ClientGone):
+            backend.ask(POST, Client(ours.fileno()), bounds(30, 10**12)).read()
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_an_endless_reply_is_bounded_in_bytes(case: str) -> None:
+    """A head is bounded before: it is copied once more for each of its pieces."""
+    is_head = "header" in case or "interim" in case
+    with pouring(case) as backend, pytest.raises(BackendLost if is_head else ReplyTooLarge):
+        ask(backend, bounds(60, 3_000_000))
+
+
+def test_many_small_chunks_take_little_more_than_their_bytes() -> None:
+    """Each would be an object of its own, of some forty bytes."""
+    incoming = Incoming()
+    incoming.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(100):
+        incoming.feed(b"2\r\nab\r\n" * 1000)
+    assert len(incoming._body) == 100
+    assert incoming.take() == b"ab" * 100_000

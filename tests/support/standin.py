@@ -18,6 +18,8 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     early_s   send the reply's headers, and the body that much later
     half_s    send the reply's headers and half of its body, and the rest that much later
     deltas    for stream: the deltas to send, each after `delta_s`; `cut_stream` ends without [DONE]
+    events    for stream: the events to send, byte for byte, instead of a chat's; then `linger_s` before the end of the
+              stream; with `unframed`, only the end of the connection ends it
     torn_s    for stream: send the last delta's chunk, frame and all, in two parts that long apart, the first of
               `torn_at` bytes
     then      the orders that hold instead once the last message is a tool's result
@@ -180,7 +182,25 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": orders.get("message", message), "finish_reason": finish}
         return {**envelope, "object": "chat.completion", "choices": [choice]}
 
+    def stream_events(self, orders: dict[str, Any]) -> None:
+        is_framed = not orders.get("unframed")
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        if is_framed:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in orders["events"]:
+            (self.chunk if is_framed else self.wfile.write)(event.encode())
+        self.wait(orders.get("linger_s", 0))
+        if is_framed and not orders.get("cut_stream"):
+            self.chunk(b"")
+        else:
+            self.close_connection = True
+
     def stream(self, body: dict[str, Any], orders: dict[str, Any]) -> None:
+        if "events" in orders:
+            self.stream_events(orders)
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 
@@ -24,8 +25,14 @@ from systemd_llm_switch.switching.leases import Lease
 from systemd_llm_switch.switching.losses import Losses
 from systemd_llm_switch.switching.switcher import Switcher
 
+log = logging.getLogger(__name__)
+
 # A killed process may still have read a request in the moment between the signal and its end.
 _DYING_S = 0.02
+# How many replies in a row may say that the device failed, and how they say it.
+_MOST_DEVICE_ERRORS = 3
+_DEVICE_WORDS = (b"CUDA error", b"ROCm error", b"HIP error", b"ErrorDeviceLost")
+_ERROR_BYTES = 64 * 1024
 
 Fault = BackendLost | BackendDeadline | ReplyTooLarge | BrokenStream
 FAULTS = (BackendLost, BackendDeadline, ReplyTooLarge, BrokenStream)
@@ -79,6 +86,21 @@ class Attempt:
 
         message = Message("POST", path, body, self._request.content_type)
         return resident.backend.ask(message, self._responder, self._bounds, on_sent)
+
+    def judge(self, reply: Reply) -> str:
+        """Counts replies that say the device failed: a CUDA context stays broken until its process ends. After several
+        in a row the unit is restarted before it is used again; returns what the client must know of that."""
+        resident = self._lease.granted
+        if reply.status != 500 or not any(words in reply.body[:_ERROR_BYTES] for words in _DEVICE_WORDS):
+            resident.device_errors = 0
+            return ""
+        resident.device_errors += 1
+        if resident.device_errors < _MOST_DEVICE_ERRORS:
+            return ""
+        self._switcher.distrust(self._lease)
+        unit = resident.model.unit
+        log.warning("device_errors model=%s unit=%s count=%d", self._model.id, unit, resident.device_errors)
+        return f" (error {resident.device_errors} of this kind in a row: unit {unit} is restarted before its next use)"
 
     @property
     def lasted_s(self) -> float:

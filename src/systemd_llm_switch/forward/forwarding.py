@@ -11,7 +11,7 @@ import logging
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.contexts.fingerprint import fingerprint
-from systemd_llm_switch.errors import BackendError, ModelStartTimeout
+from systemd_llm_switch.errors import BackendError, ClientGone, ModelStartTimeout
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding
@@ -21,7 +21,14 @@ from systemd_llm_switch.forward.recovery import Told
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import Request, to_backend
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error
-from systemd_llm_switch.openai.sse import SSE_HEADERS, EventReader, foreign_error_frame, raw_frame, sse_frames
+from systemd_llm_switch.openai.sse import (
+    SSE_HEADERS,
+    EventReader,
+    foreign_error_frame,
+    is_last_event,
+    raw_frame,
+    sse_frames,
+)
 from systemd_llm_switch.repair import (
     Budget,
     Repair,
@@ -47,6 +54,7 @@ class Forwarding:
 
     __slots__ = (
         "_budget", "_config", "_known_facts", "_losses", "_model", "_record", "_request", "_responder", "_switcher",
+        "_warning",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +75,7 @@ class Forwarding:
         self._responder = responder
         self._record = record
         self._known_facts: RequestFacts | None = None
+        self._warning = ""  # what the client of a backend's error must know beyond it
         self._budget = Budget(responder.is_gone)  # of CPU time for repair
 
     def run(self) -> None:
@@ -144,6 +153,7 @@ class Forwarding:
         if self._is_refusal(reply):
             recovered = self._recover(attempt, Told())
             return reply if recovered is None else Reply(200, "application/json", dump(recovered))
+        self._warning = attempt.judge(reply)
         return reply
 
     def _relay_events(self, attempt: Attempt, exchange: Exchange) -> Reply | LiveReply:
@@ -160,6 +170,7 @@ class Forwarding:
             told = live.told if self._is_refusal(reply) else None
             recovered = None if told is None else self._recover(attempt, told)
             if recovered is None:
+                self._warning = attempt.judge(reply)
                 return reply
             for frame in live.resume(recovered):
                 self._responder.stream(frame)
@@ -177,15 +188,19 @@ class Forwarding:
 
     def _relay_bytes(self, exchange: Exchange) -> None:
         """A stream of another protocol: every byte as it came."""
-        reader = EventReader()
-        while received := exchange.read_some():
-            self._record.note_first_token()
-            for _ in reader.feed(received):
-                continue
-            self._responder.is_mid_event = not reader.is_between_events
-            self._responder.stream(received)
-        if not self._responder.has_started:
-            raise BrokenStream("the stream ended before it began")
+        reader, is_complete = EventReader(), False
+        try:
+            while received := exchange.read_some():
+                self._record.note_first_token()
+                is_complete = any(map(is_last_event, reader.feed(received))) or is_complete
+                self._responder.is_mid_event = not reader.is_between_events
+                self._responder.stream(received)
+        except ClientGone:
+            if not is_complete:
+                raise
+            # It has the whole answer, and did not wait for the end of the stream.
+        if not self._responder.has_started or (self._request.says_when_complete and not is_complete):
+            raise BrokenStream("the stream ended early")
 
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
@@ -259,6 +274,7 @@ class Forwarding:
         if reply.status < 400:
             raise BackendError(f"the backend of {self._model.id!r} returned unexpected status {reply.status}")
         body = foreign_error(reply.status, reply.body)
+        body["error"]["message"] += self._warning
         if self._responder.has_started:
             self._finish_stream(reply.status, foreign_error_frame(reply.status, body))
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from systemd_llm_switch.forward.recovery import Told
 from systemd_llm_switch.openai.shapes import Json, choices_of, object_of, objects_of
@@ -51,7 +52,8 @@ class _Choice:
     sent: list[str] = field(default_factory=list)
     pending: str = ""  # text that was read and not passed on
     fields: Json = field(default_factory=dict)  # of the message: role, reasoning_content, …
-    calls: dict[int, Json] = field(default_factory=dict)
+    calls: list[tuple[int, Json]] = field(default_factory=list)  # each with its index
+    positions: dict[int, int] = field(default_factory=dict)  # of the last call with an index
     function: Json | None = None
     logprobs: list[object] = field(default_factory=list)
     finish_reason: str | None = None
@@ -110,9 +112,13 @@ class LiveReply:
             self.usage = chunk["usage"]
             if not choices:
                 self._usage_chunk = chunk
+                if "timings" in chunk and not self._wants_usage:
+                    # The usage was asked for by us. Without it, llama-server puts the timings into the chunk before.
+                    self._envelope["timings"] = chunk["timings"]
                 self.timings = object_of(chunk.get("timings"))
                 return b""
         self._note_envelope(chunk)
+        self.timings = object_of(chunk.get("timings")) or self.timings
         if len(choices) == 1 and not chunk.get("usage") and self._may_pass(choices[0]):
             return b"data: " + data + b"\n\n"
         return b"".join(frame for choice in choices for frame in self._take(choice))
@@ -121,6 +127,7 @@ class LiveReply:
         """What goes to the client now that the rest of the reply is known, after an error ended the stream."""
         choice = rest["choices"][0]
         state = self._choices.setdefault(0, _Choice())
+        state.positions.clear()
         state.calls.clear()  # a failed reading of what now comes as text
         state.function = None
         self.usage = rest["usage"]
@@ -176,7 +183,7 @@ class LiveReply:
             yield self._frame(index, {"reasoning_content": delta["reasoning_content"]})
         state.pending += delta.get("content") or ""
         for call in objects_of(delta.get("tool_calls")):
-            _merge_call(state.calls, call)
+            _merge_call(state, call)
         if isinstance(delta.get("function_call"), dict):
             state.function = _merged_function(state.function or {}, delta["function_call"])
         state.logprobs += objects_of(object_of(choice.get("logprobs")).get("content"))
@@ -225,7 +232,7 @@ class LiveReply:
         message: Json = {"role": "assistant"} | state.fields
         message["content"] = None if state.has_calls and not text else text
         if state.calls:
-            message["tool_calls"] = [call for _, call in sorted(state.calls.items())]
+            message["tool_calls"] = [call for _, call in sorted(state.calls, key=itemgetter(0))]
         if state.function is not None:
             message["function_call"] = state.function
         return {"index": index, "message": message, "finish_reason": state.finish_reason}
@@ -258,17 +265,42 @@ class LiveReply:
         return {name: value for name, value in self._envelope.items() if name != "timings"}
 
 
+_MOST_LOOKED_AT = 16 * 1024
 _PLAIN = frozenset(("role", "content", "reasoning_content"))
 
 
-def _merge_call(calls: dict[int, Json], delta: Json) -> None:
-    """Adds a tool call's delta to what was read of the call."""
+def _merge_call(state: _Choice, delta: Json) -> None:
+    """Adds a tool call's delta to the call that it continues, or begins another one."""
     index = delta.get("index")
-    index = index if isinstance(index, int) else len(calls) if delta.get("id") else max(len(calls) - 1, 0)
-    known = calls.setdefault(index, {})
+    if not isinstance(index, int):
+        index = len(state.calls) if delta.get("id") else max(len(state.calls) - 1, 0)
+    position = state.positions.get(index)
+    if position is None or _begins_another(state.calls[position][1], delta):
+        position = state.positions[index] = len(state.calls)
+        state.calls.append((index, {}))
+    known = state.calls[position][1]
     function = _merged_function(known.get("function") or {}, object_of(delta.get("function")))
     known.update({name: value for name, value in delta.items() if name not in ("index", "function")})
     known["function"] = function
+
+
+def _begins_another(known: Json, delta: Json) -> bool:
+    """Whether a delta belongs to another call in spite of its index: some backends number every call 0."""
+    if delta.get("id") and known.get("id"):
+        return bool(delta["id"] != known["id"])
+    arguments = object_of(known.get("function")).get("arguments")
+    return bool(object_of(delta.get("function")).get("name")) and _is_whole(arguments)
+
+
+def _is_whole(arguments: object) -> bool:
+    """Whether a call's arguments need no more; not looked at where that would take long, for each delta anew."""
+    if not isinstance(arguments, str) or len(arguments) > _MOST_LOOKED_AT or not arguments.rstrip().endswith("}"):
+        return False
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _merged_function(known: Json, delta: Json) -> Json:

@@ -63,6 +63,10 @@ class Responder(Client):
             raise ClientGone("the client closed its connection, or reads nothing") from error
         self._due = time.monotonic() + KEEP_ALIVE_S
 
+    def stream_error(self, frame: bytes) -> None:
+        """Sends an error as the last event of a stream; one that was cut off ends before it."""
+        self.stream(b"\n\n" + frame if self.is_mid_event else frame)
+
     def _wait(self, fd: int, events: int, timeout_s: float) -> int:
         if self._due == math.inf:
             return super()._wait(fd, events, timeout_s)

@@ -39,3 +39,6 @@ TAKEN: Mapping[str, str] = _SHORT | {path: path for path in FORWARDED}
 
 # llama-server's own routes. Its clients name no model there, since it has but one.
 MODEL_IS_OPTIONAL = frozenset(("/infill", "/tokenize", "/detokenize", "/apply-template"))
+
+# Plain routes whose streams end with an event that says so. A stream without it was cut off.
+SAY_WHEN_COMPLETE = frozenset(("/v1/responses", "/v1/messages"))

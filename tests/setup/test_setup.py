@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
+from support.newcomer import Newcomer, get_json, tree_sums
 from support.stack import chat, free_port, wait_for
 from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places
@@ -25,47 +25,10 @@ SERVER_PROMPT = "📂 Path to your llama-server binary [default: "
 MODELS_PROMPT = "📂 Directory where your GGUF models are stored [default: "
 
 
-@pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory, llama_server: Path, model_file: Path) -> Iterator[Newcomer]:
-    """Somebody with a llama-server, one chat model, and paths with blanks, dollars, percents and quotes."""
-    folder = tmp_path_factory.mktemp("new")
-    repository = copy_repository(folder / "my $repo 100%")
-    server = folder / "llama $HOME 5%"
-    server.symlink_to(llama_server.parent)
-    models = folder / """models "it's" $5 100% \\n"""
-    models.mkdir()
-    (models / "Qwen3-Coder-30B-A3B-Instruct-UD-Q8_K_XL.gguf").symlink_to(model_file)
-    manager = UserManager.start(folder / "home")
-    answers = {"LLAMA_SERVER_PATH": str(server / "llama-server"), "MODELS_DIR": str(models)}
-    person = Newcomer(folder / "home", repository, manager, answers)
-    _use_free_ports(person)
-    yield person
-    manager.stop()
-
-
-def _use_free_ports(person: Newcomer) -> None:
-    """The proxy's by the user's config, the models' in the (copied) unit files: other tests run side by side."""
-    backend = free_port()
-    text = (person.repository / "src/systemd_llm_switch/config.yaml").read_text()
-    person.config.parent.mkdir(parents=True)
-    ports = f"server:\n  port: {free_port()}\n  llama_url: http://127.0.0.1:{backend}\n"
-    person.config.write_text(text.replace("server:\n", ports))
-    for unit in (person.repository / "deploy/systemd").glob("*.service"):
-        unit.write_text(unit.read_text().replace("--port 3004", f"--port {backend} --threads 1"))
-
-
 def _url(person: Newcomer) -> str:
     port = re.search(r"^  port: (\d+)", person.config.read_text(), re.MULTILINE)
     assert port
     return f"http://127.0.0.1:{port[1]}"
-
-
-@pytest.fixture
-def settled(newcomer: Newcomer) -> Newcomer:
-    """After a successful run."""
-    ran = newcomer.setup("--yes")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return newcomer
 
 
 def test_leaves_a_running_proxy(settled: Newcomer) -> None:
@@ -156,12 +119,19 @@ def test_picks_up_a_new_unit_file_and_takes_a_gone_one_away(settled: Newcomer) -
 
 
 def test_asks_two_questions_on_a_terminal(settled: Newcomer, tmp_path: Path) -> None:
-    shown = settled.setup_on_terminal("/opt/mine/llama-server", f"{tmp_path}/gguf")
+    """Again where the answer cannot be used."""
+    server, models = tmp_path / "bin/llama-server", tmp_path / "gguf"
+    server.parent.mkdir()
+    server.symlink_to(settled.answers["LLAMA_SERVER_PATH"])
+    models.mkdir()
+    shown = settled.setup_on_terminal("/no/such/llama-server", str(server), "/no/such/folder", str(models))
+    assert "! no llama-server at /no/such/llama-server; name another" in shown
+    assert "! there is no folder /no/such/folder; name another, or make it first" in shown
     assert f"{SERVER_PROMPT}{settled.answers['LLAMA_SERVER_PATH']}]: " in shown
     assert f"{MODELS_PROMPT}{settled.answers['MODELS_DIR']}]: " in shown
     text = (settled.rendered / "qwen3-coder-next.service").read_text()
-    assert "ExecStart=/opt/mine/llama-server " in text
-    assert f"--model {tmp_path}/gguf/unsloth_Qwen3-Coder-Next-GGUF_" in text
+    assert f"ExecStart={server} " in text
+    assert f"--model {models}/unsloth_Qwen3-Coder-Next-GGUF_" in text
 
 
 def test_takes_the_defaults_when_only_enter_is_pressed(settled: Newcomer) -> None:
@@ -172,15 +142,18 @@ def test_takes_the_defaults_when_only_enter_is_pressed(settled: Newcomer) -> Non
 
 
 def test_the_check_names_each_finding_and_what_mends_it(settled: Newcomer, tmp_path: Path) -> None:
-    text = settled.config.read_text()
+    text, server = settled.config.read_text(), tmp_path / "llama-server"
+    server.symlink_to(settled.answers["LLAMA_SERVER_PATH"])
+    settled.setup("--yes", LLAMA_SERVER_PATH=server, MODELS_DIR=tmp_path)
+    server.unlink()
     settled.config.write_text(text + '  ghost: "ghost.service"\n')
-    ran = settled.setup("--yes", LLAMA_SERVER_PATH="/opt/none/llama-server", MODELS_DIR=tmp_path)
+    ran = settled.setup("--check")
     settled.config.write_text(text)
-    assert ran.returncode == 0
-    assert "! no llama-server at /opt/none/llama-server" in ran.stdout
+    assert ran.returncode == 1
+    assert f"! no llama-server at {server}" in ran.stdout
     assert "! qwen3-coder-next: no model file" in ran.stdout
-    assert "/opt/none/llama-server -hf unsloth/Qwen3-Coder-Next-GGUF:UD-Q4_K_XL\n" in ran.stdout
-    assert "/opt/none/llama-server -hf ggml-org/bge-m3-Q8_0-GGUF\n" in ran.stdout
+    assert f"{server} -hf unsloth/Qwen3-Coder-Next-GGUF:UD-Q4_K_XL\n" in ran.stdout
+    assert f"{server} -hf ggml-org/bge-m3-Q8_0-GGUF\n" in ran.stdout
     assert "! ghost: the unit ghost.service does not exist" in ran.stdout
     assert "qwen3-thinking" not in ran.stdout.partition("Check")[2]
 
@@ -349,7 +322,7 @@ def own_config(settled: Newcomer) -> Iterator[str]:
 
 def _edit_demo_config(person: Newcomer, own_config: str, edit: str) -> str:
     """As if the demo had written its config, on the ports of one's own, and somebody added a line; the whole text."""
-    ledger = Ledger.load(Places.of(person.env).ledger)
+    ledger = Ledger.load(Places.of(person.env))
     demos = (person.repository / "deploy/demo/config.yaml").read_text().partition("models:")[2]
     text = f"{own_config.partition('models:')[0]}models:{demos}"
     person.config.unlink(missing_ok=True)
@@ -439,7 +412,7 @@ def test_demo_shows_it_at_work_and_leaves_nothing(
     for port in ports.values():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
-    assert Ledger.load(Places.of(visitor.env).ledger).units == {}
+    assert Ledger.load(Places.of(visitor.env)).units == {}
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import pytest
 
 from support.stack import ROOT, Stack, wait_for
 from systemd_llm_switch.http_server.server import SHUTDOWN_TIMEOUT_S
+from systemd_llm_switch.setup.places import SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
-from systemd_llm_switch.setup.unit_files import Machine, UnitSource, exec_start, quote, without
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource, exec_start, expand, quote, without
 from systemd_llm_switch.setup.user_manager import UserManager
 
 SOURCES = {source.name: source for source in UnitSource.read_all(ROOT / "deploy/systemd")}
@@ -244,3 +245,16 @@ def test_a_quoted_word_reaches_the_program_as_it_was(stack: Stack, word: str) ->
     unit = stack.unit("echo", f"/bin/sh -c {script!r} sh {quote(word)}".replace("\\'", "'"))
     stack.systemctl("start", unit)
     assert wait_for(lambda: target.exists() and target.read_text()) == word
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/a/\x7fb", "control character"), ("/a/\udcffb", "is not valid UTF-8")])
+def test_a_path_that_cannot_go_into_a_unit_is_named(path: str, reason: str) -> None:
+    with pytest.raises(SetupError, match=reason):
+        quote(path)
+
+
+@pytest.mark.parametrize(
+    ("word", "path"), [("%h/a", "/home/me/a"), ("%%h/a", "%h/a"), ("/a%%%h", "/a%/home/me"), ("100%%", "100%")]
+)
+def test_specifiers_are_read_as_systemd_reads_them(word: str, path: str) -> None:
+    assert expand(word, Path("/home/me")) == path

@@ -1,18 +1,21 @@
-"""Owns the check at the end: does what was set up hold together? Each finding says what mends it."""
+"""The check: does what was set up hold together? Each finding says what fixes it."""
 
 from __future__ import annotations
 
+import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from urllib.parse import urlsplit
 
 from systemd_llm_switch.setup.llama_server import is_executable
 from systemd_llm_switch.setup.model_files import missing_parts
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.running_proxy import UNIT, ProxyConfig, ProxyStatus
 from systemd_llm_switch.setup.systemctl import Systemctl
-from systemd_llm_switch.setup.unit_files import exec_start, model_in, wanted_model
+from systemd_llm_switch.setup.unit_files import exec_start, expand, model_in, port_in, wanted_model
 
 _LONGEST_ERROR = 400  # letters; the journal has the rest
 
@@ -22,8 +25,25 @@ class Finding:
     """One thing that is not as it should be."""
 
     what: str
-    mend: str
+    fix: str
     is_download: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model of the config, and its unit as systemd reads it: the file, then its drop-ins."""
+
+    id: str
+    unit: str
+    url: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return exec_start(self.text)
+
+    def program(self, places: Places) -> Path | None:
+        return Path(expand(self.words[0], places.home)) if self.words else None
 
 
 def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Finding]:
@@ -33,71 +53,94 @@ def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Fi
     if config.models:
         of_proxy, last_errors = _ask_proxy(config, systemd, places)
         found.extend(of_proxy)
-    for model, unit in config.models.items():
-        missing = list(_of_unit(model, unit, config, systemd, places))
+    for name, unit in config.models.items():
+        missing = list(_of_unit(name, unit, config, systemd, places))
         # What is missing is reason enough for a start that failed.
-        found.extend(missing or _of_last_start(model, unit, last_errors.get(model, ""), systemd))
+        found.extend(missing or _of_last_start(name, unit, last_errors.get(name, ""), systemd))
+    found.extend(_of_keys(config, places))
     found.extend(_of_gpu())
     return list(dict.fromkeys(found))
 
 
 def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
-    """What is wrong with the proxy, and what it knows of its models: why each could not be loaded, if it could not."""
+    """What is wrong with the proxy, and why each model that could not be loaded could not."""
     if not systemd.is_active(UNIT):
         return [Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")], {}
     try:
-        told = ProxyStatus.ask(config)
+        status = ProxyStatus.ask(config)
     except SetupError as error:
         return [Finding(f"{UNIT} runs, but {error}", f"systemctl --user restart {UNIT}")], {}
     found = []
-    if told.config != str(config.path):
-        what = f"the running proxy reads {places.short(told.config)}, this check {places.short(config.path)}"
-        found.append(Finding(what, f"LLM_SWITCH_CONFIG={quote(told.config)} ./setup.sh --check"))
-    if told.config_error:
-        what = f"the running proxy goes on with its last good config: {told.config_error}"
-        found.append(Finding(what, f"edit {places.short(told.config)}"))
-    return found, told.last_errors
+    if status.config != str(config.path):
+        what = f"the running proxy reads {places.short(status.config)}, this check {places.short(config.path)}"
+        found.append(Finding(what, f"LLM_SWITCH_CONFIG={quote(status.config)} {places.how_to('check')}"))
+    if status.config_error:
+        what = f"the running proxy goes on with its last good config: {status.config_error}"
+        found.append(Finding(what, f"edit {places.short(status.config)}"))
+    if status.is_on_hold:
+        end = time.strftime(" until %H:%M", time.localtime(status.hold_until)) if status.hold_until else ""
+        release = f"curl -X POST {config.url}/api/release"
+        found.append(Finding(f"the VRAM is on hold{end}; requests get 503 on_hold", release))
+    return found, status.last_errors
 
 
 def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemctl) -> Iterator[Finding]:
     """The proxy's own words where it tried, else systemd's."""
-    result = systemd.show(unit, "Result")
     see = f"journalctl --user -u {unit} -n 30"
     if last_error:
         yield Finding(f"{model}: the last load failed: {_shortened(last_error)}", see)
-    elif result not in ("", "success"):
+        return
+    result = systemd.show(unit, "Result")
+    if result not in ("", "success") and not (result == "timeout" and systemd.was_stopped(unit)):
         yield Finding(f"{model}: the last run of {unit} failed (Result: {result})", see)
 
 
-def _of_unit(model: str, unit: str, config: ProxyConfig, systemd: Systemctl, places: Places) -> Iterator[Finding]:
+def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, places: Places) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
         is_demos = (places.demo_sources / unit).exists()
         put_there = f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload"
-        take_out = f"take it out of {places.short(config.path)}, or bring the demo back: ./setup.sh --demo"
-        yield Finding(f"{model}: the unit {unit} does not exist", take_out if is_demos else put_there)
+        take_out = f"take it out of {places.short(config.path)}, or bring the demo back: {places.how_to('demo')}"
+        yield Finding(f"{name}: the unit {unit} does not exist", take_out if is_demos else put_there)
         return
-    text = fragment.read_text()
-    words = exec_start(text)
-    program = _path(words[0], places) if words else None
-    if program and program.name == "llama-server" and not is_executable(program):
-        yield Finding(
-            f"no llama-server at {places.short(program)}",
-            "run ./setup.sh again and name another, or build it there",
-        )
-    yield from _of_model_file(model, text, program, places)
+    files = (fragment, *map(Path, systemd.show(unit, "DropInPaths").split()))
+    text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
+    model = _Model(name, unit, config.urls.get(name, ""), text)
+    program = model.program(places)
+    if program and program.name == "llama-server":
+        if not is_executable(program):
+            fix = f"run {places.how_to()} again and name another, or build it there"
+            yield Finding(f"no llama-server at {places.short(program)}", fix)
+        yield from _of_port(model, config, places)
+    yield from _of_model_file(model, program, places)
 
 
-def _of_model_file(model: str, text: str, program: Path | None, places: Places) -> Iterator[Finding]:
-    path = model_in(text, places.home)
+def _of_port(model: _Model, config: ProxyConfig, places: Places) -> Iterator[Finding]:
+    """A request for it would wait until `health_timeout` where nobody listens."""
+    listens, asked = port_in(model.words), urlsplit(model.url).port
+    if asked is not None and listens is not None and listens != asked and "LLAMA_ARG_PORT" not in model.text:
+        what = f"{model.id}: the proxy asks {model.url}, but {model.unit} listens on port {listens}"
+        yield Finding(what, f"set --port {asked} in the unit, or llama_url in {places.short(config.path)}")
+
+
+def _of_model_file(model: _Model, program: Path | None, places: Places) -> Iterator[Finding]:
+    path = model_in(model.text, places.home)
     if path is None or not (missing := missing_parts(path)):
         return
-    what = f"{model}: no model file {places.short(missing[0])}"
-    wanted = wanted_model(text)
+    what = f"{model.id}: no model file {places.short(missing[0])}"
+    wanted = wanted_model(model.text)
     if wanted and program:
         yield Finding(what, f"{quote(str(program))} -hf {wanted.download_name}", is_download=True)
     else:
-        yield Finding(what, "put it there, or run ./setup.sh again and name its folder")
+        yield Finding(what, f"put it there, or run {places.how_to()} again and name its folder")
+
+
+def _of_keys(config: ProxyConfig, places: Places) -> Iterator[Finding]:
+    """Files with keys that other users of this machine may read."""
+    for path in config.files_with_keys:
+        if path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            what = f"{places.short(path)} has API keys, and other users may read it"
+            yield Finding(what, f"chmod go-rwx {quote(str(path))}")
 
 
 def _of_gpu() -> Iterator[Finding]:
@@ -108,7 +151,3 @@ def _of_gpu() -> Iterator[Finding]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]} …"
-
-
-def _path(word: str, places: Places) -> Path:
-    return Path(word.replace("%h", str(places.home)).replace("%%", "%"))

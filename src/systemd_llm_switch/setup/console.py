@@ -1,8 +1,16 @@
-"""Owns what a person sees and is asked. It decides nothing."""
+"""What the set-up prints and asks. It decides nothing."""
 
 from __future__ import annotations
 
+import io
 import sys
+
+
+def accept_any_text() -> None:
+    """A path that is not valid UTF-8 is printed escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def heading(text: str) -> None:
@@ -17,11 +25,11 @@ def note(text: str) -> None:
     print(f"  · {text}", flush=True)
 
 
-def warn(text: str, mend: str = "") -> None:
-    """Something to look at, and the command that mends it."""
+def warn(text: str, fix: str = "") -> None:
+    """Something to look at, and the command that fixes it."""
     print(f"  ! {text}", flush=True)
-    if mend:
-        print(f"      {mend}", flush=True)
+    if fix:
+        print(f"      {fix}", flush=True)
 
 
 def plain(text: str = "") -> None:

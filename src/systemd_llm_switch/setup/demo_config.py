@@ -1,4 +1,4 @@
-"""Owns the demo's config file: where it goes, and what becomes of a person's edit of it."""
+"""The demo's config file: where it goes, and what becomes of a person's edit of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def tracked(places: Places) -> Path:
 
 
 def write(text: str, places: Places, ledger: Ledger) -> Path:
-    """The user's config file where that is free, else one beside it: a config of one's own is never touched."""
-    is_free = not places.user_config.exists() or ledger.owns_config(places.user_config)
+    """The user's config file where that is free or the demo's, also when it was edited since; else one beside it. A
+    person's own config is never touched."""
+    is_free = not places.user_config.exists() or ledger.wrote_config(places.user_config)
     path = places.user_config if is_free else places.user_config.with_name("demo.yaml")
     if ledger.put_config(path, text) is Outcome.KEPT:
         console.note(f"kept your edit of {places.short(path)}")
@@ -31,8 +32,8 @@ def write(text: str, places: Places, ledger: Ledger) -> Path:
 
 
 def remove(places: Places, ledger: Ledger) -> Path | None:
-    """Returns where a person's edit stays, if there is one. It goes from where the proxy looks, unless it has a model
-    that is none of the demo's: with those alone, the proxy could serve nothing."""
+    """Removes the demo's config. A person's edit of it is kept: as it is if it has a model of their own, else under
+    another name, since with the demo's models alone the proxy could serve nothing. Returns where it is kept."""
     written = Path(ledger.config)
     stays = bool(ledger.config) and ledger.remove_config() is Outcome.KEPT
     if not _has_only_demo_units(places.user_config, places):

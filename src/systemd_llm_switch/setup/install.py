@@ -1,4 +1,4 @@
-"""Owns the putting in place: renders units, links them, and tells what became of each. Starts nothing."""
+"""Puts units in place: renders them, links them, and says what became of each. Starts nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def install_units(
         wanted = source.wanted_model
         model = find(wanted, folders) if wanted else None
         if wanted:
-            _tell_model(source, folders, places)
+            _say_model(source, folders, places)
         text = source.render(machine, model)
         outcome = ledger.put_unit(source.name, text, places)
         changed += outcome is Outcome.WRITTEN
         if outcome is Outcome.KEPT:
-            tell_kept(source.name, text, places, ledger)
-    told = f"{changed} written, the others are up to date" if changed < len(sources) else "all written"
-    console.done(f"units in {places.short(places.rendered)}: {told}")
+            say_kept(source.name, text, places, ledger)
+    summary = f"{changed} written, the others are up to date" if changed < len(sources) else "all written"
+    console.done(f"units in {places.short(places.rendered)}: {summary}")
 
 
 def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -> list[str]:
@@ -42,17 +42,17 @@ def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -
     return obsolete
 
 
-def tell_kept(name: str, text: str, places: Places, ledger: Ledger) -> None:
+def say_kept(name: str, text: str, places: Places, ledger: Ledger) -> None:
     """Says which file stays as its owner made it, and how to get this project's version."""
     own = places.linked / name
     is_rendered = own.is_symlink() and own.readlink() == places.rendered / name
     path = places.rendered / name if is_rendered else own
     console.note(f"kept your own {places.short(path)}")
     if not is_rendered or ledger.has_newer(name, text):
-        console.note(f"  for this project's version: rm {quote(str(path))} && ./setup.sh")
+        console.note(f"  for this project's version: rm {quote(str(path))} && {places.how_to()}")
 
 
-def _tell_model(source: UnitSource, folders: Folders, places: Places) -> None:
+def _say_model(source: UnitSource, folders: Folders, places: Places) -> None:
     wanted = source.wanted_model
     assert wanted is not None
     name = source.path.stem.ljust(20)

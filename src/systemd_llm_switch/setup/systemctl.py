@@ -1,4 +1,4 @@
-"""Owns the calls to systemctl, systemd-run, journalctl and loginctl during the set-up."""
+"""The calls to systemctl, systemd-run, journalctl and loginctl during the set-up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from systemd_llm_switch.setup.places import SetupError
 
-# These two bring a fresh tmpfs on /run where that is no mount point of its own, as in a container: without the
-# manager's socket the proxy can do nothing.
+# These two bring a fresh tmpfs on /run where that is not a mount point, as in a container: without the manager's
+# socket the proxy can do nothing.
 _FRESH_RUN_SETTINGS = ("ProtectControlGroups=yes", "ProtectKernelTunables=yes")
 # Each needs a mount (or UTS) namespace. A user manager without the right to make one leaves them out or fails
 # to start it (226/NAMESPACE), depending on its version and on the kernel's settings.
@@ -65,7 +65,7 @@ class Systemctl:
             self._systemctl("stop", *known)
 
     def forget(self, units: Sequence[str]) -> None:
-        """Takes them out of start-up and clears their failures; what is not there is no error."""
+        """Disables them and clears their failures. A unit that is not there is not an error."""
         for unit in units:
             self._call("systemctl", "--user", "disable", "--quiet", unit)
             self._call("systemctl", "--user", "reset-failed", unit)
@@ -80,13 +80,19 @@ class Systemctl:
         asked = self._call("systemctl", "--user", "show", f"--property={name}", "--value", unit)
         return asked.stdout.strip()
 
+    def was_stopped(self, unit: str) -> bool:
+        """Was its last run up before it ended? Then a timeout was one of its stop: it had to be killed."""
+        names = ("InactiveExitTimestampMonotonic", "ActiveExitTimestampMonotonic")
+        began, ended = (int(value) if (value := self.show(unit, name)).isdecimal() else 0 for name in names)
+        return 0 < began <= ended
+
     def last_lines(self, unit: str, since: float, count: int = 15) -> str:
         """The unit's newest journal lines since that time (as of time.time()); empty where they cannot be read."""
         lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q", f"--since=@{since:.6f}")
         return self._call("journalctl", "--user-unit", unit, *lines).stdout.strip()
 
     def unusable_settings(self) -> tuple[str, ...]:
-        """The hardening that keeps a unit from reaching this manager. Tried, since nothing tells it beforehand."""
+        """The hardening that this manager cannot do. Found by trying, since nothing reports it beforehand."""
         for left_out in ((), _FRESH_RUN_SETTINGS):
             if self._can_run_with([s for s in _NAMESPACE_SETTINGS if s not in left_out]):
                 return left_out
@@ -111,8 +117,8 @@ class Systemctl:
         began = time.time()
         ran = self._call("systemctl", "--user", verb, unit)
         if ran.returncode:
-            told = self.last_lines(unit, began) or ran.stderr.strip()
-            indented = "\n".join(f"    {line}" for line in told.splitlines())
+            said = self.last_lines(unit, began) or ran.stderr.strip()
+            indented = "\n".join(f"    {line}" for line in said.splitlines())
             raise SetupError(
                 f"{unit} did not start. Its last words:\n{indented}\n  More: journalctl --user -u {unit} -n 50"
             )

@@ -1,9 +1,10 @@
-"""Owns unit files: what a tracked one asks for, and its text with this machine's paths in it. Writes nothing."""
+"""Unit files: what a tracked one asks for, and its text with this machine's paths in it. Writes nothing."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -85,19 +86,36 @@ def wanted_model(text: str) -> WantedModel | None:
 
 
 def model_in(text: str, home: Path) -> Path | None:
-    """The file that a unit hands to llama-server with --model or -m, as far as its text tells."""
+    """The file that a unit passes to llama-server with --model or -m, if its text names one."""
     words = exec_start(text)
     for option, value in pairwise(words):
         if option in ("--model", "-m"):
-            return Path(value.replace("%h", str(home)).replace("%%", "%").replace("$$", "$"))
+            return Path(expand(value, home).replace("$$", "$"))
     return None
 
 
+def expand(word: str, home: Path) -> str:
+    """A word of a unit with systemd's `%h` and `%%` replaced, each once: `%%h` is a percent sign and an h."""
+    return re.sub("%[h%]", lambda found: str(home) if found[0] == "%h" else "%", word)
+
+
+def port_in(words: list[str]) -> int | None:
+    """Where llama-server listens by these words of its command line: 8080 when they do not say; None when unclear."""
+    given = [value for option, value in pairwise(words) if option == "--port"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--port=")]
+    if not given:
+        return 8080
+    return int(given[-1]) if given[-1].isdecimal() and len(given[-1]) <= 5 else None
+
+
 def exec_start(text: str) -> list[str]:
-    """The words of the last ExecStart=, unquoted; specifiers stay as they are."""
+    """The words of the last ExecStart=, unquoted; specifiers stay as they are. Empty when the quotes do not match."""
     joined = re.sub(r"\\\n\s*", " ", text)
     commands = re.findall(r"^ExecStart=(.*)$", joined, re.MULTILINE)
-    return shlex.split(commands[-1]) if commands else []
+    try:
+        return shlex.split(commands[-1]) if commands else []
+    except ValueError:
+        return []
 
 
 def without(text: str, settings: tuple[str, ...]) -> str:
@@ -112,11 +130,17 @@ def quote(word: Path | str, *, is_program: bool = False, is_variable: bool = Fal
     A dollar is doubled except where systemd expands no variables: in the program's path and in Environment=.
     """
     text = str(word)
-    if any(ord(letter) < 32 for letter in text):
-        raise SetupError(f"a path with a line break or another control character cannot go into a unit: {text!r}")
+    if not text.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        what = "is not valid UTF-8" if _is_undecodable(text) else "has a line break or another control character"
+        raise SetupError(f"the path {text!r} {what}, so it cannot go into a unit; rename or move it")
     if is_program and re.search("[\"'\\\\]", text):
-        raise SetupError(f"systemd runs no program whose path holds a quote or a backslash: {text}; move it elsewhere")
+        raise SetupError(f"systemd runs no program whose path has a quote or a backslash: {text}; move it elsewhere")
     text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     if not (is_program or is_variable):
         text = text.replace("$", "$$")
     return f'"{text}"' if re.search(r"[^A-Za-z0-9_./=+:@,%$-]", text) else text
+
+
+def _is_undecodable(text: str) -> bool:
+    """Python shows a path's bytes that are not UTF-8 as lone surrogates."""
+    return any(unicodedata.category(letter) == "Cs" for letter in text)

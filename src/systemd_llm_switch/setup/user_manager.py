@@ -176,7 +176,7 @@ class UserManager:
         while not (self.runtime_dir / "systemd/private").exists():
             if not self.process.is_alive() or time.monotonic() > deadline:
                 raise UserManagerError(
-                    "the private systemd user manager did not start; `journalctl -t systemd -n 20` tells why"
+                    "the private systemd user manager did not start; `journalctl -t systemd -n 20` says why"
                 )
             time.sleep(0.01)
         left_s = max(1.0, deadline - time.monotonic())
@@ -283,11 +283,11 @@ def _claim_folders() -> tuple[Path, Path]:
 
 
 def _read_record(path: Path) -> UserManager:
-    told = json.loads(path.read_text())
-    config_home = told["config_home"]
+    record = json.loads(path.read_text())
+    config_home = record["config_home"]
     return UserManager(
-        Process(**told["process"]), Path(told["home"]), Path(config_home) if config_home else None,
-        Path(told["runtime_dir"]), Path(told["cgroup"]),
+        Process(**record["process"]), Path(record["home"]), Path(config_home) if config_home else None,
+        Path(record["runtime_dir"]), Path(record["cgroup"]),
     )  # fmt: skip
 
 

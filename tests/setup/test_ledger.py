@@ -1,0 +1,104 @@
+"""The ledger: what the set-up made, and nothing else, is changed or removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from systemd_llm_switch.setup import demo_config, uninstall
+from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.places import Places, SetupError
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places.of({"HOME": str(tmp_path / "home")})
+
+
+def nobody(places: Places) -> dict[str, str]:
+    """An environment in which no user manager answers."""
+    return {"HOME": str(places.home), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": "/nonexistent"}
+
+
+def test_a_record_that_leads_outside_deletes_nothing(places: Places, tmp_path: Path) -> None:
+    """Not by `..`, not by an absolute path, not by a link on the way."""
+    outside = tmp_path / "home/precious.yaml"
+    outside.parent.mkdir(parents=True)
+    outside.write_text("mine")
+    (places.wheels / "real").mkdir(parents=True)
+    (places.wheels / "linked").symlink_to(outside.parent)
+    climbing = "../" * 4 + outside.name
+    assert (places.wheels / climbing).resolve() == outside
+    record = {
+        "units": {climbing: "", "../../../../precious.service": ""},
+        "wheel_files": [climbing, str(outside), f"linked/{outside.name}", "..", "."],
+        "config": str(outside),
+        "config_sum": "",
+        "command": str(outside),
+    }
+    places.ledger.write_text(json.dumps(record))
+    uninstall.run(places, nobody(places), Ledger.load(places))
+    assert outside.read_text() == "mine"
+
+
+def test_uninstall_keeps_a_persons_own_files(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [folder / "notes.txt" for folder in (places.wheels, places.cache, places.state)]
+    ours = [places.wheels / "package/model.gguf", places.cache / "cuda/x/kernel.bin", places.state / "hold.json"]
+    for path in (*own, *ours):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    ledger = Ledger(places.ledger, wheel_files=["package/model.gguf"])
+    uninstall.run(places, nobody(places), ledger)
+    assert [path for path in (*own, *ours) if path.exists()] == own
+    assert not (places.wheels / "package").exists()
+    shown = capsys.readouterr().out
+    for path in own:
+        assert f"kept {places.short(path)}\n" in shown
+
+
+def test_uninstall_leaves_no_empty_folder(places: Places) -> None:
+    for path in (places.wheels / "package/model.gguf", places.cache / "gl/GLCache/a", places.state / "hold.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    ledger = Ledger(places.ledger, wheel_files=["package/model.gguf"])
+    uninstall.run(places, nobody(places), ledger)
+    assert not places.own_data.exists()
+    assert not places.cache.exists()
+    assert not places.state.exists()
+
+
+@pytest.mark.parametrize("suffix", [".new", ".tmp"])
+def test_a_planted_link_is_not_followed(places: Places, tmp_path: Path, suffix: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    places.own_data.mkdir(parents=True)
+    places.ledger.with_name(places.ledger.name + suffix).symlink_to(victim)
+    places.ledger.symlink_to(victim)
+    Ledger(places.ledger, linger=True).save()
+    assert victim.read_text() == "mine"
+    assert Ledger.load(places).linger
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"units": []}', '{"units": {"a.service": 5}}', '{"linger": "yes"}', "[" * 9999]
+)
+def test_a_damaged_record_is_named(places: Places, text: str) -> None:
+    places.own_data.mkdir(parents=True)
+    places.ledger.write_text(text)
+    with pytest.raises(SetupError, match=r"installed\.json is damaged"):
+        Ledger.load(places)
+
+
+def test_an_edited_demo_config_stays_in_force(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of one's own in it is still served after the demo ran again."""
+    ledger = Ledger(places.ledger)
+    assert demo_config.write("models: {demo-chat: demo-chat.service}\n", places, ledger) == places.user_config
+    edited = "models: {demo-chat: demo-chat.service, mine: mine.service}\n"
+    places.user_config.write_text(edited)
+    assert demo_config.write("models: {demo-chat: demo-chat.service}\n", places, ledger) == places.user_config
+    assert places.user_config.read_text() == edited
+    assert not places.user_config.with_name("demo.yaml").exists()
+    assert "kept your edit of ~/.config/systemd-llm-switch/config.yaml" in capsys.readouterr().out

@@ -34,7 +34,7 @@ class Connection(cheroot_server.HTTPConnection):
         del self.resolve_peer_creds, self.get_peer_creds  # caches that hold the connection itself; not for TCP
         sock.settimeout(None)
         self.rfile = RequestReader(sock, server.timeout)
-        self.wfile = ReplyWriter(sock, server.timeout)
+        self.wfile = ReplyWriter(sock, server.slow_writes)
 
     def close(self) -> None:
         """Never raises, for the same reason as `Server.put_conn`."""

@@ -49,6 +49,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
 
     def parse_request(self) -> None:
         """Reads the request line and the fields, bounded in size and in time."""
+        self.conn.wfile.begin_answer()
         try:
             data = self._read_head()
             if data:
@@ -138,6 +139,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         finally:
             if self._taken_bytes:
                 self.server.budget.give_back(self._taken_bytes)
+            self.server.trimmer.note(max(len(self.body), self.conn.wfile.sent_bytes))
 
     def _may_wait(self) -> bool:
         """Whether the application will let the request in. If not, it refuses it now: such a client cannot make us

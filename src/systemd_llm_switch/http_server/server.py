@@ -18,22 +18,26 @@ from cheroot import wsgi
 from systemd_llm_switch.http_server.body import BodyBudget
 from systemd_llm_switch.http_server.connections import Connection, IdleConnections
 from systemd_llm_switch.http_server.gateway import Application, Gateway, surroundings
+from systemd_llm_switch.http_server.memory import Trimmer
 from systemd_llm_switch.http_server.reading import SlowReads
 from systemd_llm_switch.http_server.threadpool import GrowingPool
+from systemd_llm_switch.http_server.writing import SlowWrites
 from systemd_llm_switch.systemd.notify import notify, watchdog_interval_s
 from systemd_llm_switch.wsgi import Headers
 
 log = logging.getLogger(__name__)
 
-RESERVE_THREADS = 64
+RESERVE_THREADS = 88
 _BACKLOG = 512
 _IDLE_CONNECTIONS = 512
 # A client may pause for so long, between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
-# Of the reserve, so many threads may wait for slow senders, so many linger, handlers.ASIDE_LIMIT wait outside of the
-# queue, and some stay with their connection (threads.py): the rest of it answers /health.
+# Of the reserve, so many threads may wait for slow senders and for slow readers, so many linger, and some stay with
+# their connection (`threadpool`). Requests that the application lets wait outside of its queue take some, too. The rest
+# answers /health.
 _SLOW_READS = 24
+_SLOW_WRITES = 24
 _LINGERING = 8
 # Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than
 # _FILES, unless very many requests may wait.
@@ -65,9 +69,11 @@ class Server(wsgi.Server):
         self.surroundings = surroundings(port)
         self._application = application
         self.budget = BodyBudget()
+        self.trimmer = Trimmer()
         self._is_stopping = False
         self._has_stopped = threading.Event()
         self.slow_reads = SlowReads(_SLOW_READS)
+        self.slow_writes = SlowWrites(_SLOW_WRITES)
         self.lingering = threading.BoundedSemaphore(_LINGERING)
 
     @property
@@ -132,6 +138,7 @@ class Server(wsgi.Server):
         interval_s = watchdog_interval_s()
         if interval_s is not None:
             threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
+        self.trimmer.start()
         notify("READY=1")
         if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop
             self.stop()

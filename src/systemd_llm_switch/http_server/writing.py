@@ -1,24 +1,63 @@
-"""Writing an answer to its connection: its head in one go with the body's beginning, and no copy of a large body."""
+"""Writing an answer to its connection: its head in one go with the body's beginning, and no copy of a large body.
+
+What fits into the socket's buffer leaves at once. A reader that takes less holds a thread until all is sent, so only a
+part of the threads may wait for such readers, and only as long as enough is taken: as for slow senders (`reading`).
+"""
 
 from __future__ import annotations
 
 import select
 import socket
+import threading
+import time
 from collections.abc import Sequence
+
+# An answer may wait so long in all for its reader, and a second more for each so many bytes that were taken.
+READ_TIMEOUT_S = 30.0
+SLOWEST_BYTES_PER_S = 20_000
+_MOMENT_S = 0.25
+
+
+class TooSlowReader(TimeoutError):
+    """The client does not take the answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__("timed out")  # cheroot recognises a time-out by these words
+
+
+class SlowWrites:
+    """How many threads may wait long for slow readers. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = threading.BoundedSemaphore(limit)
+
+    def begin(self) -> bool:
+        """Whether another thread may wait. It must call `end`."""
+        return self._free.acquire(blocking=False)
+
+    def end(self) -> None:
+        self._free.release()
 
 
 class ReplyWriter:
-    """A connection's writing side, as cheroot asks for it. Used by one thread.
+    """A connection's writing side, as cheroot asks for it. Used by one thread at a time.
 
-    Each `write` sends at once and blocks until all is sent, and at most `timeout_s` while the client takes nothing.
+    Each `write` sends at once and blocks until all is sent, or until the client was too slow.
     """
 
-    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, slow: SlowWrites) -> None:
         """`sock` is a blocking one."""
         self._sock = sock
-        self._timeout_s = timeout_s
+        self._slow = slow
         self._held = b""
         self._is_holding = False
+        self.begin_answer()
+
+    def begin_answer(self) -> None:
+        """Another answer begins: its reader has its own time."""
+        self._left_s = READ_TIMEOUT_S
+        self._moment_s = _MOMENT_S
+        self.sent_bytes = 0
 
     def hold(self) -> None:
         """What is written next leaves only with what follows it, or with `flush`."""
@@ -27,7 +66,7 @@ class ReplyWriter:
     def write(self, data: bytes) -> int:
         """
         Raises:
-            OSError: the client is gone, or takes nothing.
+            OSError: the client is gone, or too slow.
         """
         if self._is_holding:
             self._held, self._is_holding = data, False
@@ -43,23 +82,45 @@ class ReplyWriter:
 
     def _send(self, head: bytes, data: bytes) -> None:
         sent = self._send_some((head, data) if head else (data,))
-        if sent == len(head) + len(data):
-            return
-        for piece in (head, data):
-            rest = memoryview(piece)[sent:]
-            sent = max(sent - len(piece), 0)
-            while rest:
-                self._wait()
-                rest = rest[self._send_some((rest,)) :]
+        if sent < len(head) + len(data):
+            self._send_slowly([memoryview(head)[sent:], memoryview(data)[max(0, sent - len(head)) :]])
+
+    def _send_slowly(self, pieces: list[memoryview]) -> None:
+        """The rest, as the client takes it: for a moment in any case, and longer if few others wait so."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        is_slow = False
+        try:
+            for piece in pieces:
+                rest = piece
+                while rest:
+                    if not is_slow and not self._wait(poll, min(self._moment_s, self._left_s)):
+                        is_slow = self._slow.begin()
+                        if not is_slow:
+                            raise TooSlowReader
+                    if is_slow and not self._wait(poll, self._left_s):
+                        raise TooSlowReader
+                    rest = rest[self._send_some((rest,)) :]
+        finally:
+            if is_slow:
+                self._slow.end()
+
+    def _wait(self, poll: select.poll, seconds: float) -> bool:
+        """Whether the client takes more within so many seconds. They are taken from its time."""
+        if seconds <= 0:
+            return False
+        began = time.monotonic()
+        is_ready = bool(poll.poll(int(seconds * 1000) + 1))
+        waited_s = time.monotonic() - began
+        self._left_s -= waited_s
+        self._moment_s -= waited_s
+        return is_ready
 
     def _send_some(self, pieces: Sequence[bytes | memoryview]) -> int:
         try:
-            return self._sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
+            sent = self._sock.sendmsg(pieces, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
-
-    def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
-        if not poll.poll(self._timeout_s * 1000):
-            raise TimeoutError("timed out")
+        self._left_s += sent / SLOWEST_BYTES_PER_S
+        self.sent_bytes += sent
+        return sent

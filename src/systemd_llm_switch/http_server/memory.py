@@ -1,0 +1,46 @@
+"""Memory given back to the kernel after large requests, once it is quiet.
+
+glibc keeps what was freed, in an arena for each thread: after a hundred answers of 4 MB, 360 MB stayed resident.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+
+_LARGE_BYTES = 256 * 1024  # smaller requests leave nothing that is worth the work
+_QUIET_S = 2.0
+
+
+def malloc_trim() -> None:
+    """Gives back what the C library holds and does not use; does nothing where it is not glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # ctypes releases the GIL meanwhile
+
+
+class Trimmer:
+    """Calls `trim`, in its own thread, when no large request came for a while. Thread-safe; `note` does not block."""
+
+    def __init__(self, trim: Callable[[], None] = malloc_trim, quiet_s: float = _QUIET_S) -> None:
+        self._trim = trim
+        self._quiet_s = quiet_s
+        self._came = threading.Event()
+
+    def note(self, count: int) -> None:
+        """A request was answered whose body or answer had so many bytes."""
+        if count >= _LARGE_BYTES:
+            self._came.set()
+
+    def start(self) -> None:
+        """Starts the thread, which ends with the process."""
+        threading.Thread(target=self._run, name="memory", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._came.wait()
+            while self._came.is_set():
+                self._came.clear()
+                threading.Event().wait(self._quiet_s)
+            self._trim()

@@ -18,6 +18,7 @@ from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import (
     InvalidRequest,
     MissingModel,
+    ModelNotFound,
     UnknownUrl,
 )
 from systemd_llm_switch.forward.answer import Answer, Start
@@ -25,7 +26,7 @@ from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.waiting import Client
-from systemd_llm_switch.wsgi import CLIENT_FD, Environ
+from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ
 
 _MAX_HOLD_MINUTES = 366 * 24 * 60
 _MOST_QUERY_FIELDS = 16
@@ -112,18 +113,35 @@ def _body(environ: Environ) -> bytes:
 
 
 class Upstream(Handler):
-    """What a loaded model's backend tells of itself."""
+    """What a loaded model's backend says of itself. The path goes on as its bytes came: the backend decodes it."""
 
-    def GET(self, name_and_path: str) -> Answer:
-        return self.pass_through("GET", name_and_path, b"")
+    def GET(self, _: str) -> Answer:
+        return self.pass_through("GET", b"")
 
-    def POST(self, name_and_path: str) -> Answer:
-        return self.pass_through("POST", name_and_path, self.read_body())
+    def POST(self, _: str) -> Answer:
+        return self.pass_through("POST", self.read_body())
 
-    def pass_through(self, method: str, name_and_path: str, body: bytes) -> Answer:
-        proxy, path = self.services.proxy, unquote(name_and_path)
+    def pass_through(self, method: str, body: bytes) -> Answer:
+        model, path = split_upstream(web.ctx.env[RAW_PATH], self.services.live.current())
         with self.services.aside():
-            return proxy.pass_through(method, path, web.ctx.query, body, self.content_type, self.client)
+            return self.services.proxy.pass_through(
+                method, model, path + web.ctx.query, body, self.content_type, self.client
+            )
+
+
+def split_upstream(raw_path: str, config: Config) -> tuple[Model, str]:
+    """The model that `/upstream/MODEL/PATH` names, and the path. A model's id may have slashes, escaped or not.
+
+    Raises:
+        ModelNotFound
+    """
+    segments = raw_path.split("/")
+    most = max((name.count("/") for name in config.names), default=0) + len(("", "upstream", "MODEL"))
+    for count in range(min(most, len(segments)), 0, -1):
+        name = unquote("/".join(segments[:count])).removeprefix("/upstream/")
+        if name in config.names:
+            return config.names[name], "/" + "/".join(segments[count:])
+    raise ModelNotFound(unquote(raw_path).removeprefix("/upstream/").partition("/")[0], config.models)
 
 
 class Models(Handler):
@@ -139,7 +157,7 @@ class OneModel(Handler):
     """One configured model, by id or alias."""
 
     def GET(self, name: str) -> Answer:
-        model = self.services.live.current().find_model(unquote(name))  # the server leaves %2F as it is
+        model = self.services.live.current().find_model(name)
         return self.write(self.services.model_list.entry(model, self.services.report.models().get(model.id)))
 
 
@@ -152,7 +170,7 @@ class Props(Handler):
             return self.write(router_props())
         model = self.services.live.current().find_model(name)
         with self.services.aside():
-            return self.services.proxy.pass_through("GET", f"{model.id}/props", "", b"", JSON_TYPE[1], self.client)
+            return self.services.proxy.pass_through("GET", model, "/props", b"", JSON_TYPE[1], self.client)
 
 
 class Health(Handler):

@@ -121,9 +121,7 @@ class _Facts:
         Raises:
             ProxyError: the model is not loaded any more, or its backend did not answer.
         """
-        answer = self._proxy.pass_through(
-            "GET", f"{model.id}{path}", "", b"", JSON_TYPE[1], Client(None), timeout_s=_ASK_TIMEOUT_S
-        )
+        answer = self._proxy.pass_through("GET", model, path, b"", JSON_TYPE[1], Client(None), timeout_s=_ASK_TIMEOUT_S)
         try:
             return object_of(json.loads(answer.body))
         except (ValueError, RecursionError):

@@ -8,16 +8,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message, Reply, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
+from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import (
     BackendError,
     BackendTimeout,
     ClientGone,
     InternalError,
-    ModelNotFound,
     ProxyError,
     unexpected,
 )
@@ -111,8 +110,8 @@ class Proxy:
     def pass_through(
         self,
         method: str,
-        name_and_path: str,
-        query: str,
+        model: Model,
+        target: str,
         raw: bytes,
         content_type: str,
         client: Client,
@@ -122,17 +121,12 @@ class Proxy:
         loads the model nor keeps it loaded.
 
         Raises:
-            ModelNotFound, ModelNotLoaded, BackendError, BackendTimeout, ClientGone
+            ModelNotLoaded, BackendError, BackendTimeout, ClientGone
         """
-        config = self._live.current()
-        name = max((it for it in config.names if f"{name_and_path}/".startswith(f"{it}/")), key=len, default=None)
-        if name is None:
-            raise ModelNotFound(name_and_path.partition("/")[0], config.models)
-        model = config.names[name]
+        config = self._live.latest
         resident = self._switcher.loaded(model)
         bounds = Bounds(time.monotonic() + (timeout_s or config.server.request_timeout), max_reply_bytes(config.server))
-        path = (quote(name_and_path[len(name) :]) or "/") + query
-        message = Message(method, path, raw, content_type)
+        message = Message(method, target, raw, content_type)
         try:
             with contextlib.closing(resident.backend.ask(message, client, bounds, resident.check)) as exchange:
                 reply: Reply = exchange.read()

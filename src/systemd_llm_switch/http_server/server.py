@@ -38,6 +38,8 @@ _MAX_HEADER_BYTES = 64 * 1024
 # answers /health.
 _SLOW_READS = 24
 _SLOW_WRITES = 24
+# What fits into it leaves at once, and holds no thread until it is read.
+_SEND_BUFFER_BYTES = 256 * 1024
 _LINGERING = 8
 # Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than
 # _FILES, unless very many requests may wait.
@@ -97,6 +99,8 @@ class Server(wsgi.Server):
         """
         _allow_files(max(_FILES, self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD))
         super().prepare()
+        # For the connections that it accepts. The kernel begins with much less for each, and lets it grow to much more.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._connections.close()  # type: ignore[has-type]
         self._connections = IdleConnections(self)
 

@@ -17,7 +17,7 @@ from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.forward.record import Asked, Record
-from systemd_llm_switch.forward.recovery import Told
+from systemd_llm_switch.forward.recovery import Beginning
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import Request, to_backend
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error
@@ -151,7 +151,7 @@ class Forwarding:
                 return None
             reply = exchange.read()
         if self._is_refusal(reply):
-            recovered = self._recover(attempt, Told())
+            recovered = self._recover(attempt, Beginning())
             return reply if recovered is None else Reply(200, "application/json", dump(recovered))
         self._warning = attempt.judge(reply)
         return reply
@@ -167,8 +167,8 @@ class Forwarding:
             live.check()
         except StreamError as error:
             reply = Reply(error.status, "application/json", dump(error.body))
-            told = live.told if self._is_refusal(reply) else None
-            recovered = None if told is None else self._recover(attempt, told)
+            begun = live.begun if self._is_refusal(reply) else None
+            recovered = None if begun is None else self._recover(attempt, begun)
             if recovered is None:
                 self._warning = attempt.judge(reply)
                 return reply
@@ -205,15 +205,15 @@ class Forwarding:
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
 
-    def _recover(self, attempt: Attempt, told: Told) -> Json | None:
-        """Where only the backend's own parser gave up on its reply: the reply from `told` on, made of the model's raw
-        text. None if there is no such text."""
+    def _recover(self, attempt: Attempt, begun: Beginning) -> Json | None:
+        """After the backend's own parser refused a reply: the rest of it, made of the model's raw text. None if there
+        is no such text."""
         template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
-        message = recovery.completion_message(attempt.sent, template.body, told)
+        message = recovery.completion_message(attempt.sent, template.body, begun)
         if template.status != 200 or message is None:
             return None
         completion = attempt.fetch(recovery.COMPLETION_PATH, message)
-        recovered = recovery.chat_reply(completion.body, self._model.id, told)
+        recovered = recovery.chat_reply(completion.body, self._model.id, begun)
         if completion.status != 200 or recovered is None:
             return None
         self._record.repairs.append(Repair("backend_refusal"))

@@ -1,8 +1,8 @@
 """A reply that is passed on while the model still writes it: events in, frames out. Pure.
 
 Text and reasoning go on at once. What may need repair is held until the stream has ended: tool calls, JSON that
-the client asked for, and text that may yet turn out to be a leaked tool call. Then the whole reply is mended by
-the same function as a finished one, so what a client puts together is the same in both modes.
+the client asked for, and text that may still turn out to be a leaked tool call. Then the whole reply is repaired by
+the same function as a finished one, so a client puts together the same answer in both modes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from systemd_llm_switch.forward.recovery import Told
+from systemd_llm_switch.forward.recovery import Beginning
 from systemd_llm_switch.openai.shapes import Json, choices_of, object_of, objects_of
 from systemd_llm_switch.openai.sse import (
     DONE,
@@ -31,7 +31,7 @@ class BrokenStream(Exception):
 
 
 class StreamError(Exception):
-    """The backend told an error in its stream; `body` is the object that it sent."""
+    """The backend sent an error in its stream; `body` is the object that it sent."""
 
     def __init__(self, body: Json) -> None:
         super().__init__(str(body.get("error")))
@@ -40,14 +40,13 @@ class StreamError(Exception):
     @property
     def status(self) -> int:
         """The HTTP status that it would have had before the stream began."""
-        told = self.body.get("error")
-        code = told.get("code") if isinstance(told, dict) else None
+        code = object_of(self.body.get("error")).get("code")
         return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice of the reply as far as it was read."""
+    """One choice of the reply, as far as it was read."""
 
     sent: list[str] = field(default_factory=list)
     pending: str = ""  # text that was read and not passed on
@@ -69,8 +68,8 @@ class _Choice:
 
 
 class LiveReply:
-    """The reply of one streamed request. Feed it the data of each event; `repairs` and `usage` are whole at the
-    end."""
+    """The reply of one streamed request. Feed it the data of each event; `repairs`, `usage` and `timings` are complete
+    at the end."""
 
     def __init__(self, facts: RequestFacts, is_chat: bool, wants_usage: bool, budget: Budget | None = None) -> None:
         self._facts = facts
@@ -87,25 +86,25 @@ class LiveReply:
         self.timings: Json = {}
 
     @property
-    def told(self) -> Told | None:
-        """How far the reply was read; None where the client asked for several."""
+    def begun(self) -> Beginning | None:
+        """What was read of the reply; None if the client asked for several choices."""
         if len(self._choices) > 1:
             return None
         state = next(iter(self._choices.values()), _Choice())
-        return Told(state.fields.get("reasoning_content", ""), state.text, state.tokens)
+        return Beginning(state.fields.get("reasoning_content", ""), state.text, state.tokens)
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now for one event's data (not `[DONE]`).
 
         Raises:
             StreamError: the event is an error.
-            BrokenStream: the event is no chunk.
+            BrokenStream: the event is not a chunk.
         """
         try:
             chunk: Json = json.loads(data)
             choices = choices_of(chunk)
         except (ValueError, AttributeError, RecursionError) as error:
-            raise BrokenStream(f"an event is no JSON object: {quoted(data)}") from error
+            raise BrokenStream(f"an event is not a JSON object: {quoted(data)}") from error
         if "error" in chunk:
             raise StreamError(chunk)
         if isinstance(chunk.get("usage"), dict):
@@ -113,7 +112,7 @@ class LiveReply:
             if not choices:
                 self._usage_chunk = chunk
                 if "timings" in chunk and not self._wants_usage:
-                    # The usage was asked for by us. Without it, llama-server puts the timings into the chunk before.
+                    # We asked for the usage, not the client. Without it, the timings are in the chunk before.
                     self._envelope["timings"] = chunk["timings"]
                 self.timings = object_of(chunk.get("timings"))
                 return b""
@@ -124,11 +123,11 @@ class LiveReply:
         return b"".join(frame for choice in choices for frame in self._take(choice))
 
     def resume(self, rest: Json) -> Iterator[bytes]:
-        """What goes to the client now that the rest of the reply is known, after an error ended the stream."""
+        """What goes to the client now that an error ended the stream and the rest of the reply is known."""
         choice = rest["choices"][0]
         state = self._choices.setdefault(0, _Choice())
         state.positions.clear()
-        state.calls.clear()  # a failed reading of what now comes as text
+        state.calls.clear()  # read by the parser that failed; the text of them comes now
         state.function = None
         self.usage = rest["usage"]
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
@@ -160,7 +159,7 @@ class LiveReply:
     # --- reading --------------------------------------------------------------------------------------
 
     def _may_pass(self, choice: Json) -> bool:
-        """Takes a choice in if its event can go on as it came: the hot path of a live stream."""
+        """Takes a choice in, if its event can be passed on as it came: the hot path of a live stream."""
         _, state, delta = self._read(choice)
         text = delta.get("content")
         if choice.get("finish_reason") is not None or choice.get("logprobs") or not _PLAIN.issuperset(delta):
@@ -173,7 +172,7 @@ class LiveReply:
         return True
 
     def _take(self, choice: Json) -> Iterator[bytes]:
-        """Takes a choice in; yields what may go on of it."""
+        """Takes a choice in; yields the part of it that may be passed on."""
         index, state, delta = self._read(choice)
         is_first = not state.fields
         self._note(state, delta)
@@ -191,16 +190,16 @@ class LiveReply:
         yield from self._text_that_may_pass(index, state)
 
     def _read(self, choice: Json) -> tuple[int, _Choice, Json]:
-        """A choice's number, what was read of it before, and what is new.
+        """A choice's index, what was read of it before, and what is new.
 
         Raises:
-            BrokenStream: it has another form than a chunk's.
+            BrokenStream: it does not have the form of a chunk's choice.
         """
         index = choice.get("index", 0)
         delta = object_of(choice.get("delta")) if self._is_chat else {"content": choice.get("text")}
         texts = (delta.get("content"), delta.get("reasoning_content"))
         if not isinstance(index, int) or not all(text is None or isinstance(text, str) for text in texts):
-            raise BrokenStream(f"a choice is none: {json.dumps(choice)[:200]}")
+            raise BrokenStream(f"malformed choice: {quoted(json.dumps(choice))}")
         return index, self._choices.setdefault(index, _Choice()), delta
 
     def _note(self, state: _Choice, delta: Json) -> None:
@@ -258,7 +257,7 @@ class LiveReply:
         return frame(base | {"choices": [choice]})
 
     def _note_envelope(self, chunk: Json) -> None:
-        """What stands around the choices; llama-server puts `timings` into its last chunk."""
+        """Keeps the fields around the choices; llama-server puts `timings` into its last chunk."""
         self._envelope |= {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
 
     def _base(self) -> Json:
@@ -293,7 +292,7 @@ def _begins_another(known: Json, delta: Json) -> bool:
 
 
 def _is_whole(arguments: object) -> bool:
-    """Whether a call's arguments need no more; not looked at where that would take long, for each delta anew."""
+    """Whether a call's arguments are complete. Long ones are not looked at: it would be done again for each delta."""
     if not isinstance(arguments, str) or len(arguments) > _MOST_LOOKED_AT or not arguments.rstrip().endswith("}"):
         return False
     try:

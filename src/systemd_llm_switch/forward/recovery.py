@@ -1,9 +1,9 @@
-"""When llama-server's parser gives up on what the model wrote: the raw text once more, as a chat reply. Pure.
+"""When llama-server's parser refuses what the model wrote: the raw text is generated again, as a chat reply. Pure.
 
-It then answers 500 "The model produced output that does not match the expected … format", and the text is only in its
-log. `/apply-template` gives the very prompt, and `/completion` the text for it, with the request's own sampling and
-without any parser; whatever call is in it is rescued like any other leaked one. Where a client of a live stream has
-the beginning already, that stands behind the prompt, and the model goes on from there.
+llama-server then answers 500 "The model produced output that does not match the expected … format", and the text is
+only in its log. `/apply-template` gives the same prompt, and `/completion` the text for it, with the request's own
+sampling and without a parser. A call in that text is rescued like any other leaked one. A client of a live stream has
+the beginning of the reply already: it is appended to the prompt, and the model continues from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REFUSAL = b"output that does not match the expected"
 TEMPLATE_PATH = "/apply-template"
 COMPLETION_PATH = "/completion"
 
-# What a chat request has and a prompt has not; the rest is sampling and passes through.
+# Fields of a chat request that `/completion` does not take. The others are sampling, and are passed on.
 _NOT_FOR_COMPLETION = frozenset(
     ("messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
      "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "logprobs", "top_logprobs",
@@ -26,13 +26,13 @@ _NOT_FOR_COMPLETION = frozenset(
 
 
 def is_refusal(status: int, body: bytes) -> bool:
-    """Whether a backend's error is its parser's, not the request's or the model's."""
+    """Whether a backend's error comes from its parser, and not from the request or the model."""
     return status == 500 and REFUSAL in body
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """How far a reply was read before the parser gave up."""
+class Beginning:
+    """The part of a reply that was read before the parser refused the rest."""
 
     thoughts: str = ""
     text: str = ""
@@ -40,7 +40,7 @@ class Told:
 
     @property
     def words(self) -> str:
-        """The text without the white space at its end, which models write as the beginning of their next token."""
+        """The text without the white space at its end: models write that as the beginning of their next token."""
         return self.text.rstrip()
 
     @property
@@ -49,14 +49,14 @@ class Told:
 
     @property
     def kept_tokens(self) -> int:
-        """Those of thoughts and words: the space is written once more."""
+        """The tokens of thoughts and words: the space is generated again."""
         return self.tokens - bool(self.space)
 
 
-def completion_message(sent: bytes, template_reply: bytes, told: Told) -> bytes | None:
-    """The request for the raw text from there on; None where `/apply-template`'s reply holds no prompt.
+def completion_message(sent: bytes, template_reply: bytes, begun: Beginning) -> bytes | None:
+    """The request for the raw text after `begun`; None if `/apply-template`'s reply holds no prompt.
 
-    `sent` is the chat request as the backend had it.
+    `sent`: the chat request as the backend got it.
     """
     try:
         prompt = json.loads(template_reply)["prompt"]
@@ -67,32 +67,32 @@ def completion_message(sent: bytes, template_reply: bytes, told: Told) -> bytes 
     body: Json = json.loads(sent)
     sampling = {name: value for name, value in body.items() if name not in _NOT_FOR_COMPLETION}
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    left = {"n_predict": max(limit - told.kept_tokens, 1)} if isinstance(limit, int) else {}
-    return dump(sampling | {"prompt": _continued(prompt, told), "stream": False} | left)
+    left = {"n_predict": max(limit - begun.kept_tokens, 1)} if isinstance(limit, int) else {}
+    return dump(sampling | {"prompt": _continued(prompt, begun), "stream": False} | left)
 
 
-def _continued(prompt: str, told: Told) -> str:
-    """The prompt with the reply's beginning, as a model writes it that thinks between `<think>` and `</think>`."""
-    if told.thoughts:
-        begun = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
-        prompt += f"{begun}{told.thoughts}\n</think>\n\n"
-    return prompt + told.words
+def _continued(prompt: str, begun: Beginning) -> str:
+    """The prompt with the beginning of the reply, as models write it that think between `<think>` and `</think>`."""
+    if begun.thoughts:
+        opening = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
+        prompt += f"{opening}{begun.thoughts}\n</think>\n\n"
+    return prompt + begun.words
 
 
-def chat_reply(completion_reply: bytes, model: str, told: Told) -> Json | None:
-    """A chat completion with the raw text from there on as its content, and the whole usage; None when there is no
+def chat_reply(completion_reply: bytes, model: str, begun: Beginning) -> Json | None:
+    """A chat completion whose content is the raw text after `begun`, with the usage of all; None if there is no
     text."""
     try:
         reply = json.loads(completion_reply)
         text = reply["content"]
-        used = int(reply.get("tokens_predicted", 0)) + told.kept_tokens
-        read = int(reply.get("tokens_evaluated", 0)) - told.kept_tokens
+        used = int(reply.get("tokens_predicted", 0)) + begun.kept_tokens
+        read = int(reply.get("tokens_evaluated", 0)) - begun.kept_tokens
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if not isinstance(text, str):
         return None
-    if told.space:
-        text = text.removeprefix(told.space) if text.startswith(told.space) else text.lstrip()
+    if begun.space:
+        text = text.removeprefix(begun.space) if text.startswith(begun.space) else text.lstrip()
     thought, end, answer = text.rpartition("</think>")
     message: Json = {"role": "assistant", "content": answer.lstrip("\n") if end else text}
     if end:

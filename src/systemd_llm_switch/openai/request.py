@@ -1,4 +1,4 @@
-"""A request in OpenAI's protocol: its bytes in, what must be known of it out, and the bytes for the backend. Pure.
+"""A request in OpenAI's protocol: what the proxy must know of it, and the bytes that the backend gets. Pure.
 
 Knows no socket, no unit and no web framework.
 """
@@ -78,13 +78,13 @@ def parse_request(
         raise InvalidRequest("`stream` must be true or false", param="stream")
     options = body.get("stream_options")
     wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    # llama-server wants to read JSON whatever the client called it.
+    # llama-server must get it as JSON, whatever Content-Type the client gave.
     sent_as = content_type if is_form else "application/json"
     return Request(path, model, body, raw, bool(stream), wants_usage, sent_as, is_form)
 
 
 def _parse_form(raw: bytes, content_type: str) -> Json:
-    """The short text fields of a multipart form; its files are not looked at."""
+    """The short text fields of a multipart form. Files are skipped."""
     import multipart  # web.py brings it; needed for audio only
 
     _, options = multipart.parse_options_header(content_type)
@@ -105,7 +105,7 @@ def parse_object(raw: bytes) -> Json:
         InvalidJson, InvalidRequest
     """
     try:
-        # Decoded here: of bytes, Python would take UTF-16 and UTF-32 too, which no backend reads.
+        # Decoded here: from bytes, Python would also read UTF-16 and UTF-32, which backends do not.
         body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
@@ -137,13 +137,13 @@ def to_backend(
     force: Mapping[str, object],
     stream: bool = False,
 ) -> bytes:
-    """The bytes for the backend: as they came, unless something must differ.
+    """The bytes for the backend: the client's own, unless something must differ.
 
-    `body` is the request's, or a repaired copy of it; `params` are defaults and `force` is not to be overridden. A form
-    goes on as it came: it holds files.
+    `body`: the request's, or a repaired copy of it. `params`: defaults. `force`: overrides the request. A form is
+    passed on as it came, since it holds files.
 
     Raises:
-        InvalidJson: it could just be read, but is nested too deeply to be written again.
+        InvalidJson: the body could be read, but is nested too deeply to be written again.
     """
     if request.is_form:
         return request.raw
@@ -183,9 +183,8 @@ def _merged_options(*layers: Mapping[str, object]) -> Json:
 
 
 def _as_only_tool(choice: Json, tools: object) -> Json:
-    """A tool that must be called, by its name, as the only one there is: llama-server takes an object as
-    `tool_choice` for "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). A name that no tool has is left
-    to the backend."""
+    """A tool that is required by its name becomes the only tool: llama-server reads an object in `tool_choice` as
+    "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). An unknown name is left to the backend."""
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     named = [tool for tool in tools if _has_name(tool, name)] if isinstance(tools, list) else []

@@ -1,6 +1,6 @@
-"""Server-sent events as OpenAI's clients need them: a finished reply split, errors, keep-alives; and a reader. Pure.
+"""Server-sent events: a finished reply as events, errors, keep-alives, and a reader of a backend's events. Pure.
 
-What real clients need is in docs/design.md, "For clients".
+docs/design.md, "For clients", says what real clients need.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EventReader:
 
     @property
     def is_between_events(self) -> bool:
-        """Whether something of ours may be sent now."""
+        """Whether the proxy may send an event or a comment of its own now."""
         return not (self._pieces or self._carriage_return)
 
 
@@ -91,7 +91,7 @@ def frame(chunk: object) -> bytes:
 
 
 def raw_frame(body: bytes) -> bytes:
-    """One event that holds a body as it is, on as many lines as it has."""
+    """One event whose data is a body as it is, with a line for each of its lines."""
     return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
 
 
@@ -107,18 +107,18 @@ def foreign_error_frame(status: int, body: Json) -> bytes:
 
 
 def _error_frame(body: Json, may_get_better: bool) -> bytes:
-    """Where trying again cannot help, the *message* must say so: it is all that litellm looks at before it sends
-    the request again, up to eight times (measured; docs/design.md, "For clients")."""
+    """If a retry cannot help, the *message* must say so: litellm looks at nothing else before it sends the request
+    again, up to eight times (measured; docs/design.md, "For clients")."""
     if not may_get_better:
-        told = body["error"]
-        body = {"error": told | {"message": f"invalid_request_error: {told['message']}"}}
+        error = body["error"]
+        body = {"error": error | {"message": f"invalid_request_error: {error['message']}"}}
     return frame(body)
 
 
 def sse_frames(reply: Json, is_chat: bool, wants_usage: bool) -> Iterator[bytes]:
-    """Splits a finished chat or text completion into the events a streaming client expects, in the order
-    role, reasoning, content, tool calls, finish_reason, usage, `[DONE]`: a chunk holds one of them only, since
-    some clients read one a chunk."""
+    """A finished chat or text completion as the events that a streaming client expects, in the order role, reasoning,
+    content, tool calls, finish_reason, usage, `[DONE]`. A chunk holds one of them only: some clients read one a
+    chunk."""
     envelope: Json = {name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply}
     envelope["object"] = "chat.completion.chunk" if is_chat else "text_completion"
     choices = choices_of(reply)
@@ -151,7 +151,7 @@ def _chat_pieces(choice: Json) -> Iterator[Json]:
 
 
 def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
-    """One whole tool call as deltas: what identifies it comes in the first, its arguments in pieces after."""
+    """A whole tool call as deltas: the first has its id and name, the others the rest of its arguments."""
     function = object_of(call.get("function"))
     texts = list(split_text(function.get("arguments"))) or [""]
     head = {name: value for name, value in call.items() if name != "function"}
@@ -161,7 +161,7 @@ def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
 
 
 def function_call_deltas(legacy: object) -> Iterator[Json]:
-    """The same for the legacy `function_call`; nothing where there is none."""
+    """The legacy `function_call` as deltas; nothing if the message has none."""
     if isinstance(legacy, dict):
         yield {"name": legacy.get("name"), "arguments": ""}
         for text in split_text(legacy.get("arguments")):
@@ -176,15 +176,15 @@ def _text_pieces(choice: Json) -> Iterator[Json]:
 
 
 def split_text(text: object) -> Iterator[str]:
-    """A text in pieces that keep an event's line short enough."""
+    """A string in pieces, so that the line of each event stays short enough."""
     if isinstance(text, str):
         for start in range(0, len(text), _PIECE_CHARS):
             yield text[start : start + _PIECE_CHARS]
 
 
 def split_logprobs(logprobs: object) -> Iterator[Json]:
-    """The log probabilities of a choice in pieces, likewise: lists that run side by side (a chat has one, `content`;
-    OpenAI's older completions have one each for tokens, offsets and so on)."""
+    """The log probabilities of a choice in pieces. They are parallel lists: a chat has one, `content`; OpenAI's older
+    completions have one each for tokens, offsets and so on."""
     lists = {name: value for name, value in object_of(logprobs).items() if isinstance(value, list)}
     for start in range(0, max(map(len, lists.values()), default=0), _LOGPROBS_A_CHUNK):
         yield {name: value[start : start + _LOGPROBS_A_CHUNK] for name, value in lists.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -30,10 +31,11 @@ OWNERS = {
 }  # fmt: skip
 
 
-def order() -> list[str]:
+@functools.cache
+def order() -> tuple[str, ...]:
     """The modules in the table's order, `package/module`."""
     table = (ROOT / "docs" / "design.md").read_text().partition("\n## Modules\n")[2].partition("\n## ")[0]
-    return re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE)
+    return tuple(re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE))
 
 
 def there() -> list[str]:
@@ -50,8 +52,13 @@ def absolute_name(path: Path, node: ast.ImportFrom) -> str:
     return ".".join((*parts, node.module) if node.module else parts)
 
 
-def imported(name: str) -> Iterator[str]:
+@functools.cache
+def imported(name: str) -> frozenset[str]:
     """What a module imports: our own modules by their place in the table, others by their top-level name."""
+    return frozenset(_imports(name))
+
+
+def _imports(name: str) -> Iterator[str]:
     path = PACKAGE / f"{name}.py"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -103,4 +110,4 @@ def test_a_package_says_what_it_owns(package: str) -> None:
 @pytest.mark.parametrize(("library", "owners"), OWNERS.items())
 def test_a_library_has_its_owners(library: str, owners: set[str]) -> None:
     """What speaks to the outside is in one place."""
-    assert {name for name in order() if library in set(imported(name))} == owners
+    assert {name for name in order() if library in imported(name)} == owners

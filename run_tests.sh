@@ -161,5 +161,5 @@ if [ -n "$pure" ]; then
 else
     # Most tests wait most of the time, so two workers for each core are not too many. A worker takes whole files,
     # because the tests of a file often share a proxy and its models.
-    run_pytest --numprocesses="$((2 * $(nproc)))" --dist=loadfile "$@"
+    run_pytest --numprocesses="$((2 * $(nproc)))" --dist=loadfile --no-loadscope-reorder "$@"
 fi

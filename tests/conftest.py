@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import shlex
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,9 @@ MARK_FOR = {
     "gemma_file": "real",
 }
 
+# How long a test takes, roughly. Workers begin with the longest files, so that all end at about the same time.
+WEIGHTS = {"pure": 1, "systemd": 20, "real": 50, "slow": 500}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if workers.is_worker():
@@ -42,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(mark)
         if not any(item.get_closest_marker(mark) for mark in ("systemd", "real")):
             item.add_marker("pure")
+    if workers.is_worker():
+        weights = Counter[Path]()
+        for item in items:
+            weights[item.path] += max(weight for mark, weight in WEIGHTS.items() if item.get_closest_marker(mark))
+        items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(scope="session")

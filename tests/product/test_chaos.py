@@ -24,6 +24,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "deploy")]  # runs as a script, too
 
 from support.stack import Proxy, Stack, chat, descriptors_of, free_port, rss_mib, run_all, wait_for  # noqa: E402
@@ -501,6 +503,7 @@ def _faults_of(world: World, after: Footprint, fresh: Footprint) -> Iterator[str
                 yield f"in {proxy.log_path.name}: {proxy.log[max(0, at - 300) : at + 2500]}"
 
 
+@pytest.mark.slow
 def test_chaos_leaves_every_request_accounted_for(stack: Stack) -> None:
     """Whatever clients, shells, editors and kills do at once: the right answer or a documented error, in time, and
     nothing is left over."""

@@ -23,6 +23,8 @@ from systemd_llm_switch import errors
 from systemd_llm_switch.openai.endpoints import FORWARDED
 from systemd_llm_switch.setup.user_manager import UserManager
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 HANGS_AFTER_S = 15  # a head may take 10 s to come
 

@@ -31,6 +31,7 @@ def _url(person: Newcomer) -> str:
     return f"http://127.0.0.1:{port[1]}"
 
 
+@pytest.mark.slow
 def test_leaves_a_running_proxy(settled: Newcomer) -> None:
     assert get_json(f"{_url(settled)}/health")
     assert settled.systemctl("is-active", "llm-switch.service") == "active"
@@ -242,6 +243,7 @@ def test_the_check_tells_a_proxy_that_does_not_run_or_answer(settled: Newcomer) 
     assert "systemctl --user start llm-switch.service\n" in stopped.stdout
 
 
+@pytest.mark.slow
 def test_without_any_model_file_the_next_step_is_a_download(settled: Newcomer, tmp_path: Path) -> None:
     with_one = settled.setup("--yes")
     assert "Download a model" not in with_one.stdout
@@ -384,6 +386,7 @@ def test_a_python_that_is_too_old_is_named(newcomer: Newcomer, tmp_path: Path) -
     assert "Python 3.11 or newer is needed" in ran.stderr
 
 
+@pytest.mark.slow
 def test_demo_shows_it_at_work_and_leaves_nothing(
     newcomer: Newcomer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,8 +38,10 @@ class Readiness(enum.Enum):
 class Backend:
     """The HTTP side of whatever listens at one URL, with its idle connections. Thread-safe."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """`key`: the API key that it asks for. It is in each request, and never in a log line or a message."""
         self.url = url
+        self._authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
         parts = urlsplit(url)
         self.port = parts.port or 80
         self._address = (parts.hostname or "127.0.0.1", self.port)
@@ -51,9 +53,10 @@ class Backend:
 
     def readiness(self, timeout_s: float = 2.0) -> Readiness:
         """Asks `/health` once. Never raises."""
+        headers = {"Connection": "close", **self._authorization}
         try:
             with self._session_lock, self._session:  # this closes its connections; the session stays usable
-                reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers={"Connection": "close"})
+                reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers=headers)
         except requests.RequestException as error:
             _let_go(error)
             # Any other error: something listens, but is too busy to answer in time.
@@ -101,7 +104,7 @@ class Backend:
         *,
         is_new: bool,
     ) -> Exchange:
-        pieces = (message.head(self._host), message.body)
+        pieces = (message.head({"Host": self._host, **self._authorization}), message.body)
         exchange = Exchange(self.keep, sock, client, bounds, pieces, is_new)
         try:
             exchange.send_some()

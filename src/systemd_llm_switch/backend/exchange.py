@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from systemd_llm_switch.backend.incoming import Incoming, NotHttp
@@ -49,10 +49,11 @@ class Message(NamedTuple):
     body: bytes
     content_type: str
 
-    def head(self, host: str) -> bytes:
-        """The request line and the headers."""
+    def head(self, fields: Mapping[str, str]) -> bytes:
+        """The request line and the headers: `fields` and those of the body."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         return (
-            f"{self.method} {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {self.content_type}\r\n"
+            f"{self.method} {self.path} HTTP/1.1\r\n{lines}Content-Type: {self.content_type}\r\n"
             f"Content-Length: {len(self.body)}\r\n\r\n"
         ).encode("latin-1", "replace")
 

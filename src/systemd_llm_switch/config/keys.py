@@ -56,6 +56,7 @@ ORIGINS = Kind(casts.as_origins, _list_of(_STRING))
 URL = Kind(casts.as_url, {"type": "string", "pattern": r"^[Hh][Tt][Tt][Pp]://[^/?#\s]+:[0-9]+/*$"})
 STREAMING = Kind(casts.as_streaming, {"enum": ["buffered", "live"]})
 UNIT = Kind(casts.as_unit, {"type": "string", "pattern": r"^[A-Za-z0-9:_.\\@-]+\.service$", "maxLength": 255})
+SECRET = Kind(casts.as_key, _STRING)
 FIELDS = Kind(casts.as_fields, {"type": "object"})
 
 CONTEXTS: Mapping[str, Key] = {
@@ -97,6 +98,8 @@ MODEL: Mapping[str, Key] = {
     "params": Key(FIELDS, "Request fields that a request may override, for instance temperature: 0.7."),
     "force": Key(FIELDS, "Request fields that a request may not override."),
     "contexts": Key(FLAG, "Save what the model has read when it is stopped, and read it back when it is loaded."),
+    "backend_key": Key(SECRET, "The API key that the model's llama-server asks for (its --api-key)."),
+    "backend_key_file": Key(TEXT, "A file with that key in its first line. ~ and ${VARIABLE} are expanded."),
 }
 REPAIR: Mapping[str, Key] = {
     "rescue": Key(FLAG, "Turn tool calls that a model left as text into real tool calls."),

@@ -87,7 +87,7 @@ class Adoption:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)
         try:
             rivals = [unit for unit in self._switcher.units() if unit != model.unit]
-            start = Start(self._systemd, model, self._switcher.backend(model.llama_url), abort_fd, rivals)
+            start = Start(self._systemd, model, self._switcher.backend(model), abort_fd, rivals)
             return start.wait_until_ready(start.launch(status), _HEALTH_TIMEOUT_S)
         finally:
             os.close(abort_fd)

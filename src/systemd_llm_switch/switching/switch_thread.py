@@ -45,17 +45,17 @@ class SwitchThread:
         switch: Switch,
         config: Config,
         residents: Iterable[Resident],
-        backend: Callable[[str], Backend],
+        backend: Callable[[Model], Backend],
         beginnings: Callable[[str], Sequence[Beginning]],
     ) -> SwitchRun:
-        """Has a switch carried out; returns at once. `backend` finds the backend of a URL, and `beginnings` what the
+        """Has a switch carried out; returns at once. `backend` finds the backend of a model, and `beginnings` what the
         requests that wait for a unit begin with."""
         models = {model.unit: model for model in config.models.values()}
         others, target = list(switch.evict), None
         if switch.target is not None:
             model = models[switch.target]
             waiting = partial(beginnings, model.unit)
-            target = Target(model, backend(model.llama_url), config.server.health_timeout, waiting)
+            target = Target(model, backend(model), config.server.health_timeout, waiting)
             others = _units_to_stop(switch, models)
         leaving = [resident for resident in residents if resident.model.unit in others]
         run = SwitchRun(self._helpers, target, others, leaving)

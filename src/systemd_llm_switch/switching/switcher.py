@@ -63,7 +63,7 @@ class Switcher:
         self._timer = Timer(self._lock, self._scheduler.next_deadline, self._tick)
         self._leases = Leases()
         self._residents: dict[str, Resident] = {}
-        self._backends: dict[str, Backend] = {}
+        self._backends: dict[tuple[str, str | None], Backend] = {}
         self._run: SwitchRun | None = None
         self._unloadings = Unloadings(self.history.last_error)
         self._read_ahead = ReadAhead(systemd)
@@ -208,10 +208,11 @@ class Switcher:
 
     # --- reading --------------------------------------------------------------------------------------
 
-    def backend(self, url: str) -> Backend:
-        """The backend behind a URL, with its idle connections."""
-        backend = self._backends.get(url)
-        return backend if backend is not None else self._backends.setdefault(url, Backend(url))
+    def backend(self, model: Model) -> Backend:
+        """The backend behind a model's URL, with its idle connections. Another key is another backend."""
+        place = (model.llama_url, model.backend_key)
+        backend = self._backends.get(place)
+        return backend if backend is not None else self._backends.setdefault(place, Backend(*place))
 
     def loaded(self, model: Model) -> Resident:
         """The process of a model that is loaded.

@@ -90,3 +90,24 @@ def test_a_config_is_checked_with_and_without_the_verb(verb: list[str], tmp_path
     ran = run(*verb, "--config", str(bad), "--check")
     assert ran.returncode == 1
     assert "surver" in ran.stderr
+
+
+def test_config_says_which_file_is_in_force_and_why(tmp_path: Path) -> None:
+    own, other = tmp_path / "systemd-llm-switch/config.yaml", tmp_path / "other.yaml"
+    env = {"XDG_CONFIG_HOME": str(tmp_path), "LLM_SWITCH_CONFIG": ""}
+    packaged = run("config", env=env).stdout
+    own.parent.mkdir()
+    own.touch()
+    other.touch()
+    assert packaged == f"{ROOT}/src/systemd_llm_switch/config.yaml\n  the packaged one, since {own} does not exist\n"
+    assert run("config", env=env).stdout.startswith(f"{own}\n  your own; ")
+    assert run("config", env=env | {"LLM_SWITCH_CONFIG": str(other)}).stdout == (
+        f"{other}\n  named by $LLM_SWITCH_CONFIG\n"
+    )
+    assert run("config", "--config", str(other), env=env).stdout == f"{other}\n  named by --config\n"
+
+
+def test_config_that_names_a_missing_file_fails(tmp_path: Path) -> None:
+    ran = run("config", "--config", str(tmp_path / "none.yaml"))
+    assert ran.returncode == 1
+    assert "none.yaml does not exist" in ran.stderr

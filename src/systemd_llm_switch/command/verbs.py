@@ -28,6 +28,7 @@ VERBS: Mapping[str, Verb] = {
     "serve": Verb("run the proxy; also what happens without a verb", "serve"),
     "setup": Verb("set everything up for you, or bring it up to date", "setup"),
     "check": Verb("show what is missing or failed, and what fixes it", "check"),
+    "config": Verb("show which config file is in force, and why", "config"),
     "demo": Verb("show it at work; needs no GPU, llama.cpp or model", "demo"),
     "uninstall": Verb("stop everything and remove what the set-up made", "uninstall"),
 }

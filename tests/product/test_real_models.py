@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from openai import NotFoundError, OpenAI
+
 from support.stack import Proxy, Stack, run_all, threads_of, wait_for
 
 RealUnit = Callable[..., str]

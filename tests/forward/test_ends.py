@@ -22,6 +22,10 @@ CUT = {
     "/v1/responses": ['event: x\ndata: {"type": "response.output_text.delta", "delta": "Half an"}\n\n'],
     "/v1/messages": ['event: x\ndata: {"type": "content_block_delta", "delta": {"text": "Half an"}}\n\n'],
 }
+LAST = {
+    "/v1/responses": 'event: response.completed\ndata: {"type": "response.completed", "response": {}}\n\n',
+    "/v1/messages": 'event: message_stop\ndata: {"type": "message_stop"}\n\n',
+}
 HOW = {"ended": {}, "closed within chunks": {"cut_stream": True}, "closed": {"unframed": True}}
 
 
@@ -43,16 +47,20 @@ def test_a_stream_that_the_backend_ended_early_is_an_error(proxy: Proxy, path: s
     wait_for(lambda: proxy.log.count(f"path={path} status=502") == len(HOW), what="the journal has them as errors")
 
 
+@pytest.mark.parametrize("path", LAST)
+def test_an_error_in_a_stream_has_the_name_that_the_routes_clients_look_for(proxy: Proxy, path: str) -> None:
+    """Anthropic's SDK skips an event without one, and takes half an answer for all of it."""
+    answer = proxy.post(path, chat("m", stream=True, standin={"events": CUT[path]}))
+    _, _, last = answer.body.rstrip().rpartition(b"\n\n")
+    assert last.startswith(b"event: error\ndata: ")
+    assert answer.events[-1]["type"] == "error"
+    assert "ended early" in answer.events[-1]["error"]["message"]
+
+
 @pytest.mark.parametrize("path", CUT)
 def test_a_stream_that_ends_before_it_begins_is_a_502(proxy: Proxy, path: str) -> None:
     answer = proxy.post(path, chat("m", stream=True, standin={"events": []}))
     assert (answer.status, answer.error["code"]) == (502, "backend_error")
-
-
-LAST = {
-    "/v1/responses": 'event: response.completed\ndata: {"type": "response.completed", "response": {}}\n\n',
-    "/v1/messages": 'event: message_stop\ndata: {"type": "message_stop"}\n\n',
-}
 
 
 @pytest.mark.parametrize("path", LAST)

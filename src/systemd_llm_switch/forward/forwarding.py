@@ -276,7 +276,7 @@ class Forwarding:
         body = foreign_error(reply.status, reply.body)
         body["error"]["message"] += self._warning
         if self._responder.has_started:
-            self._finish_stream(reply.status, foreign_error_frame(reply.status, body))
+            self._finish_stream(reply.status, foreign_error_frame(reply.status, body, self._request.path))
         else:
             self._send(reply.status, (JSON_TYPE,), dump(body))
 

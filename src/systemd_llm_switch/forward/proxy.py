@@ -90,7 +90,7 @@ class Proxy:
             log.exception("request_crashed model=%s path=%s", record.model, record.path)
         record.status, record.error = error.status, error.code
         if responder.has_started:
-            responder.stream_error(error_frame(error))
+            responder.stream_error(error_frame(error, record.path))
         else:
             responder.answer(Answer.of_error(error, record.headers()))
 

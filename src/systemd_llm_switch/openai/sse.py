@@ -26,6 +26,15 @@ _PIECE_CHARS = 4096
 _LOGPROBS_A_CHUNK = 16
 _LAST_TYPES = ("response.completed", "response.incomplete", "response.failed", "message_stop", "error")
 _LAST_WORDS = (b"response.completed", b"response.incomplete", b"response.failed", b"message_stop", b"error")
+# https://docs.claude.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _WORTH_A_RETRY = (408, 409, 429)
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _TEXT_FIELDS = ("reasoning_content", "reasoning", "content")
@@ -95,22 +104,28 @@ def raw_frame(body: bytes) -> bytes:
     return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
 
 
-def error_frame(error: ProxyError) -> bytes:
-    """An error after the headers are sent."""
+def error_frame(error: ProxyError, path: str) -> bytes:
+    """An error after the headers are sent, as clients of that route read it."""
     may_get_better = not error.permanent and (error.status >= 500 or error.status in _WORTH_A_RETRY)
-    return _error_frame(error.body(), may_get_better)
+    return _error_frame(error.body(), path, error.status, may_get_better)
 
 
-def foreign_error_frame(status: int, body: Json) -> bytes:
+def foreign_error_frame(status: int, body: Json, path: str) -> bytes:
     """A backend's own error (of `foreign_error`) after the headers are sent."""
-    return _error_frame(body, may_get_better=status >= 500 or status in _WORTH_A_RETRY)
+    return _error_frame(body, path, status, may_get_better=status >= 500 or status in _WORTH_A_RETRY)
 
 
-def _error_frame(body: Json, may_get_better: bool) -> bytes:
+def _error_frame(body: Json, path: str, status: int, may_get_better: bool) -> bytes:
     """If a retry cannot help, the *message* must say so: litellm looks at nothing else before it sends the request
     again, up to eight times (measured; docs/design.md, "For clients")."""
+    error = body["error"]
+    if path == "/v1/messages":  # Anthropic's SDKs ignore an event without a name, and take what came for the answer
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        return b"event: error\n" + frame({"type": "error", "error": error | {"type": kind}})
+    if path == "/v1/responses":
+        fields = {name: error.get(name) for name in ("code", "message", "param")}
+        return b"event: error\n" + frame({"type": "error", **fields, "sequence_number": 0, "error": error})
     if not may_get_better:
-        error = body["error"]
         body = {"error": error | {"message": f"invalid_request_error: {error['message']}"}}
     return frame(body)
 

@@ -106,3 +106,7 @@ def test_a_process_is_compared_by_its_whole_command() -> None:
         finally:
             process.kill()
     assert not Command.of(["/bin/sleep", "60"]).is_run_by(process.pid)
+
+
+def test_a_model_for_embeddings_has_no_conversations(make: Make) -> None:
+    assert "embeddings" in str(make("--embedding").problem)

@@ -17,6 +17,8 @@ from systemd_llm_switch.command.exits import DONE, FAILED
 from systemd_llm_switch.config.file import LiveConfig, find, load, places, warnings
 from systemd_llm_switch.config.records import Config, ConfigError, is_loopback
 from systemd_llm_switch.contexts.keeper import Contexts
+from systemd_llm_switch.contexts.support import why_unsupported
+from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.context_notes import context_notes
 from systemd_llm_switch.forward.proxy import Proxy
@@ -35,6 +37,7 @@ from systemd_llm_switch.waiting import Client
 log = logging.getLogger(__name__)
 
 _LAST_CALL_S = 2.0
+_CHECK_TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +81,24 @@ def _check(path: Path) -> int:
     print(f"{name}: ok; models: {', '.join(map(printable, config.models))}")
     for warning in found:
         print(f"warning: {warning}", file=sys.stderr)
+    for note in _context_notes(config):
+        print(note)
     return DONE
+
+
+def _context_notes(config: Config) -> list[str]:
+    """What keeps contexts from surviving a switch, for each model; nothing where systemd cannot be asked."""
+    try:
+        statuses = Systemd(timeout_s=_CHECK_TIMEOUT_S).show(model.unit for model in config.models.values())
+    except SystemdError:
+        return []
+    notes = []
+    for model in config.models.values():
+        status = statuses[model.unit]
+        why = None if status.is_missing else why_unsupported(config, model, Command.of_status(status))
+        if why is not None:
+            notes.append(f"contexts of {printable(model.id)} do not survive a switch: {why}")
+    return notes
 
 
 def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:

@@ -25,6 +25,7 @@ from systemd_llm_switch.contexts.restoring import Restoring
 from systemd_llm_switch.contexts.saving import Saving
 from systemd_llm_switch.contexts.session import Session
 from systemd_llm_switch.contexts.store import Store
+from systemd_llm_switch.contexts.support import refusal
 from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.contexts.worth import Rates
 
@@ -182,18 +183,7 @@ class Contexts:
         return [entry for store in list(self._stores.values()) for entry in store.entries]
 
     def _is_wanted(self, unit: str) -> bool:
-        return self._refusal(unit) is None
-
-    def _refusal(self, unit: str) -> str | None:
-        """Why the config wants no contexts of a unit; None if it does."""
-        if self._limit_bytes == 0:
-            return "switched off: server.contexts.max_gb is 0"
-        models = [model for model in self._config.models.values() if model.unit == unit]
-        if not models:
-            return "no configured model has this unit"
-        if not all(model.contexts for model in models):
-            return f"switched off: models.{models[0].id}.contexts is false"
-        return None
+        return refusal(self._config, unit) is None
 
     def _consider(self, unit: str) -> _Support:
         """Looks at a unit's folder anew, and removes what is not its own any more."""
@@ -210,10 +200,10 @@ class Contexts:
 
     def _look(self, unit: str) -> _Support:
         command = self._commands.get(unit, Command())
-        refusal = self._refusal(unit)
-        if refusal is not None:
+        unwanted = refusal(self._config, unit)
+        if unwanted is not None:
             self._remove_all({unit})
-            return _Support(refusal)
+            return _Support(unwanted)
         if command.problem is not None or command.folder is None:
             return _Support(command.problem)
         store = self._stores.get(command.folder) or Store(command.folder)

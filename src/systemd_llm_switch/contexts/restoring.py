@@ -55,8 +55,7 @@ class Restoring:
         """Restores what a waiting request goes on with, and others while that takes no time worth mentioning."""
         began = time.monotonic()
         session = self._session
-        entries = [it for it in session.store.entries if it.binding == session.binding]
-        chosen = plan(entries, wanted)
+        chosen = plan(session.entries, wanted)
         try:
             if chosen.first is not None:
                 bound_s = min(_LONGEST_S, max(_SHORTEST_BOUND_S, chosen.first.read_s / 2))

@@ -101,8 +101,7 @@ class Saving:
 
     def _alike(self, conversation: Conversation) -> list[Entry]:
         """The files of the same conversation."""
-        ours = [it for it in self._session.store.entries if it.binding == self._session.binding]
-        return [it for it in ours if is_same(it.fingerprint, conversation.fingerprint)]
+        return [it for it in self._session.entries if is_same(it.fingerprint, conversation.fingerprint)]
 
     def _holding(self, conversation: Conversation) -> Slot | None:
         """The slot that holds a conversation whole, where that is certain: the last request's, in the slot that was

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from systemd_llm_switch.backend.slots import Slots
 from systemd_llm_switch.contexts.conversations import Conversation, Conversations, Timings
+from systemd_llm_switch.contexts.entry import Entry
 from systemd_llm_switch.contexts.fingerprint import fingerprint
 from systemd_llm_switch.contexts.records import Awaited, Loaded
 from systemd_llm_switch.contexts.store import Store
@@ -35,6 +36,11 @@ class Session:
     @property
     def unit(self) -> str:
         return self.loaded.model.unit
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The saved contexts that this process can use."""
+        return [it for it in self.store.entries if it.unit == self.unit and it.binding == self.binding]
 
     def note_reply(self, body: Mapping[str, object], message: bytes, is_chat: bool, timings: Timings) -> Verdict | None:
         """A reply is done. Returns what it says of a restored context, if it does."""

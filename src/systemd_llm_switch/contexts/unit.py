@@ -14,9 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from systemd_llm_switch.systemd.unit import UnitStatus
+
 FLAG = "--slot-save-path"
 _VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
+_NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
 _PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 # Where the model's file is not named, nobody can tell later whether it is still the same.
 _UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
@@ -36,6 +39,10 @@ class Command:
         pairs = (entry.partition("=") for entry in environment)
         return cls(tuple(arguments), tuple(_words(arguments)), {name: value for name, _, value in pairs})
 
+    @classmethod
+    def of_status(cls, status: UnitStatus) -> Command:
+        return cls.of(status.arguments, status.environment)
+
     @property
     def folder(self) -> Path | None:
         """Where its llama-server saves contexts; None if it does not."""
@@ -50,6 +57,8 @@ class Command:
     @property
     def problem(self) -> str | None:
         """What is to be added or changed before contexts can be kept; None if nothing is."""
+        if any(word in _NO_CHAT for word in self.words):
+            return "a model for embeddings has no conversations"
         if self.folder is None:
             return f"add `{FLAG} DIR` to the unit's llama-server, with a folder that the unit may write"
         if "--no-slots" in self.words:

@@ -44,7 +44,7 @@ class Adoption:
         models = {model.unit: model for model in self._switcher.models()}
         known = self._switcher.present
         statuses = self._systemd.show(models)
-        self._contexts.learn({unit: Command.of(it.arguments, it.environment) for unit, it in statuses.items()})
+        self._contexts.learn({unit: Command.of_status(status) for unit, status in statuses.items()})
         running = [models[unit] for unit, status in statuses.items() if status.is_running]
         urls = Counter(model.llama_url for model in running)
         for model in running:

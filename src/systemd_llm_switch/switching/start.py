@@ -101,7 +101,7 @@ class Start:
         if not status.is_running:
             self._start_unit(status)
             process = self._systemd.main_process(status.unit)
-        command = Command.of(status.arguments, status.environment)
+        command = Command.of_status(status)
         return Launched(self._watch(process), process.invocation_id, began, command, status.is_running)
 
     def wait_until_ready(self, launched: Launched, health_timeout_s: float) -> Resident:

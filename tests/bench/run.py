@@ -38,6 +38,7 @@ from bench.contenders import (
 from bench.effort import FULL, QUICK, Effort
 from bench.figures import Figures
 from bench.load import LoadError
+from bench.measure_context import measure_context
 from bench.measure_faults import measure_faults
 from bench.measure_footprint import measure_footprint
 from bench.measure_hot import measure_latency, measure_parallel, measure_throughput
@@ -57,6 +58,7 @@ MEASURES: dict[str, Measure] = {
     "read-ahead": measure_read_ahead,
     "stream": measure_stream,
     "disconnect": measure_disconnect,
+    "context": measure_context,
     "footprint": measure_footprint,
     "faults": measure_faults,
 }

@@ -205,6 +205,13 @@ class TooManyOpenFiles(ProxyError):
     code = "too_many_open_files"
 
 
+class TooManyWatchers(ProxyError):
+    """As many clients watch events or logs as may: each holds a thread."""
+
+    status = 503
+    code = "too_many_watchers"
+
+
 class Unloaded(ProxyError):
     """An operator or `server.drain_timeout` ended a running request."""
 

@@ -24,6 +24,7 @@ OWNERS = {
     "requests": {"backend/backend"},
     "subprocess": {
         "systemd/journal",
+        "systemd/journal_reader",
         *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
     },
     "jeepney": {"systemd/bus"},

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import web
 
+from systemd_llm_switch.api import observation
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.api.handlers import (
     Forget,
@@ -42,7 +43,7 @@ from systemd_llm_switch.errors import (
     UnknownUrl,
     unexpected,
 )
-from systemd_llm_switch.forward.answer import Answer, Start
+from systemd_llm_switch.forward.answer import Answer, Sendable, Start
 from systemd_llm_switch.openai.endpoints import FORWARDED, TAKEN
 from systemd_llm_switch.quoting import LIMIT, printable, quoted
 from systemd_llm_switch.throttle import Throttle
@@ -63,9 +64,10 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/hold", Hold),
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),
+    *observation.ROUTES,
 )
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
-GOT = ("/v1/models", "/props", "/health", "/api/status")
+GOT = ("/v1/models", "/props", "/health", "/api/status", *observation.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
@@ -120,7 +122,7 @@ class Application:
         return self._services.access().cors_headers({} if origin is None else {"HTTP_ORIGIN": origin})
 
 
-def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Environ, start: Start) -> Answer | None:
+def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Environ, start: Start) -> Sendable | None:
     """The answer for whoever may come in; None where it was sent already. Whatever goes wrong leaves in OpenAI's shape,
     with a line in the journal."""
     path = environ["PATH_INFO"]
@@ -173,7 +175,7 @@ class _Dispatch(web.application):  # type: ignore[misc]
         super().__init__(mapping, {}, autoreload=False)
         self._wsgi = self.wsgifunc()
 
-    def answer(self, environ: Environ) -> Answer:
+    def answer(self, environ: Environ) -> Sendable:
         """The route's answer.
 
         Raises:
@@ -187,7 +189,7 @@ class _Dispatch(web.application):  # type: ignore[misc]
                 raise MethodNotAllowed(environ["REQUEST_METHOD"], environ["PATH_INFO"], ("GET", "POST"))
             if isinstance(told, Exception):
                 raise told
-            return cast(Answer, told)
+            return cast(Sendable, told)
         finally:
             del told  # it may name this frame: a circle, until a collection
 

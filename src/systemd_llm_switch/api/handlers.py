@@ -184,22 +184,7 @@ class Status(Handler):
     """What is loaded, who waits, what went wrong."""
 
     def GET(self) -> Answer:
-        services = self.services
-        services.live.current()  # an edit shows here, not only after the next request; so does a start by hand
-        services.operations.look()
-        overview = services.report.overview()
-        return self.write(
-            {
-                "models": {name: dataclasses.asdict(state) for name, state in overview.models.items()},
-                "waiting": overview.waiting,
-                "on_hold": overview.on_hold,
-                "hold_until": overview.hold_until,
-                "switches": [record.as_json() for record in overview.switches],
-                "contexts": dataclasses.asdict(overview.contexts),
-                "repairs": services.proxy.repairs(),
-                "config": {"path": str(services.live.path), "error": services.live.error},
-            }
-        )
+        return self.write(self.services.status())
 
 
 class Load(Handler):

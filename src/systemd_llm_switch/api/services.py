@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.observe.observation import Observation
+from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.switching.operations import Operations
 from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
@@ -31,6 +34,7 @@ class Services:
         switcher: Switcher,
         operations: Operations,
         contexts: Contexts,
+        observation: Observation,
         host: str,
     ) -> None:
         self.live = live
@@ -38,11 +42,28 @@ class Services:
         self.switcher = switcher
         self.operations = operations
         self.contexts = contexts
+        self.observation = observation
         self.report = Report(switcher, contexts)
         self.model_list = ModelList(proxy, time.time())
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host
         self._access = (live.latest, Access(live.latest.server, host))
+
+    def status(self) -> Json:
+        """What /api/status shows: what is loaded, who waits, what went wrong. Blocks for a moment."""
+        self.live.current()  # an edit shows here, not only after the next request; so does a start by hand
+        self.operations.look()
+        overview = self.report.overview()
+        return {
+            "models": {name: dataclasses.asdict(state) for name, state in overview.models.items()},
+            "waiting": overview.waiting,
+            "on_hold": overview.on_hold,
+            "hold_until": overview.hold_until,
+            "switches": [record.as_json() for record in overview.switches],
+            "contexts": dataclasses.asdict(overview.contexts),
+            "repairs": self.proxy.repairs(),
+            "config": {"path": str(self.live.path), "error": self.live.error},
+        }
 
     def access(self) -> Access:
         """The rules of the config in force."""

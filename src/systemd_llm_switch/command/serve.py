@@ -22,7 +22,10 @@ from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.context_notes import context_notes
 from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.forward.request_notes import request_notes
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
+from systemd_llm_switch.observe.hub import MOST_WATCHERS
+from systemd_llm_switch.observe.observation import Observation
 from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
 from systemd_llm_switch.switching.adoption import Adoption
@@ -115,10 +118,14 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
     systemd = Systemd()
     contexts = Contexts(config)
     switcher = Switcher(systemd, config, contexts)
-    proxy = Proxy(live, switcher, Losses(switcher, systemd), [context_notes(contexts)])
+    observation = Observation(switcher.units, lambda: services.status())
+    logging.getLogger().addHandler(observation.own_log)
+    switcher.history.on_switch = lambda record: observation.note_switch(record.as_json())
+    observers = [context_notes(contexts), request_notes(observation.requests)]
+    proxy = Proxy(live, switcher, Losses(switcher, systemd), observers)
     adoption = Adoption(switcher, systemd, contexts)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
-    services = Services(live, proxy, switcher, operations, contexts, host)
+    services = Services(live, proxy, switcher, operations, contexts, observation, host)
     server = Server(host, port, Application(services), _threads(config))
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
@@ -137,7 +144,7 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
 
 
 def _threads(config: Config) -> int:
-    return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS
+    return config.server.queue_limit + IN_FLIGHT_LIMIT + RESERVE_THREADS + MOST_WATCHERS
 
 
 class _Reloading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.openai.shapes import JSON_TYPE, dump
@@ -11,6 +11,13 @@ from systemd_llm_switch.wsgi import Headers, Write
 
 Start = Callable[[int, Headers], Write]
 """Takes the status and the headers. They leave together with the first part of the body."""
+
+
+class Sendable(Protocol):
+    """A whole answer, or one that goes on."""
+
+    def send(self, start: Start, *, has_body: bool = True) -> None:
+        """Sends it; only its head, if the body must only be described (HEAD)."""
 
 
 class Answer(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from systemd_llm_switch.switching.status import SwitchRecord
 from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun
@@ -18,6 +19,7 @@ class History:
 
     def __init__(self) -> None:
         self.switches: tuple[SwitchRecord, ...] = ()
+        self.on_switch: Callable[[SwitchRecord], None] = lambda record: None
         self._last_load_s: dict[str, float] = {}
         self._last_error: dict[str, str] = {}
 
@@ -41,6 +43,7 @@ class History:
             error="nobody waits for it any more" if outcome.is_aborted else error,
         )
         self.switches = (*self.switches[1 - _REMEMBERED_SWITCHES :], record)
+        self.on_switch(record)
         if outcome.error is not None:
             log.error("switch_failed %s code=%s reason=%r", record.as_words(), outcome.error.code, error)
         else:

@@ -1,0 +1,138 @@
+"""The routes that show what happens: the last requests, events as they happen, journal lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from systemd_llm_switch.api.handlers import Handler
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.errors import ClientGone, InternalError, InvalidRequest
+from systemd_llm_switch.forward.answer import Answer, Start
+from systemd_llm_switch.observe.hub import Watcher, frame
+from systemd_llm_switch.observe.observation import own_line, own_lines, unit_line
+from systemd_llm_switch.observe.requests import KEPT
+from systemd_llm_switch.openai.shapes import Json
+from systemd_llm_switch.openai.sse import KEEP_ALIVE, SSE_HEADERS
+from systemd_llm_switch.quoting import quoted
+from systemd_llm_switch.systemd.journal import JournalError
+from systemd_llm_switch.systemd.journal_reader import Follower, last_lines
+from systemd_llm_switch.waiting import Client
+
+_KEEP_ALIVE_S = 10.0
+_LINES = 100
+_MOST_LINES = 1000
+
+
+class Watch:
+    """An answer that goes on until its client hangs up, or reads too slowly. `stack` holds what ends with it."""
+
+    def __init__(self, client: Client, stack: ExitStack, watcher: Watcher) -> None:
+        self._client = client
+        self._stack = stack
+        self._watcher = watcher
+
+    def send(self, start: Start, *, has_body: bool = True) -> None:
+        """Sends events as they come; blocks.
+
+        Raises:
+            ClientGone
+        """
+        with self._stack:
+            write = start(200, SSE_HEADERS)
+            while has_body and not self._watcher.is_dropped:
+                try:
+                    write(self._watcher.take(self._client, _KEEP_ALIVE_S) or KEEP_ALIVE)
+                except OSError as error:
+                    raise ClientGone("the watcher closed its connection, or reads nothing") from error
+
+
+class Observing(Handler):
+    """Base of these routes."""
+
+    def read_count(self, name: str, default: int, most: int) -> int:
+        """A number in the query.
+
+        Raises:
+            InvalidRequest
+        """
+        text = self.read_query(name)
+        if not text:
+            return default
+        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+            raise InvalidRequest(f"`{name}` must be a whole number from 1 to {most}, not {quoted(text)}", param=name)
+        return int(text)
+
+    def watch(self, open_watcher: Callable[[ExitStack], Watcher]) -> Watch:
+        """A seat, and the watcher that `open_watcher` makes; the stack ends both.
+
+        Raises:
+            TooManyWatchers
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.services.observation.hub.seat())
+            watcher = open_watcher(stack)
+            return Watch(self.client, stack.pop_all(), watcher)
+
+
+class Requests(Observing):
+    """`?limit=N`: the last requests, the newest first."""
+
+    def GET(self) -> Answer:
+        return self.write(self.services.observation.requests.last(self.read_count("limit", KEPT, KEPT)))
+
+
+class Events(Observing):
+    """The status, and what happens from now on."""
+
+    def GET(self) -> Watch:
+        return self.watch(lambda stack: stack.enter_context(self.services.observation.hub.watch()))
+
+
+class Logs(Observing):
+    """`?model=ID&lines=N&follow=1`: the journal of a model's unit; without `model`, the proxy's own log."""
+
+    def GET(self) -> Answer | Watch:
+        count = self.read_count("lines", _LINES, _MOST_LINES)
+        name, follow = self.read_query("model"), self.read_query("follow") not in ("", "0", "false")
+        model = self.services.live.current().find_model(name) if name else None
+        if not follow:
+            lines = self.own_lines(count) if model is None else self.unit_lines(model, count)
+            return self.write({"model": name or None, "unit": model.unit if model else None, "lines": lines})
+        if model is None:
+            return self.watch(lambda stack: self.follow_own(stack, count))
+        unit = model.unit
+        return self.watch(lambda stack: self.follow_unit(stack, unit, count))
+
+    def own_lines(self, count: int) -> list[Json]:
+        return own_lines(self.services.observation.own_log.last(count))
+
+    def unit_lines(self, model: Model, count: int) -> list[Json]:
+        with self.services.aside():
+            try:
+                return [unit_line(line) for line in last_lines([model.unit], count)]
+            except JournalError as error:
+                raise InternalError(f"the log of {model.id!r} cannot be shown: {error}") from error
+
+    def follow_own(self, stack: ExitStack, count: int) -> Watcher:
+        own_log = self.services.observation.own_log
+        watcher = stack.enter_context(closing(Watcher(b"".join(frame("log", it) for it in self.own_lines(count)))))
+        stack.callback(own_log.listen(lambda *line: watcher.give(frame("log", own_line(*line)))))
+        return watcher
+
+    def follow_unit(self, stack: ExitStack, unit: str, count: int) -> Watcher:
+        watcher = stack.enter_context(closing(Watcher()))
+        try:
+            follower = Follower([unit], count, lambda line: watcher.give(frame("log", unit_line(line))))
+        except JournalError as error:
+            raise InternalError(f"the journal of {unit} cannot be followed: {error}") from error
+        stack.callback(follower.close)
+        return watcher
+
+
+ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    (r"/api/requests", Requests),
+    (r"/api/events", Events),
+    (r"/api/logs", Logs),
+)
+GOT = ("/api/requests", "/api/events", "/api/logs")

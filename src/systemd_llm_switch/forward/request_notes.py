@@ -1,0 +1,29 @@
+"""What a finished request leaves in the list of the last requests."""
+
+from __future__ import annotations
+
+from systemd_llm_switch.forward.record import Observer, Record
+from systemd_llm_switch.observe.requests import RequestLog, entry
+
+
+def request_notes(requests: RequestLog) -> Observer:
+    """Notes each finished request."""
+
+    def note(record: Record) -> None:
+        requests.add(
+            entry(
+                model=record.model,
+                path=record.path,
+                status=record.status,
+                is_stream=record.is_streamed,
+                times_ms=record.times_ms,
+                restore_ms=record.lease.restore_s * 1000 if record.lease else 0.0,
+                first_token_ms=None if record.first_token_s is None else record.first_token_s * 1000,
+                usage=record.usage,
+                timings=record.timings,
+                repairs=len(record.repairs),
+                error=None if record.error == "-" else record.error,
+            )
+        )
+
+    return note

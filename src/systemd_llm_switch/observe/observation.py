@@ -1,0 +1,52 @@
+"""All that is observed, wired together: the last requests, the proxy's own log, the units' journal, and the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from systemd_llm_switch.observe.hub import Hub
+from systemd_llm_switch.observe.own_log import OwnLog
+from systemd_llm_switch.observe.requests import RequestLog
+from systemd_llm_switch.openai.shapes import Json
+from systemd_llm_switch.systemd.journal import JournalError
+from systemd_llm_switch.systemd.journal_reader import Follower, Line
+
+log = logging.getLogger(__name__)
+
+
+class Observation:
+    """Thread-safe. `units` names the models' units now; `make_status` computes what /api/status shows."""
+
+    def __init__(self, units: Callable[[], Sequence[str]], make_status: Callable[[], Json]) -> None:
+        self._units = units
+        self.hub = Hub(make_status, (self._follow_units,))
+        self.requests = RequestLog(lambda entry: self.hub.publish("request", entry))
+        self.own_log = OwnLog()
+        self.own_log.listen(lambda *line: self.hub.publish("log", own_line(*line)))
+
+    def note_switch(self, record: Json) -> None:
+        """A switch is over."""
+        self.hub.publish("switch", record)
+
+    def _follow_units(self) -> Callable[[], None]:
+        """Sends the units' journal lines as events until the returned function is called."""
+        try:
+            return Follower(self._units(), 0, lambda line: self.hub.publish("log", unit_line(line))).close
+        except JournalError as error:
+            log.warning("journal_not_followed reason=%r", str(error))
+            return lambda: None
+
+
+def own_line(at: float, priority: int, message: str) -> Json:
+    """A line of the proxy's own log, as /api/logs and the events show it."""
+    return {"at": round(at, 3), "unit": None, "priority": priority, "message": message}
+
+
+def own_lines(lines: Iterable[tuple[float, int, str]]) -> list[Json]:
+    return [own_line(*line) for line in lines]
+
+
+def unit_line(line: Line) -> Json:
+    """A line of a unit's journal, likewise."""
+    return {"at": round(line.at, 3), "unit": line.unit, "priority": line.priority, "message": line.message}

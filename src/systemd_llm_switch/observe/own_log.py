@@ -1,0 +1,50 @@
+"""The proxy's own last log lines, for those who cannot read the journal, or where the proxy runs without one."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from systemd_llm_switch.quoting import printable
+
+KEPT = 1000
+Listener = Callable[[float, int, str], None]
+_MOST_CHARACTERS = 2000
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+class OwnLog(logging.Handler):
+    """Keeps lines as (seconds since the epoch, priority as in syslog(3), message). Thread-safe."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[tuple[float, int, str]] = deque(maxlen=KEPT)
+        self._listeners: tuple[Listener, ...] = ()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises: a line that cannot be made is for `logging` to report."""
+        try:
+            priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+            line = (record.created, priority, printable(record.getMessage(), _MOST_CHARACTERS))
+        except Exception:
+            self.handleError(record)
+            return
+        self._lines.append(line)
+        for listener in self._listeners:
+            listener(*line)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Calls it with each further line, until the returned function is called. It must not log."""
+        with self.lock:  # type: ignore[union-attr]  # made by logging
+            self._listeners = (*self._listeners, listener)
+        return lambda: self._unlisten(listener)
+
+    def _unlisten(self, listener: Listener) -> None:
+        with self.lock:  # type: ignore[union-attr]
+            self._listeners = tuple(it for it in self._listeners if it is not listener)
+
+    def last(self, count: int) -> list[tuple[float, int, str]]:
+        """The oldest of them first."""
+        lines = self._lines.copy()
+        return [lines[at] for at in range(max(0, len(lines) - count), len(lines))]

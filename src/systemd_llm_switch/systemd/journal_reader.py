@@ -1,0 +1,111 @@
+"""Journal lines of units, for people to read: the last ones, or as they come. Runs journalctl(1).
+
+`journal` is for the reason of one failed start; this is for watching.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from systemd_llm_switch.systemd.journal import JournalError
+
+_FIELDS = "MESSAGE,_SYSTEMD_USER_UNIT,USER_UNIT,PRIORITY"
+_TIMEOUT_S = 5.0
+_MOST_MESSAGE_CHARACTERS = 2000
+
+
+class Line(NamedTuple):
+    """One entry. `at` is seconds since the epoch, `priority` as in syslog(3)."""
+
+    at: float
+    unit: str
+    priority: int
+    message: str
+
+
+def last_lines(units: Sequence[str], count: int) -> list[Line]:
+    """The last lines of all of them together, the oldest first. Blocks.
+
+    Raises:
+        JournalError
+    """
+    try:
+        done = subprocess.run(
+            _command(units, count), stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JournalError(f"journalctl could not be run: {error}") from error
+    found = list(_parse(done.stdout.splitlines()))
+    complaint = done.stderr.decode("utf-8", "replace").strip()
+    if not found and complaint:
+        raise JournalError(f"the journal cannot be read: {complaint.splitlines()[-1]}")
+    return found
+
+
+class Follower:
+    """Reads lines as they come, in a thread of its own, until `close`."""
+
+    def __init__(self, units: Sequence[str], count: int, on_line: Callable[[Line], None]) -> None:
+        """Begins with the last `count` lines.
+
+        Raises:
+            JournalError
+        """
+        self._on_line = on_line
+        try:
+            self._process = subprocess.Popen(
+                [*_command(units, count), "--follow"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            raise JournalError(f"journalctl could not be run: {error}") from error
+        self._thread = threading.Thread(target=self._read, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it; no line comes afterwards. Idempotent."""
+        self._process.kill()
+        self._process.wait()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _read(self) -> None:
+        with self._process.stdout as lines:  # type: ignore[union-attr]  # it is a pipe
+            for line in _parse(lines):
+                self._on_line(line)
+
+
+def _command(units: Sequence[str], count: int) -> list[str]:
+    chosen = [f"--user-unit={unit}" for unit in units]
+    return [
+        "journalctl",
+        "--quiet",
+        "--no-pager",
+        "-o",
+        "json",
+        f"--output-fields={_FIELDS}",
+        "-n",
+        str(count),
+        *chosen,
+    ]
+
+
+def _parse(lines: Iterable[bytes]) -> Iterator[Line]:
+    """Of journalctl's JSON (systemd.journal-fields(7)). A message that is longer than 4 kB, or is not text, comes as
+    something else than a string and is left out."""
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            unit = fields.get("USER_UNIT") or fields.get("_SYSTEMD_USER_UNIT") or ""
+            at, priority = int(fields["__REALTIME_TIMESTAMP"]) / 1e6, int(fields.get("PRIORITY", 6))
+            message = fields["MESSAGE"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if isinstance(message, str) and isinstance(unit, str):
+            yield Line(at, unit, priority, message[:_MOST_MESSAGE_CHARACTERS])

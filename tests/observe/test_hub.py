@@ -1,0 +1,120 @@
+"""The hub: one computation for all watchers, and none without."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from support.stack import wait_for
+from systemd_llm_switch.errors import ClientGone, TooManyWatchers
+from systemd_llm_switch.observe.hub import MOST_WATCHERS, Hub
+from systemd_llm_switch.openai.shapes import Json
+from systemd_llm_switch.waiting import Client
+
+NOBODY = Client(None)
+
+
+class Status:
+    """What the status is now, and how often it was computed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.value = "idle"
+
+    def __call__(self) -> Json:
+        self.count += 1
+        return {"value": self.value}
+
+
+def test_a_status_that_does_not_change_is_sent_once() -> None:
+    status = Status()
+    hub = Hub(status)
+    with hub.watch() as watcher:
+        assert watcher.take(NOBODY, 1) == b'event: status\ndata: {"value":"idle"}\n\n'
+        wait_for(lambda: status.count > 3)
+        repeated = watcher.take(NOBODY, 0)
+        status.value = "busy"
+        changed = wait_for(lambda: watcher.take(NOBODY, 1))
+    assert repeated.count(b"event: status") <= 1
+    assert b"busy" in changed
+
+
+def test_many_watchers_cost_one_computation() -> None:
+    status = Status()
+    hub = Hub(status)
+    with hub.watch(), hub.watch(), hub.watch():
+        threads = [it.name for it in threading.enumerate()]
+        assert threads.count("status-events") == 1
+
+
+def test_nothing_is_computed_without_watchers() -> None:
+    status = Status()
+    hub = Hub(status)
+    with hub.watch():
+        pass
+    wait_for(lambda: "status-events" not in [it.name for it in threading.enumerate()])
+    before = status.count
+    hub.publish("request", {})
+    assert status.count == before
+
+
+def test_a_companion_runs_only_while_somebody_watches() -> None:
+    told: list[str] = []
+
+    def begin() -> Callable[[], None]:
+        told.append("begun")
+        return lambda: told.append("ended")
+
+    hub = Hub(Status(), (begin,))
+    with hub.watch(), hub.watch():
+        assert told == ["begun"]
+    assert told == ["begun", "ended"]
+
+
+def test_a_watcher_that_reads_nothing_is_dropped() -> None:
+    hub = Hub(Status())
+    with hub.watch() as idle, hub.watch() as busy:
+        for number in range(2000):
+            hub.publish("request", {"number": number})
+            busy.take(NOBODY, 0)
+        assert idle.is_dropped
+        assert not busy.is_dropped
+
+
+def test_a_status_that_cannot_be_computed_ends_nothing() -> None:
+    class Broken(Status):
+        def __call__(self) -> Json:
+            super().__call__()
+            if self.count == 3:
+                raise ValueError("broken")
+            return {"count": self.count}
+
+    status = Broken()
+    hub = Hub(status)
+    with hub.watch() as watcher:
+        wait_for(lambda: status.count > 4)
+        assert b'{"count":4}' in watcher.take(NOBODY, 1)
+
+
+def test_there_are_only_so_many_seats() -> None:
+    hub = Hub(Status())
+    with ExitStack() as stack:
+        for _ in range(MOST_WATCHERS):
+            stack.enter_context(hub.seat())
+        with pytest.raises(TooManyWatchers), hub.seat():
+            raise AssertionError("one too many")
+    with hub.seat():
+        pass
+
+
+def test_a_wait_ends_with_the_client() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, Hub(Status()).watch() as watcher:
+        watcher.take(NOBODY, 1)
+        theirs.close()
+        with pytest.raises(ClientGone):
+            watcher.take(Client(ours.fileno()), 60)

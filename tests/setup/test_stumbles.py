@@ -245,7 +245,7 @@ def test_keys_that_others_may_read_are_named(settled: Newcomer) -> None:
     closed = settled.setup("--check").stdout
     settled.config.write_text(text)
     settled.config.chmod(0o644)
-    what = "config.yaml has API keys, and other users may read it"
+    what = "config.yaml holds keys, and every user of this machine may read it"
     assert what in open_to_all
     assert what not in closed
     assert what not in settled.setup("--check").stdout

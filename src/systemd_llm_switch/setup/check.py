@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Fi
         missing = list(_of_unit(name, unit, config, systemd, places))
         # What is missing is reason enough for a start that failed.
         found.extend(missing or _of_last_start(name, unit, last_errors.get(name, ""), systemd))
-    found.extend(_of_keys(config, places))
+    found.extend(Finding(f"config: {warning}", "") for warning in config.warnings)
     found.extend(_of_gpu())
     return list(dict.fromkeys(found))
 
@@ -133,14 +132,6 @@ def _of_model_file(model: _Model, program: Path | None, places: Places) -> Itera
         yield Finding(what, f"{quote(str(program))} -hf {wanted.download_name}", is_download=True)
     else:
         yield Finding(what, f"put it there, or run {places.how_to()} again and name its folder")
-
-
-def _of_keys(config: ProxyConfig, places: Places) -> Iterator[Finding]:
-    """Files with keys that other users of this machine may read."""
-    for path in config.files_with_keys:
-        if path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            what = f"{places.short(path)} has API keys, and other users may read it"
-            yield Finding(what, f"chmod go-rwx {quote(str(path))}")
 
 
 def _of_gpu() -> Iterator[Finding]:

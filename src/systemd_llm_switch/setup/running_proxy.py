@@ -30,10 +30,8 @@ except config_file.ConfigError as error:
 else:
     models = {model.id: model.unit for model in read.models.values()}
     urls = {model.id: model.llama_url for model in read.models.values()}
-    keys, key_file = read.server.api_keys, config_file.key_file(read, path)
-    files = [str(key_file)] if key_file else [str(path)] if keys else []
     known = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models, "urls": urls}
-    known |= {"key": next(iter(keys), ""), "files_with_keys": files}
+    known |= {"key": next(iter(read.server.api_keys), ""), "warnings": config_file.warnings(path)}
 json.dump({"path": str(path), **known}, sys.stdout)
 """
 
@@ -48,7 +46,7 @@ class ProxyConfig:
     models: Mapping[str, str]  # id -> unit
     urls: Mapping[str, str] = field(default_factory=dict)  # id -> where its llama-server is asked
     key: str = field(default="", repr=False)  # one that the proxy takes, if it asks for any
-    files_with_keys: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()  # what is unwise about it; each says what to do
 
     @classmethod
     def read(cls, places: Places, environ: Mapping[str, str]) -> ProxyConfig:
@@ -67,7 +65,7 @@ class ProxyConfig:
             known.get("models", {}),
             known.get("urls", {}),
             known.get("key", ""),
-            tuple(map(Path, known.get("files_with_keys", ()))),
+            tuple(known.get("warnings", ())),
         )
 
 

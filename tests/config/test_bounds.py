@@ -235,7 +235,7 @@ def test_the_rule_is_systemds_own(manager: UserManager, unit: str) -> None:
         ({"server": {"models": {}}}, "server.models", "does not belong here, but to the top level"),
         ({"server": {"rescue": True}}, "server.rescue", "does not belong here, but to the section `repair`"),
         ({"repair": {"vram": 1}}, "repair.vram", "to the section `server` or a model (`models.NAME`)"),
-        ({"repair": {"zzz": 1}}, "repair.zzz", "unknown key; the keys here are rescue"),
+        ({"repair": {"zzz": 1}}, "repair.zzz", "unknown key; the keys here are rescue, thoughts"),
         ({"repair": {"rescu": 1}}, "repair.rescu", "unknown key; did you mean 'rescue'?"),
     ],
 )

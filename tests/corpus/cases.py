@@ -4,7 +4,8 @@ A case is one reply (or one replayed history) and what must become of it:
 
 | key | the input |
 | --- | --- |
-| `tools`, `request`, `usage`, `rescue` | set of tools, further fields of the request and the reply, `repair.rescue` |
+| `tools`, `request`, `usage` | set of tools, further fields of the request and the reply |
+| `rescue`, `thoughts` | `repair.rescue` (true), `repair.thoughts` (here: false) |
 | `tool` and `arguments` | one call, by the tool's name and the text of its arguments |
 | `content`, `text`, `message`, `choices` | a chat's words, a text completion, a whole message, all choices |
 | `body` | the backend's bytes (`latin1`: each letter is one of them) |
@@ -68,7 +69,9 @@ class Case:
 
     @property
     def facts(self) -> RequestFacts:
-        return RequestFacts.of(self.request, rescue=self.raw.get("rescue", True))
+        return RequestFacts.of(
+            self.request, rescue=self.raw.get("rescue", True), thoughts=self.raw.get("thoughts", False)
+        )
 
     @property
     def reply(self) -> dict[str, Any]:

@@ -146,7 +146,12 @@ def test_a_pattern_that_backtracks_is_found() -> None:
 # -- whole forms -------------------------------------------------------------------------------------------
 
 FORM_TOKENS = (
-    *COMMON, "<tool_call>", "</tool_call>", "<function=read_file>", "</function>", "<parameter=path>", "</parameter>",
+    *COMMON, "<|channel|>commentary to=functions.read_file",
+    "<|message|>", "<|tool_call_begin|>", "<minimax:tool_call>", '<｜DSML｜invoke name="read_file">',
+    "<read_file>", "<path>",
+    "</path>", "read_file(", "path=", "<|tool_call>call:read_file{", '<|"|>', "[Calling tool: ", "<|tool_call_start|>[",
+    "<TOOLCALL>[", "functools[", "<｜tool▁sep｜>", "```tool_code\n", "assistant", "analysis", "<|start|>", "</invoke>",
+    "<tool_call>", "</tool_call>", "<function=read_file>", "</function>", "<parameter=path>", "</parameter>",
     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "[TOOL_CALLS]", "[ARGS]", "read_file",
     '{"name": "read_file"',     '"arguments": {', '"path": ',
     "<|im_end|>", "<think>", "</think>", "~~~\n", "<|python_tag|>", "For example: ",

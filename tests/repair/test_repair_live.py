@@ -14,13 +14,24 @@ from systemd_llm_switch.forward.live_reply import LiveReply
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
 # The rest cannot be streamed: bodies and histories, replies without a reason to end, and shapes that no stream has.
-_NOT_OF_A_STREAM = ("call_that_is_no_function", "level_between_is_missing", "everything_is_missing")
+_NOT_OF_A_STREAM = (
+    "call_that_is_no_function", "level_between_is_missing", "everything_is_missing",
+    "orphan_think_end",  # its thoughts have gone out as text when their end comes
+)  # fmt: skip
 _CALL = '{"name": "read_file", "arguments": {"path": "a"}}'
 _PARTS = (
     _CALL, f"[{_CALL}]", f"<tool_call>\n{_CALL}\n</tool_call>", f"```json\n{_CALL}\n```", "[TOOL_CALLS]",
     'read_file[ARGS]{"path": "a"}', "<tool_call>", "</tool_call>", "<function=read_file>", "<parameter=path>", "\na\n",
     "</parameter>", "</function>", "read_file<arg_key>path</arg_key><arg_value>a</arg_value>", "<|python_tag|>",
     "```json\n", "```", "~~~\n", "`", "<think>", "</think>", "<|im_end|>", "\n", "\n\n", " ", "For example:", "Well. ",
+    "<|channel|>commentary to=functions.read_file <|message|>",
+    "<|tool_call_begin|>functions.read_file:0<|tool_call_argument_begin|>", '{"path": "a"}',
+    '<invoke name="read_file">',
+    '<parameter name="path">a</parameter>', "</invoke>", "<minimax:tool_call>", "</minimax:tool_call>", "<read_file>",
+    "<path>a</path>", "</read_file>", "commentary to=functions.read_file json", "```tool_code\n", 'read_file(path="a")',
+    "[read_file(path='a')]", '<|tool_call>call:read_file{path:<|"|>a<|"|>}', "<tool_call|>",
+    "[Calling tool: read_file(",
+    ")]", "functools[", "<｜tool▁call▁begin｜>read_file<｜tool▁sep｜>", "<|im_end|>", "<|call|>", "commentary",
     "{", "}", "[", "[1] x < y", "<", "//", '"', "Ä東🚀",
 )  # fmt: skip
 _FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts

@@ -103,6 +103,7 @@ MODEL: Mapping[str, Key] = {
 }
 REPAIR: Mapping[str, Key] = {
     "rescue": Key(FLAG, "Turn tool calls that a model left as text into real tool calls."),
+    "thoughts": Key(FLAG, "Move thoughts that a backend left in the text (`<think>…</think>`) to `reasoning_content`."),
 }
 MODELS = Kind(lambda value: value, {"type": "object"})  # its keys are the user's: the parser reads them one by one
 TOP: Mapping[str, Key] = {

@@ -102,6 +102,7 @@ class RepairSettings:
     """`repair:`. What the repair of replies may do."""
 
     rescue: bool = True
+    thoughts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

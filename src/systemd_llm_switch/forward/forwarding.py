@@ -222,7 +222,9 @@ class Forwarding:
     def _facts(self) -> RequestFacts:
         """What of the request its reply is judged by; read once, while the backend works."""
         if self._known_facts is None:
-            self._known_facts = RequestFacts.of(self._request.body, rescue=self._config.repair.rescue)
+            self._known_facts = RequestFacts.of(
+                self._request.body, rescue=self._config.repair.rescue, thoughts=self._config.repair.thoughts
+            )
         return self._known_facts
 
     # --- after the lease ------------------------------------------------------------------------------

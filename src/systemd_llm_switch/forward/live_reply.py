@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from systemd_llm_switch.forward.recovery import Beginning
@@ -23,7 +23,7 @@ from systemd_llm_switch.openai.sse import (
     tool_call_deltas,
 )
 from systemd_llm_switch.quoting import quoted
-from systemd_llm_switch.repair import THOUGHTS_END, Budget, Repair, RequestFacts, call_may_start_at, repair_reply
+from systemd_llm_switch.repair import THOUGHTS_END, Budget, Holding, Repair, RequestFacts, repair_reply, take_thoughts
 
 
 class BrokenStream(Exception):
@@ -50,6 +50,8 @@ class _Choice:
 
     sent: list[str] = field(default_factory=list)
     pending: str = ""  # text that was read and not passed on
+    held: list[str] = field(default_factory=list)  # what follows it, where all that follows is held
+    holding: Holding | None = None
     fields: Json = field(default_factory=dict)  # of the message: role, reasoning_content, …
     calls: list[tuple[int, Json]] = field(default_factory=list)  # each with its index
     positions: dict[int, int] = field(default_factory=dict)  # of the last call with an index
@@ -60,7 +62,7 @@ class _Choice:
 
     @property
     def text(self) -> str:
-        return "".join(self.sent) + self.pending
+        return "".join([*self.sent, self.pending, *self.held])
 
     @property
     def has_calls(self) -> bool:
@@ -145,7 +147,10 @@ class LiveReply:
     def end(self) -> None:
         """Repairs what was held, now that the reply is whole."""
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
-        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, self._facts, self._budget)
+        # Words that were passed on already cannot become thoughts.
+        has_spoken = any(choice.sent for choice in self._choices.values())
+        facts = replace(self._facts, thoughts=False) if has_spoken else self._facts
+        self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, facts, self._budget)
 
     def rest(self) -> Iterator[bytes]:
         """What is left after `end()`: held text, tool calls, finish_reason, usage, `[DONE]`."""
@@ -164,7 +169,8 @@ class LiveReply:
         text = delta.get("content")
         if choice.get("finish_reason") is not None or choice.get("logprobs") or not _PLAIN.issuperset(delta):
             return False
-        if text and (self._may_rescue or self._facts.wants_json or state.pending or state.has_calls):
+        is_held = self._may_rescue or self._facts.wants_json or state.pending or state.has_calls
+        if text and (is_held or (self._facts.thoughts and not state.sent)):
             return False
         self._note(state, delta)
         if text:
@@ -180,7 +186,10 @@ class LiveReply:
             yield self._frame(index, {"role": state.fields["role"]})
         if delta.get("reasoning_content"):
             yield self._frame(index, {"reasoning_content": delta["reasoning_content"]})
-        state.pending += delta.get("content") or ""
+        if state.holding is not None and state.holding.holds_rest:
+            state.held.append(delta.get("content") or "")
+        else:
+            state.pending += delta.get("content") or ""
         for call in objects_of(delta.get("tool_calls")):
             _merge_call(state, call)
         if isinstance(delta.get("function_call"), dict):
@@ -211,12 +220,21 @@ class LiveReply:
                 state.fields[name] = value
 
     def _text_that_may_pass(self, index: int, state: _Choice) -> Iterator[bytes]:
-        if self._facts.wants_json or state.has_calls:
+        if self._facts.wants_json or state.has_calls or not state.pending:
             return
+        if self._facts.thoughts and self._is_chat and not state.sent:
+            taken = take_thoughts(state.pending)
+            if taken is None:
+                return
+            thoughts, state.pending = taken
+            if thoughts:
+                self._note(state, {"reasoning_content": thoughts})
+                yield self._frame(index, {"reasoning_content": thoughts})
         end = len(state.pending)
         if self._may_rescue:
             is_start = not state.sent or state.sent[-1].endswith(THOUGHTS_END)
-            end = call_may_start_at(state.pending, is_start=is_start)
+            state.holding = state.holding or Holding(self._facts.tools)
+            end = state.holding.free_end(state.pending, is_start=is_start)
         if end:
             piece, state.pending = state.pending[:end], state.pending[end:]
             state.sent.append(piece)
@@ -239,6 +257,10 @@ class LiveReply:
     def _rest(self, choice: Json, state: _Choice) -> Iterator[bytes]:
         index, message = choice["index"], choice.get("message") or {}
         text = (message.get("content") if self._is_chat else choice.get("text")) or ""
+        known = state.fields.get("reasoning_content") or ""
+        thoughts = message.get("reasoning_content")
+        if isinstance(thoughts, str) and len(thoughts) > len(known):
+            yield self._frame(index, {"reasoning_content": thoughts[len(known) :].removeprefix("\n")})
         for piece in split_text(text[sum(map(len, state.sent)) :]):
             yield self._frame(index, {"content": piece})
         for position, call in enumerate(message.get("tool_calls") or []):

@@ -5,20 +5,21 @@ Must not do I/O, log or start threads. docs/repair.md has the rules. Start readi
 
 from .budget import Budget
 from .history import repair_history
-from .holding import call_may_start_at
-from .leaks import THOUGHTS_END
+from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
+from .thoughts import THOUGHTS_END
 
 __all__ = [
     "THOUGHTS_END",
     "Budget",
+    "Holding",
     "Repair",
     "RepairKind",
     "RequestFacts",
     "UnrepairableReply",
-    "call_may_start_at",
     "parse_reply",
     "repair_history",
     "repair_reply",
+    "take_thoughts",
 ]

@@ -1,39 +1,138 @@
-"""How much of a text that is still being written is surely no part of a leaked tool call. See `rescue`."""
+"""How much of a text that is still being written is surely not part of a leaked tool call. See `rescue`.
+
+It uses the rows of `forms`: what may start a call there is held back here.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import lru_cache
 
-from .leaks import MARKER, THOUGHTS_END
+from .form_reader import LIST_OF_CALLS, element_marker
+from .forms import ENDS, MARK, OPENS
+from .thoughts import THOUGHTS_END, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
-_PARTIAL_MARK = re.compile(r"(?:<[^<>\n]{0,24}|\[[A-Z_]{0,11}|`{1,2})\Z")
-_CALL_IN_FENCE = re.compile(r"[^\n]*(?:\n\s*(?:[{\[<]|\Z)|\Z)")
-_LIST_OF_CALLS = re.compile(r"\[\s*(?:[{/#]|\Z)")
-_FENCE_IS_OVER = re.compile(r"\n(?:```|~~~)[^\n]*\n\s*\S")
+_CALL_IN_FENCE = re.compile(r"[^\n]*+(?:\n\s*+(?:[{\[<]|\Z)|\Z)")
+_FENCE_IS_OVER = re.compile(r"\n(?:```|~~~)[^\n]*+\n\s*+\S")
+_BEFORE_CALLS = sorted(token for token in ENDS if token.startswith("<") and token != "</s>")
+"""End tokens that a call right behind them takes along."""
+_BARE_STARTS = (
+    *(
+        f"{role}{channel}{space}to=functions."
+        for role in ("assistant", "")
+        for channel in ("commentary", "analysis")
+        for space in (" ", "", "  ", "   ")
+    ),
+    "to=functions.",
+    "assistant to=functions.",
+    "[Calling tool: x",
+    "functools[",
+    "```tool_code",
+)
+_PARTIAL_TAG = re.compile(
+    r"<(?:(?:[｜|]DSML[｜|]|antml:)?+(?:function|invoke)\s{0,9}+(?:n(?:a(?:m(?:e)?)?)?)?+|`{1,2})\Z"
+)
+_PARTIAL_WORD = re.compile(r"functools\s{1,9}\Z")
+_LONGEST = 120
 
 
-def call_may_start_at(text: str, *, is_start: bool) -> int:
-    """The index from which `text` must be held back; its length where all of it may go on.
+@lru_cache(maxsize=32)
+def _marks(tools: frozenset[str]) -> re.Pattern[str]:
+    elements = element_marker(tools)
+    parts = [MARK, *map(re.escape, _BEFORE_CALLS), *([elements.pattern] if elements else [])]
+    return re.compile("|".join(parts))
 
-    `is_start` says that nothing of the answer was passed on before, but thoughts at most: only then can the whole
-    answer be one call. Space at the end is held too, since a call takes the space before it along.
+
+@lru_cache(maxsize=32)
+def _beginnings(tools: frozenset[str]) -> frozenset[str]:
+    """Everything that a text may end with and that may go on as a mark."""
+    tags = (
+        "<function=",
+        "<invoke=",
+        "<invoke name=",
+        "<function name=",
+        "<｜DSML｜invoke name=",
+        "<|DSML|invoke name=",
+        "<invoke name=",
+    )
+    marks = (
+        THOUGHTS_END,
+        *OPENS,
+        *_BEFORE_CALLS,
+        *_BARE_STARTS,
+        *tags,
+        *(f"<{tool}>" for tool in tools if len(tool) < 100),
+    )
+    return frozenset(mark[:length] for mark in marks for length in range(1, len(mark)))
+
+
+class Holding:
+    """Decides for one choice of a live reply; `holds_rest` becomes true where all that follows is held."""
+
+    __slots__ = ("_checked", "_tools", "holds_rest")
+
+    def __init__(self, tools: Collection[str]) -> None:
+        self._tools = frozenset(tools)
+        self._checked = 0
+        self.holds_rest = False
+
+    def free_end(self, text: str, *, is_start: bool) -> int:
+        """The index from which `text` must be held back; its length where all of it may go on.
+
+        `text` is all that was not passed on yet. `is_start` says that nothing of the answer was passed on before, but
+        thoughts at most: only then can the whole answer be one call. Space at the end is held too, since a call takes
+        the space before it along.
+        """
+        if self.holds_rest:
+            return 0
+        body = text.lstrip()
+        if is_start and (not body or self._may_be_lone(body)):
+            return 0
+        mark = _marks(self._tools).search(text)
+        if mark is not None:
+            end = len(text[: mark.start()].rstrip())
+            self.holds_rest = end == 0
+        else:
+            end = len(text[: self._partial_start(text)].rstrip())
+        thoughts, found, answer = text[:end].partition(THOUGHTS_END)
+        if found and self._may_be_lone(answer.lstrip()):
+            self.holds_rest = False
+            return len(thoughts) + len(found)
+        return end
+
+    def _partial_start(self, text: str) -> int:
+        """Where a mark begins that the text may be cut within."""
+        beginnings = _beginnings(self._tools)
+        first = max(0, len(text) - _LONGEST)
+        for at in range(first, len(text)):
+            if text[at:] in beginnings:
+                return at
+        for pattern in (_PARTIAL_TAG, _PARTIAL_WORD):
+            if found := pattern.search(text, first):
+                return found.start()
+        return len(text)
+
+    def _may_be_lone(self, body: str) -> bool:
+        """Whether the answer may still turn out to be nothing but one call, in a fence or not."""
+        if any(start.startswith(body) for start in _LONE_STARTS):
+            return True
+        if body.startswith(("```", "~~~")):
+            is_over = _FENCE_IS_OVER.search(body, max(0, self._checked - _LONGEST)) is not None
+            self._checked = len(body)
+            return _CALL_IN_FENCE.match(body) is not None and not is_over
+        is_lone = body.startswith("{") or LIST_OF_CALLS.match(body) is not None
+        self.holds_rest = is_lone and (body.startswith("{") or body[1:].lstrip()[:1] in ("{", "/", "#"))
+        return is_lone
+
+
+def take_thoughts(text: str) -> tuple[str, str] | None:
+    """The thoughts that a live answer begins with, and what was written behind them.
+
+    None while they go on. Without any, the thoughts are empty and the text is the identical string.
     """
-    body = text.lstrip()
-    if is_start and (not body or _may_be_lone(body)):
-        return 0
-    marker = MARKER.search(text) or _PARTIAL_MARK.search(text)
-    end = len(text[: marker.start()].rstrip() if marker else text.rstrip())
-    thoughts, found, answer = text[:end].partition(THOUGHTS_END)
-    if found and _may_be_lone(answer.lstrip()):
-        return len(thoughts) + len(found)
-    return end
-
-
-def _may_be_lone(body: str) -> bool:
-    """Whether the answer may still turn out to be nothing but one call, in a fence or not."""
-    if any(start.startswith(body) for start in _LONE_STARTS):
-        return True
-    if body.startswith(("```", "~~~")):
-        return _CALL_IN_FENCE.match(body) is not None and not _FENCE_IS_OVER.search(body)
-    return body.startswith("{") or _LIST_OF_CALLS.match(body) is not None
+    if not may_be_thoughts(text):
+        return "", text
+    thoughts, answer = split_thoughts(text)
+    return (thoughts, answer) if answer.strip() else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,12 +16,14 @@ RepairKind = Literal[
     "arguments_syntax", "arguments_encoding", "arguments_wrapper", "arguments_object", "arguments_names",
     "arguments_types", "unrepairable_arguments", "unfit_arguments",
     "rescued_call", "json_content", "unfit_content", "unrepairable_content", "history_arguments", "history_id",
-    "backend_refusal", "repair_budget",
+    "backend_refusal", "repair_budget", "thoughts",
 ]  # fmt: skip
 """What a repair may be called; docs/repair.md says what each word means."""
 
 
 _MAX_NAME = 500
+_TOKEN = re.compile(r"\s|<|\[(?:ARGS|CALL_ID)\]")
+_CALL_NUMBER = re.compile(r":\d{1,4}\Z")
 
 
 class UnrepairableReply(ValueError):
@@ -46,6 +49,8 @@ class RequestFacts:
     wants_json: bool = False
     json_schema: Schema | None = None
     rescue: bool = True
+    thoughts: bool = False
+    """Thoughts in the content become `reasoning_content`."""
     is_legacy: bool = False
     """The request knows only `functions`, so a rescued call goes into `function_call`."""
     max_tokens: int | None = None
@@ -82,15 +87,19 @@ class RequestFacts:
         if not self._folded:
             for known in self.tools:
                 self._folded.setdefault(fold(known), []).append(known)
-        last = name.replace("/", ".").replace(":", ".").rpartition(".")[2]
-        for spelling in filter(None, (fold(name), fold(last))):
+        for spelling in filter(None, map(fold, _spellings(name))):
             matches = self._folded.get(spelling, [])
             if len(matches) == 1:
                 return matches[0]
         return None
 
+    def members_of(self, tool: str) -> Collection[str]:
+        """The names that a tool declares for its arguments."""
+        schema = self.schema_of(tool)
+        return schema.members if schema else ()
+
     @classmethod
-    def of(cls, body: Mapping[str, object], *, rescue: bool = True) -> RequestFacts:
+    def of(cls, body: Mapping[str, object], *, rescue: bool = True, thoughts: bool = False) -> RequestFacts:
         """Read the facts off a request body of any shape; what is odd in it counts as absent. Never raises."""
         legacy = _functions(body.get("functions"))
         tools = _functions([_inner(tool) for tool in _list(body.get("tools"))])
@@ -100,9 +109,21 @@ class RequestFacts:
             wants_json=wants_json,
             json_schema=json_schema,
             rescue=rescue and "none" not in (body.get("tool_choice"), body.get("function_call")),
+            thoughts=thoughts,
             is_legacy=bool(legacy) and not tools,
             max_tokens=_limit(body.get("max_completion_tokens")) or _limit(body.get("max_tokens")),
         )
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """What a name may mean, the likeliest first: without a namespace, the number of a call, or the form's tokens."""
+    yield name
+    plain = _TOKEN.split(name.strip(), maxsplit=1)[0] if name.strip()[:1] != "<" else name
+    plain = _CALL_NUMBER.sub("", plain)
+    yield plain
+    yield plain.replace("/", ".").replace(":", ".").rpartition(".")[2]
+    for suffix in ("json", "commentary"):
+        yield plain.removesuffix(suffix).rpartition(".")[2]
 
 
 def _list(value: object) -> list[object]:

@@ -6,7 +6,7 @@ import re
 from typing import TypeVar
 
 from .budget import Budget, BudgetSpent
-from .calls import function_of, repair_function, repair_tool_calls
+from .calls import Call, function_of, repair_function, repair_tool_calls
 from .content import repair_content
 from .lenient import read
 from .model import Repair, RequestFacts, UnrepairableReply
@@ -14,6 +14,7 @@ from .rescue import rescue_calls
 from .second_opinion import second_opinion
 from .strings import Unreadable
 from .text import decode
+from .thoughts import split_thoughts
 
 Reply = dict[str, object]
 _Part = TypeVar("_Part")
@@ -137,12 +138,14 @@ class _Mending:
             changes["tool_calls"] = self.noted(repair_tool_calls(calls, facts, budget, truncated=truncated))
         if isinstance(legacy, dict):
             changes["function_call"] = self.noted(repair_function(legacy, facts, budget, truncated=truncated))
+        if isinstance(content, str) and facts.thoughts:
+            content = self.without_thoughts(message, content, changes)
         if calls or legacy:
             if content == "":
                 changes["content"] = None
                 self.repairs.append(Repair("empty_content"))
-        elif isinstance(content, str):
-            changes.update(self.from_content(content, truncated))
+        else:
+            changes.update(self.from_content(message | changes, content, truncated))
         changes = {name: part for name, part in changes.items() if name not in message or part is not message[name]}
         return {**message, **changes} if changes else message
 
@@ -150,11 +153,35 @@ class _Mending:
         self.repairs.extend(outcome[1])
         return outcome[0]
 
-    def from_content(self, content: str, truncated: bool) -> Reply:
-        rest, rescued, found = rescue_calls(content, self.facts, self.budget, truncated=truncated)
+    def without_thoughts(self, message: Reply, content: str, changes: Reply) -> str:
+        """The content without the thoughts in it, which go to those that the backend split off itself."""
+        thoughts, answer = split_thoughts(content)
+        if answer is content:
+            return content
+        known = message.get("reasoning_content")
+        if thoughts:
+            changes["reasoning_content"] = f"{known}\n{thoughts}" if isinstance(known, str) and known else thoughts
+        changes["content"] = answer
+        self.repairs.append(Repair("thoughts"))
+        return answer
+
+    def from_content(self, message: Reply, content: object, truncated: bool) -> Reply:
+        """What the content becomes: calls and the text around them, or JSON that the client asked for."""
+        if isinstance(content, str) and content.strip():
+            rest, calls, found = rescue_calls(content, self.facts, self.budget, truncated=truncated)
+            self.repairs.extend(found)
+            if not calls:
+                return {"content": self.noted(repair_content(content, self.facts, self.budget))}
+            return {"content": rest, **self.as_calls(calls)}
+        thoughts = message.get("reasoning_content")
+        if not isinstance(thoughts, str) or not (content is None or isinstance(content, str)):
+            return {}
+        # An agent stops when a reply holds neither text nor a call: a call that the thoughts end with is meant.
+        rest, calls, found = rescue_calls(thoughts, self.facts, self.budget, truncated=truncated, at_end=True)
         self.repairs.extend(found)
-        if rescued:
-            if self.facts.is_legacy:
-                return {"content": rest, "function_call": function_of(rescued[0])}
-            return {"content": rest, "tool_calls": rescued}
-        return {"content": self.noted(repair_content(content, self.facts, self.budget))}
+        if not calls:
+            return {}
+        return {"content": None, "reasoning_content": rest or "", **self.as_calls(calls)}
+
+    def as_calls(self, calls: list[Call]) -> Reply:
+        return {"function_call": function_of(calls[0])} if self.facts.is_legacy else {"tool_calls": calls}

@@ -10,22 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 
 from .arguments import has_all_needed, mend_arguments
 from .budget import Budget, BudgetSpent
 from .calls import Call, new_call_id
-from .leaks import ARGUMENT_KEYS, MARKER, MAX_CALLS, NAME_KEYS, THOUGHTS_END, Leak, LeakedCall, read_bare, read_marked
+from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, read_marked
+from .forms import MARK, TURN_ENDS
 from .model import Repair, RequestFacts
 from .text import fold
+from .thoughts import THOUGHTS_END, THOUGHTS_START
+from .written import ARGUMENT_KEYS, MAX_CALLS, NAME_KEYS, LeakedCall, Source
 
 _MAX_PLACES = 20_000
 _MAX_ATTEMPTS = 64
-_HINTS = ("<", "[TOOL_CALLS]", "{")
-_PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}|~{{3,}})|(?P<ticks>`+)|<think>|{MARKER.pattern}")
+_HINTS = ("<", "[", "{", "```tool_code")
+_PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}+|~{{3,}}+)|(?P<ticks>`++)|<think>|{MARK}")
 _MAX_TICKS = 99
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>")
+_SPECIAL = ("<|tool_call_begin|>", "<|tool_calls_section_begin|>", "<｜", "<|start|>", "<|channel|>", "<|tool_call>",
+            "<|tool_call_start|>", "<|START_ACTION|>")  # fmt: skip
+"""Tokens that no text about calls holds outside of code: a call behind them needs no line of its own."""
 _MAX_END_TOKENS = 8
 _SENTENCE_END = re.compile(r"[.!?]\s")
 _MAX_SENTENCE = 400
@@ -47,18 +52,19 @@ _Made = tuple[Call, tuple[Repair, ...]]
 
 
 def rescue_calls(
-    content: str, facts: RequestFacts, budget: Budget, *, truncated: bool = False
+    content: str, facts: RequestFacts, budget: Budget, *, truncated: bool = False, at_end: bool = False
 ) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
     """The text that stays (None: nothing), the calls that were in it, and what was mended.
 
     Without any call the text is the identical string. `truncated` says that the model was stopped: a call whose last
-    value may not be whole is then not believed. Never raises.
+    value may not be whole is then not believed. With `at_end`, calls are believed only where nothing comes behind
+    them. Never raises.
     """
     if not facts.rescue or not facts.tools or not any(hint in content for hint in _HINTS):
         return content, [], ()
     try:
         budget.allow(len(content))
-        return _Rescue(content, facts, truncated, budget).outcome()
+        return _Rescue(content, facts, truncated, budget, at_end).outcome()
     except BudgetSpent:
         return content, [], (Repair("repair_budget"),)
     except (ValueError, RecursionError):
@@ -71,13 +77,14 @@ class _Rescue:
     facts: RequestFacts
     truncated: bool
     budget: Budget
+    at_end: bool
 
     @cached_property
     def text(self) -> str:
         """The content without the marks that end a turn."""
         text = self.content.rstrip()
         for _ in range(_MAX_END_TOKENS):
-            ending = next((token for token in _END_TOKENS if text.endswith(token)), "")
+            ending = next((token for token in TURN_ENDS if text.endswith(token)), "")
             text = text.removesuffix(ending).rstrip()
         return text
 
@@ -108,7 +115,7 @@ class _Rescue:
                 repairs.extend(found)
             kept.append(self.text[at : leak.start].rstrip())
             at = leak.end
-        if not calls:
+        if not calls or (self.at_end and self.text[at:].strip()):
             return self.content, [], ()
         rest = "".join([*kept, self.text[at:].rstrip()])
         return (rest if kept[0] else rest.lstrip()) or None, calls, tuple(repairs)
@@ -121,8 +128,7 @@ class _Rescue:
         inside = _fenced(answer) if answer.startswith(("```", "~~~")) else answer
         if inside is None or not inside.startswith(("{", "[", "<")):
             return []
-        marker = MARKER.match(inside)
-        leak = self.read_at(inside, marker) if marker else read_bare(inside, 0, self.names, self.budget)
+        leak = self.read_at(inside, 0) or read_bare(self.source(inside), 0)
         return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []
 
     def believed(self) -> Iterator[Leak]:
@@ -144,29 +150,46 @@ class _Rescue:
     def leaks(self) -> Iterator[Leak]:
         at = self.start
         attempts = 0
+        places = _places(frozenset(self.facts.tools))
         for _ in range(_MAX_PLACES):
             self.budget.check()
-            place = _PLACE.search(self.text, at)
+            place = places.search(self.text, at)
             if place is None or attempts == _MAX_ATTEMPTS:
                 return
-            marker = MARKER.match(self.text, place.start())
-            if marker is None:
-                at = _thoughts_end(self.text, place) if place[0] == "<think>" else _code_end(self.text, place)
+            if place["fence"] or place["ticks"] or place[0] == THOUGHTS_START:
+                if (leak := self.read_at(self.text, place.end() - len(place[0].lstrip()))) is not None:
+                    at = leak.end
+                    yield leak
+                    continue
+                at = _thoughts_end(self.text, place) if place[0] == THOUGHTS_START else _code_end(self.text, place)
                 continue
             attempts += 1
-            leak = self.read_at(self.text, marker)
+            leak = self.read_at(self.text, place.start())
             at = leak.end if leak else place.end()
             if leak:
                 yield leak
 
-    def read_at(self, text: str, marker: re.Match[str]) -> Leak | None:
+    def source(self, text: str) -> Source:
+        return Source(text, self.names, self.facts.members_of, self.budget)
+
+    def read_at(self, text: str, start: int) -> Leak | None:
+        """The leak that starts here with a mark, if one does."""
         self.budget.check()
-        return read_marked(text, marker, self.names, self.budget)
+        if marker := MARKER.match(text, start):
+            leak = read_marked(self.source(text), marker)
+            if leak is not None:
+                return leak
+        elements = element_marker(frozenset(self.facts.tools))
+        if elements and (marker := elements.match(text, start)):
+            return read_element(self.source(text), marker)
+        return None
 
     def is_quoted(self, start: int, end: int) -> bool:
         """Whether the text around presents the calls instead of making them."""
         before, after = self.text[self.start : start], self.text[end:]
         line_before = before[before.rfind("\n") + 1 :]
+        if line_before.strip() and self.text.startswith(_SPECIAL, start) and not after.strip():
+            return _announces_example(before)
         if line_before.strip():
             if after or not line_before.rstrip().endswith(_SENTENCE_ENDS):
                 return True
@@ -190,6 +213,13 @@ class _Rescue:
         function = {"name": name, "arguments": mended.text}
         call: Call = {"id": new_call_id(), "type": "function", "function": function}
         return call, (Repair("rescued_call", name), *(Repair(kind, name) for kind in mended.kinds))
+
+
+@lru_cache(maxsize=32)
+def _places(tools: frozenset[str]) -> re.Pattern[str]:
+    """All that may start a call to one of the tools, or code or thoughts, in which none is believed."""
+    elements = element_marker(tools)
+    return re.compile(f"{_PLACE.pattern}|{elements.pattern}") if elements else _PLACE
 
 
 def _thoughts_end(text: str, place: re.Match[str]) -> int:

@@ -1,0 +1,182 @@
+"""Reads the rows of `forms` at a place in the text; knows nothing about where such a text may be believed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import written
+from .forms import ENDS, FORMS, MARK, OPENS, Form
+from .written import MAX_CALLS, Found, LeakedCall, Source
+
+MARKER = re.compile(MARK)
+_MAX_TOKENS = 64
+_MAX_ELEMENTS = 500
+_HEADS = {form.name: re.compile(form.head) for form in FORMS}
+LIST_OF_CALLS = re.compile(r"\[\s*+(?:[{/#]|\Z|[A-Za-z_][\w.]{0,99}+(?:\(|\Z))")
+"""A list that may hold calls, as far as it was written."""
+_CUT_END = re.compile(r"\s*+(?:</[\w:]{0,20}|<[|｜][\w|▁｜]{0,30})\Z")
+"""An end tag that was cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One stretch of the text that is nothing but calls."""
+
+    start: int
+    end: int
+    calls: tuple[LeakedCall, ...]
+    is_closed: bool = False
+    """The mark that ends it came, so nothing in it was cut."""
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    escaped = sorted(map(re.escape, tokens), key=len, reverse=True)
+    return re.compile(rf"\s*+({'|'.join(escaped)})" if escaped else r"(?!)")
+
+
+_OPEN = _any_of(OPENS)
+_OPEN_OR_END = _any_of(OPENS | ENDS)
+_OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
+_OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
+
+
+@lru_cache(maxsize=32)
+def element_marker(tools: frozenset[str]) -> re.Pattern[str] | None:
+    """A pattern of the start of a call as an element: `<read_file>`."""
+    names = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
+    return re.compile(rf"<({'|'.join(map(re.escape, names))})>") if names else None
+
+
+def read_marked(source: Source, marker: re.Match[str]) -> Leak | None:
+    """The leak that this marker starts; None if what follows is not a call."""
+    start = marker.start()
+    opened, at = _opened(source.text, start)
+    form, calls, end = _one(source, opened, at)
+    if form is None:
+        return None
+    while len(calls) <= MAX_CALLS:
+        more_opened, at = _opened(source.text, end, _OWN_TOKENS[form.name])
+        at = source.skip(at)
+        more_form, more, after = _one(source, opened | more_opened, at)
+        if more_form is None:
+            break
+        form, end = more_form, after
+        calls += more
+    return _closed(source, form, start, end, calls)
+
+
+def read_element(source: Source, marker: re.Match[str]) -> Leak | None:
+    """The call that is written as an element, and those that follow."""
+    calls, end = written.elements(source, marker[1], marker.end())
+    return Leak(marker.start(), end, tuple(calls), is_closed=True) if calls else None
+
+
+def read_bare(source: Source, start: int) -> Leak | None:
+    """Calls as JSON or Python without any mark; JSON ones must carry their arguments, or they might be anything."""
+    if source.text.startswith("[", start) and not LIST_OF_CALLS.match(source.text, start):
+        return None
+    calls, end = written.json_calls(source, start)
+    if not calls and source.text.startswith("[", start):
+        calls, end = written.python_calls(source, start)
+    if not calls or any(call.arguments is None for call in calls):
+        return None
+    return _closed(source, FORMS[-1], start, end, calls)
+
+
+def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple[set[str], int]:
+    """The openers from here on, with empty wrappers among them, and where the last one ends."""
+    found: set[str] = set()
+    for _ in range(_MAX_TOKENS):
+        token = tokens.match(text, at)
+        if token is None:
+            break
+        found.add(token[1])
+        at = token.end()
+    return found, at
+
+
+def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
+    """The call that starts here in one of the forms, or the calls of a list; the form is None if there is none."""
+    at = source.skip(at)
+    for form in FORMS:
+        if not form.bare and not (opened and any(token in opened for token in form.opens)):
+            continue
+        calls, end = _read(source, form, at)
+        if calls:
+            return form, calls, _behind_own_end(source, form, calls, end)
+    return None, [], at
+
+
+def _behind_own_end(source: Source, form: Form, calls: list[LeakedCall], end: int) -> int:
+    """Behind the first end token, which makes the last call whole."""
+    token = _OWN_ENDS[form.name].match(source.text, end)
+    if token is None:
+        return end
+    last = calls[-1]
+    calls[-1] = LeakedCall(last.name, last.arguments)
+    return token.end()
+
+
+def _read(source: Source, form: Form, at: int) -> Found:
+    if form.style == "call":
+        return written.json_calls(source, at)
+    if form.style == "python":
+        return written.python_calls(source, at)
+    head = _HEADS[form.name].match(source.text, at)
+    if head is None:
+        return [], at
+    name, start = head["name"], head.end()
+    if form.style == "json":
+        return written.json_behind_name(source, name, start)
+    if form.style == "quoted":
+        return written.quoted(source, name, start, form.quote, form.ends)
+    found = (written.parameters if form.style == "parameters" else written.pairs)(source, name, start)
+    return found if _is_plausible(source, form, found[1]) else ([], at)
+
+
+def _is_plausible(source: Source, form: Form, end: int) -> bool:
+    """Whether tags without their end are followed by the text's end, or by a token of the form."""
+    text = source.text
+    if not text[end:].strip() or _OPEN_OR_END.match(text, end) or _CUT_END.match(text, end):
+        return True
+    return _HEADS[form.name].match(text, source.skip(end)) is not None
+
+
+def _closed(source: Source, form: Form, start: int, end: int, calls: list[LeakedCall]) -> Leak | None:
+    """The leak with the form's tokens behind it: those that end something, and openers that end the text."""
+    text = source.text
+    if not calls:
+        return None
+    fence = re.compile(r"\s*+```") if text.startswith("```", start) else None
+    is_closed = _ended_before(text, form, end)
+    at = end
+    for _ in range(_MAX_TOKENS):
+        token = _OWN_TOKENS[form.name].match(text, at) or (fence.match(text, at) if fence else None)
+        if token is None:
+            break
+        at = token.end()
+        if fence or token[1] not in form.opens or token[1] in form.ends:
+            end, is_closed = at, True
+    if not text[at:].strip():
+        end = at
+    elif cut := _CUT_END.match(text, at):
+        end = cut.end()
+    return Leak(_with_ends_before(text, form, start), end, tuple(calls), is_closed)
+
+
+def _ended_before(text: str, form: Form, end: int) -> bool:
+    return any(text.endswith(token, 0, end) for token in form.ends)
+
+
+def _with_ends_before(text: str, form: Form, start: int) -> int:
+    """Where the leak starts with the end tokens of its form that stand right before it by mistake."""
+    for _ in range(_MAX_TOKENS):
+        before = text[max(0, start - 100) : start].rstrip()
+        token = next((token for token in form.ends if token.startswith("<") and before.endswith(token)), None)
+        if token is None:
+            break
+        start = max(0, start - 100) + len(before) - len(token)
+    return start

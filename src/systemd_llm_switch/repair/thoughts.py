@@ -1,0 +1,93 @@
+"""Thoughts that a backend left in the content: where they end, and what is the answer.
+
+Owns the tokens around thoughts. A backend whose template is another one than the model's does not split them off, and a
+template that starts the thought itself leaves an end tag without a start.
+"""
+
+from __future__ import annotations
+
+import re
+
+THOUGHTS_START = "<think>"
+THOUGHTS_END = "</think>"
+_PAIRS = (
+    (THOUGHTS_START, THOUGHTS_END),  # Qwen 3, DeepSeek R1, GLM 4.5, MiniMax M2, Nemotron
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+)
+_STARTS = (*(start for start, _ in _PAIRS), "<|channel|>", "<|start|>")
+_WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
+_STRAY_END = re.compile(r"</(?:seed:)?think>")
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>)?+(?:assistant)?+<\|channel\|>(?P<name>[a-z]{1,20}+)(?P<header>[^<\n]{0,80}+"
+    r"(?:<\|constrain\|>[a-z]{0,20}+)?+)<\|message\|>"
+)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)")
+_STRIPPED = re.compile(r"analysis(?P<thought>.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL)
+_MAX_BLOCKS = 64
+
+
+def may_be_thoughts(begun: str) -> bool:
+    """Whether an answer that begins so may begin with thoughts."""
+    body = begun.lstrip()
+    if not body or "analysis".startswith(body) or _WORD_START.match(body):
+        return True
+    return any(start.startswith(body[: len(start)]) for start in _STARTS)
+
+
+def split_thoughts(content: str) -> tuple[str, str]:
+    """The thoughts in a content (empty: none), and the answer; the identical content if there are none."""
+    blocks: list[str] = []
+    answer = content
+    for _ in range(_MAX_BLOCKS):
+        split = _block(answer)
+        if split is None:
+            break
+        blocks.append(split[0].strip())
+        answer = split[1].lstrip()
+    if not blocks and (stray := _stray_end(content)) is not None:
+        blocks, answer = [content[: stray.start()].strip()], content[stray.end() :].lstrip()
+    return "\n".join(filter(None, blocks)), answer
+
+
+def _block(text: str) -> tuple[str, str] | None:
+    """A block of thoughts that a text starts with, and the rest; without an end all of it is one."""
+    body = text.lstrip()
+    for start, end in _PAIRS:
+        if body.startswith(start):
+            thought, _, rest = body.removeprefix(start).partition(end)
+            return thought, rest
+    if stripped := _STRIPPED.match(body):
+        return stripped["thought"], body[stripped.end() :]
+    return _channels(body)
+
+
+def _channels(text: str) -> tuple[str, str] | None:
+    """The messages of gpt-oss: `analysis` is a thought, `final` and a preamble are text; a call stays as it is."""
+    thoughts: list[str] = []
+    answer: list[str] = []
+    at = 0
+    while (channel := _CHANNEL.match(text, at)) and "to=" not in channel["header"]:
+        end = _CHANNEL_END.search(text, channel.end())
+        body = text[channel.end() : end.start() if end else len(text)]
+        (thoughts if channel["name"] == "analysis" else answer).append(body)
+        at = end.end() if end else len(text)
+    if at == 0:
+        return None
+    return "\n".join(thoughts), "\n".join(filter(None, [*answer, text[at:]]))
+
+
+def _stray_end(content: str) -> re.Match[str] | None:
+    """The end tag of a thought that the template began: on a line of its own, outside of code."""
+    end = _STRAY_END.search(content)
+    if end is None or THOUGHTS_START in content[: end.start()]:
+        return None
+    before = content[: end.start()]
+    line = before[before.rfind("\n") + 1 :]
+    is_at_line_start = not line.strip()
+    is_at_line_end = content[end.end() : end.end() + 1] in ("", "\n")
+    is_in_code = before.count("```") % 2 == 1 or line.count("`") % 2 == 1
+    return end if (is_at_line_start or is_at_line_end) and not is_in_code else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from support.stack import Stack, free_port, wait_for
+from support.stack import Proxy, Stack, free_port, wait_for
 
 CHAT = "/v1/chat/completions"
 
@@ -148,3 +151,72 @@ def test_a_model_must_be_named_where_two_are_loaded(stack: Stack) -> None:
     assert proxy.post("/tokenize", {"content": "x"}).error["code"] == "missing_model"
     proxy.post("/api/unload", {"model": "a"})
     assert proxy.post("/tokenize", {"content": "x"}).status == 200
+
+
+# --- /models/sse --------------------------------------------------------------------------------------
+
+
+class Watcher:
+    """A client of /models/sse."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
+        self._connection.request("GET", "/models/sse")
+        self.reply = self._connection.getresponse()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reply.close()
+        self._connection.close()
+
+    def lines(self) -> Iterator[str]:
+        """What comes, until the stream ends."""
+        while line := self.reply.readline():
+            yield line.decode().strip()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        return (json.loads(line[6:]) for line in self.lines() if line.startswith("data: "))
+
+
+def test_each_change_of_a_models_status_is_an_event(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a", "--load-s", "1"), "b": stack.standin("b", "--load-s", "1")})
+    with Watcher(proxy) as watcher:
+        assert watcher.reply.headers["Content-Type"].startswith("text/event-stream")
+        assert next(watcher.lines()).startswith(":")  # the head came at once, and the watch has begun
+        events = watcher.events()
+        for model in ("a", "b"):
+            proxy.chat(model)
+        proxy.post("/api/unload", {"model": "b"})
+        seen: dict[str, list[str]] = {"a": [], "b": []}
+        while not all(statuses[-1:] == ["unloaded"] for statuses in seen.values()):
+            event = next(events)
+            assert set(event) == {"model", "event", "data"}
+            assert event["event"] == "status_change"
+            seen[event["model"]].append(event["data"]["status"])
+        assert seen == {"a": ["loading", "loaded", "unloaded"], "b": ["loading", "loaded", "unloaded"]}
+
+
+def test_the_watchers_are_bounded_and_leave_their_places(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a")})
+    watchers = [Watcher(proxy) for _ in range(4)]
+    refused = proxy.get("/models/sse")
+    assert (refused.status, refused.error["code"]) == (429, "queue_full")
+    for watcher in watchers:
+        watcher.__exit__()
+
+    def has_place() -> bool:
+        with Watcher(proxy) as watcher:
+            return watcher.reply.status == 200
+
+    wait_for(has_place)
+
+
+def test_a_watcher_does_not_delay_the_end(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a")})
+    with Watcher(proxy) as watcher:
+        next(watcher.lines())
+        proxy.process.terminate()
+        assert [line for line in watcher.lines() if line.startswith("data")] == []
+        assert proxy.process.wait(20) == 0

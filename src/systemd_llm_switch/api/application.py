@@ -32,7 +32,9 @@ from systemd_llm_switch.api.handlers import (
     Status,
     Unload,
     Upstream,
+    Watched,
     forward,
+    watch,
 )
 from systemd_llm_switch.api.services import Services
 from systemd_llm_switch.errors import (
@@ -51,10 +53,12 @@ from systemd_llm_switch.wsgi import Environ, Headers, StartResponse, Write
 
 log = logging.getLogger(__name__)
 
+WATCHED = "/models/sse"
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"({'|'.join(TAKEN)})", Forwarded),
     (r"(?:/v1)?/models", Models),
     (r"/v1/models/(.+)", OneModel),
+    (WATCHED, Watched),
     (r"/props", Props),
     (r"/health", Health),
     (r"/api/status", Status),
@@ -67,7 +71,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     *observation.ROUTES,
 )
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
-GOT = ("/v1/models", "/props", "/health", "/api/status", *observation.GOT)
+GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *observation.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
@@ -131,6 +135,9 @@ def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Env
             return Answer(204, access.preflight_headers(environ), b"")
         if path in TAKEN and environ["REQUEST_METHOD"] == "POST":
             forward(services, TAKEN[path], environ, start)
+            return None
+        if path == WATCHED and environ["REQUEST_METHOD"] == "GET":
+            watch(services, environ, start)
             return None
         return dispatch.answer(environ)
     except ClientGone:

@@ -24,6 +24,7 @@ from systemd_llm_switch.errors import (
 from systemd_llm_switch.forward.answer import Answer, Start
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
+from systemd_llm_switch.openai.sse import SSE_HEADERS
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ
@@ -97,6 +98,23 @@ def forward(services: Services, path: str, environ: Environ, start: Start) -> No
         ClientGone: the answer could not be sent to its end.
     """
     services.proxy.serve(path, _body(environ), _content_type(environ), environ.get(CLIENT_FD), start)
+
+
+class Watched(Handler):
+    """The events of the models. web.py only needs to know that they take GET: `watch` sends them."""
+
+    def GET(self) -> Answer:
+        return Answer(200, SSE_HEADERS, b"")  # the head alone: HEAD comes here
+
+
+def watch(services: Services, environ: Environ, start: Start) -> None:
+    """Sends the events of the models.
+
+    Raises:
+        QueueFull: too many clients watch already.
+        ClientGone: the usual end.
+    """
+    services.model_events.send(_client(environ), start)
 
 
 def _client(environ: Environ) -> Client:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from systemd_llm_switch.api.access import Access
+from systemd_llm_switch.api.model_events import ModelEvents
 from systemd_llm_switch.api.model_list import ModelList
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.contexts.keeper import Contexts
@@ -45,6 +46,7 @@ class Services:
         self.observation = observation
         self.report = Report(switcher, contexts)
         self.model_list = ModelList(proxy, time.time())
+        self.model_events = ModelEvents(switcher, self.report)
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host
         self._access = (live.latest, Access(live.latest.server, host))

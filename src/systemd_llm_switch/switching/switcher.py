@@ -208,6 +208,11 @@ class Switcher:
 
     # --- reading --------------------------------------------------------------------------------------
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the proxy is being stopped."""
+        return self._is_closing
+
     def backend(self, model: Model) -> Backend:
         """The backend behind a model's URL, with its idle connections. Another key is another backend."""
         place = (model.llama_url, model.backend_key)

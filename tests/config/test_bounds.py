@@ -281,7 +281,8 @@ def test_a_name_that_can_mean_two_models_is_not_taken() -> None:
     assert (config.find_model("a").id, config.find_model("A").id) == ("a", "A")
     assert config.find_model("openai/A").id == "A"
     assert config.find_model("openai/x").id == "openai/x"
-    for name in ("OPENAI/a:b", "openai/x:latest"):
+    config = parse({"models": {"aB": "a.service", "Ab": "b.service", "openai/x": "c.service", "x:latest": "d.service"}})
+    for name in ("AB", "openai/AB", "openai/x:latest"):
         with pytest.raises(ModelNotFound):
             config.find_model(name)
 

@@ -265,6 +265,18 @@ def test_models_that_fit_together_need_a_port_each(
         assert set(parse({"server": server, "models": models(3004)}).models) == {"a", "b"}
 
 
+def test_a_model_is_compared_with_those_of_other_units_whatever_is_smaller() -> None:
+    """The smallest model before `c` has the same unit; the next one does not, and fits beside it."""
+    models = {
+        name: {"unit": unit, "vram": vram} for name, unit, vram in (("a", "x", 12), ("b", "y", 13), ("c", "x", 8))
+    }
+    for model in models.values():
+        model["unit"] = f"{model['unit']}.service"
+    found = problems({"server": {"vram": 24}, "models": models})
+    assert list(found) == ["models.c.llama_url"]
+    assert "'c' and 'b' may be loaded together" in found["models.c.llama_url"]
+
+
 def test_one_unit_may_have_two_names_but_one_port() -> None:
     assert len(parse({"server": {"vram": 24}, "models": {"a": "x.service", "b": "x.service"}}).models) == 2
     other = {"unit": "x.service", "llama_url": "http://127.0.0.1:9"}

@@ -237,18 +237,17 @@ def test_a_plain_user_is_not_sent_to_a_demo_that_needs_root() -> None:
 
 
 def test_keys_that_others_may_read_are_named(settled: Newcomer) -> None:
-    text = settled.config.read_text()
-    settled.config.write_text(text.replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))
-    settled.config.chmod(0o644)
-    open_to_all = settled.setup("--check").stdout
-    settled.config.chmod(0o600)
-    closed = settled.setup("--check").stdout
-    settled.config.write_text(text)
-    settled.config.chmod(0o644)
-    what = "config.yaml holds keys, and every user of this machine may read it"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        config = Path(folder) / "config.yaml"
+        config.write_text(settled.config.read_text().replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))
+        config.chmod(0o644)
+        open_to_all = settled.setup("--check", LLM_SWITCH_CONFIG=config).stdout
+        config.chmod(0o600)
+        closed = settled.setup("--check", LLM_SWITCH_CONFIG=config).stdout
+    what = f"! config: {config} holds keys, and every user of this machine may read it; run `chmod 600 {config}`\n"
     assert what in open_to_all
     assert what not in closed
-    assert what not in settled.setup("--check").stdout
 
 
 def test_the_command_is_linked_and_runs(settled: Newcomer, tmp_path: Path) -> None:

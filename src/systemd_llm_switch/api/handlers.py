@@ -60,7 +60,7 @@ class Handler:
         send more.
 
         Raises:
-            InvalidRequest: a key that is none of them: a mistake that would otherwise pass for another order.
+            InvalidRequest: an unknown key: ignored, a typing error would become another order.
         """
         body = self.read_object()
         unknown = next((key for key in body if key not in known), None)
@@ -221,7 +221,7 @@ class Load(Handler):
         if name is None or name == "":
             raise MissingModel(config.models)
         if not isinstance(name, str):
-            raise InvalidRequest("`model` must be a text", param="model")
+            raise InvalidRequest("`model` must be a string", param="model")
         return config.find_model(name)
 
 
@@ -259,7 +259,7 @@ class Hold(Handler):
         left_s = math.inf if minutes is None else minutes * 60
         with self.services.aside():
             warning = self.services.operations.hold(left_s, force, self.client)
-        return self.write(_told(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
+        return self.write(_success(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 
     def read_minutes(self, body: Json) -> float | None:
         minutes: object = body.get("minutes")
@@ -282,11 +282,11 @@ class Release(Handler):
     def POST(self) -> Answer:
         self.read_order()
         warning = self.services.operations.release()
-        return self.write(_told(warning, on_hold=False))
+        return self.write(_success(warning, on_hold=False))
 
 
-def _told(warning: str | None, **fields: object) -> Json:
-    """A success, with what the operator should know of it."""
+def _success(warning: str | None, **fields: object) -> Json:
+    """A success, with a warning for the operator, if there is one."""
     return {"success": True, **fields} | ({"warning": warning} if warning else {})
 
 

@@ -1,4 +1,4 @@
-"""What the routes share: the parts of the proxy that they call, who may come in, and room for what no queue bounds."""
+"""What the routes share: the parts of the proxy that they call, who may come in, and places for requests outside the queue."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ class Services:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Within, a request waits that no queue bounds.
+        """A place for a request that waits outside the queue; given back at the end.
 
         Raises:
-            QueueFull: as many wait already as may; the threads that are left are for those that need not wait.
+            QueueFull: all places are taken; the other threads are for requests that need not wait.
         """
         if not self._aside.acquire(blocking=False):
             raise QueueFull(f"{ASIDE_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)

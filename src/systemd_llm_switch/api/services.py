@@ -1,4 +1,4 @@
-"""What the routes share: the parts of the proxy that they call, who may come in, and places for requests outside the queue."""
+"""What the routes share: the parts that they call, who may come in, and places for requests outside the queue."""
 
 from __future__ import annotations
 

@@ -206,6 +206,7 @@ LINES = st.sampled_from(
 @given(line=LINES, fields=FIELDS)
 @example("POST /a HTTP/1.1", [("Host", "a"), ("Accept", " a"), ("accept", " b")])
 @example("GET /a HTTP/1.1", [("Host", "a"), ("Connection", " close")])
+@example("GET /a HTTP/1.1", [("Host", "a"), ("X-a", ""), ("X_a", " 5")])
 def test_what_is_understood_another_parser_understands_the_same(line: str, fields: list[tuple[str, str]]) -> None:
     """Cheroot's, which is written in another way and takes more."""
     data = "".join([f"{line}\r\n", *(f"{name}:{value}\r\n" for name, value in fields), "\r\n"]).encode("latin-1")
@@ -218,7 +219,11 @@ def test_what_is_understood_another_parser_understands_the_same(line: str, field
     assert ours.path == theirs.path.decode("latin-1").replace("%2F", "/").replace("%2f", "/")
     assert (ours.version, ours.is_chunked) == (theirs.request_protocol.decode(), theirs.chunked_read)
     assert ours.length == int(theirs.inheaders.get(b"Content-Length", 0))
-    known = {name.decode("latin-1").upper().replace("-", "_"): value for name, value in theirs.inheaders.items()}
+    known = {
+        name.decode("latin-1").upper().replace("-", "_"): value
+        for name, value in theirs.inheaders.items()
+        if b"_" not in name  # we drop these
+    }
     for key, value in ours.fields.items():
         assert known[key.removeprefix("HTTP_")].decode("latin-1").split(", ")[-1] == value.split(", ")[-1]
 

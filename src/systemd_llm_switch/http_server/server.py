@@ -18,7 +18,7 @@ from cheroot import wsgi
 from systemd_llm_switch.http_server.body import BodyBudget
 from systemd_llm_switch.http_server.connections import Connection, IdleConnections
 from systemd_llm_switch.http_server.gateway import Application, Gateway, surroundings
-from systemd_llm_switch.http_server.memory import Trimmer
+from systemd_llm_switch.http_server.memory import Trimmer, return_large_blocks
 from systemd_llm_switch.http_server.reading import SlowReads
 from systemd_llm_switch.http_server.threadpool import GrowingPool
 from systemd_llm_switch.http_server.writing import SlowWrites
@@ -142,6 +142,7 @@ class Server(wsgi.Server):
         interval_s = watchdog_interval_s()
         if interval_s is not None:
             threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
+        return_large_blocks()
         self.trimmer.start()
         notify("READY=1")
         if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop

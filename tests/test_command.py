@@ -76,7 +76,7 @@ def test_wrong_options_are_wrong_usage(words: list[str]) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_the_version_is_in_one_place() -> None:
     assert run("--version").stdout == f"{__version__}\n"
     assert __version__ not in (ROOT / "pyproject.toml").read_text()
 

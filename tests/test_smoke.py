@@ -64,10 +64,10 @@ class Reply:
     @property
     def error(self) -> str:
         """What the error says, with its status and code."""
-        told = self.body.get("error") if isinstance(self.body, dict) else None
-        if not isinstance(told, dict):
+        error = self.body.get("error") if isinstance(self.body, dict) else None
+        if not isinstance(error, dict):
             return f"{self.status}: {str(self.body)[:300]}"
-        return f"{self.status} {told.get('code')}: {told.get('message')}"
+        return f"{self.status} {error.get('code')}: {error.get('message')}"
 
     @property
     def is_refusal(self) -> bool:
@@ -171,11 +171,11 @@ def configured_models(server: Server) -> list[str]:
     try:
         return [str(model["id"]) for model in reply.body["data"]]
     except (KeyError, TypeError) as error:
-        raise Failure(f"what answers at {server.url} is no OpenAI server: {str(reply.body)[:200]}") from error
+        raise Failure(f"what answers at {server.url} is not an OpenAI server: {str(reply.body)[:200]}") from error
 
 
 def try_model(server: Server, model: str) -> bool:
-    """Asks one model and tells how it went."""
+    """Asks one model and shows how it went."""
     print(f"\n{model}", flush=True)
     try:
         probe, reply = ask_in_some_way(server, model)
@@ -253,15 +253,15 @@ def test_each_configured_model_answers(stack: Stack, real_unit: Callable[..., st
     proxy = stack.run({"coder": real_unit("coder"), "bert-chats": real_unit("bert-chats"), "embedder": embedder})
     ran = run("--url", proxy.url)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    told = dict(part.split("\n", 1) for part in ran.stdout.split("\n\n")[1:])
-    assert list(told) == ["coder", "bert-chats", "embedder"]
+    shown = dict(part.split("\n", 1) for part in ran.stdout.split("\n\n")[1:])
+    assert list(shown) == ["coder", "bert-chats", "embedder"]
     for chat in ("coder", "bert-chats"):
-        assert f"asked     POST /v1/chat/completions: {QUESTION}" in told[chat]
-        assert re.search(r"answered  “\w.*”", told[chat])
-    assert "asked     POST /v1/embeddings" in told["embedder"]
-    assert "answered  a vector of 576 numbers" in told["embedder"]
+        assert f"asked     POST /v1/chat/completions: {QUESTION}" in shown[chat]
+        assert re.search(r"answered  “\w.*”", shown[chat])
+    assert "asked     POST /v1/embeddings" in shown["embedder"]
+    assert "answered  a vector of 576 numbers" in shown["embedder"]
     for name in ("coder", "embedder"):
-        assert re.search(r"✓ switch  \d+\.\d\d s; the whole \d+\.\d\d s", told[name])
+        assert re.search(r"✓ switch  \d+\.\d\d s; the whole \d+\.\d\d s", shown[name])
     assert ran.stdout.endswith("✓ 3 of 3 answered\n")
 
 
@@ -287,7 +287,7 @@ def test_a_broken_model_fails_and_the_others_are_asked_all_the_same(stack: Stack
 
 
 def test_a_key_is_sent_where_one_is_asked_for(stack: Stack) -> None:
-    """From the environment or an argument; without one, it is told how to give it. It is never shown."""
+    """From the environment or an argument; without one, the message says how to give it. The key is never shown."""
     proxy = stack.run({"a": stack.standin("a")}, api_keys=["hush-hush"])
     by_env = run("--url", proxy.url, LLM_SWITCH_API_KEY="hush-hush\n")
     by_argument = run("--url", proxy.url, "--key", "hush-hush", LLM_SWITCH_API_KEY="another")
@@ -298,7 +298,7 @@ def test_a_key_is_sent_where_one_is_asked_for(stack: Stack) -> None:
     assert "hush" not in shown
 
 
-def test_an_unknown_model_is_told_once(stack: Stack) -> None:
+def test_an_unknown_model_is_named_once(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a")})
     ran = run("nope", "--url", proxy.url)
     assert ran.returncode == 1
@@ -306,7 +306,7 @@ def test_an_unknown_model_is_told_once(stack: Stack) -> None:
 
 
 def test_an_empty_answer_is_a_failure() -> None:
-    """Also one that is no answer at all."""
+    """Also one without an answer."""
     bodies: list[Any] = [{"choices": [{"message": {"content": " "}}]}, {"choices": []}, "text", {"data": None}]
     for body in bodies:
         assert "no answer in the reply" in failure_to_read(CHAT, body)
@@ -322,7 +322,7 @@ def test_an_embedder_by_another_name_is_found_out() -> None:
     assert "a vector of 2 numbers" in ran.stdout
 
 
-def test_a_model_that_refuses_both_tells_both_reasons() -> None:
+def test_a_model_that_refuses_both_shows_both_reasons() -> None:
     with backend({"/v1/models": MODELS}) as url:
         ran = run("--url", url)
     assert ran.returncode == 1
@@ -340,11 +340,11 @@ def test_where_nothing_answers_it_says_how_to_start_it() -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_something_else_on_the_port_is_told() -> None:
+def test_something_else_on_the_port_is_named() -> None:
     with backend({"/v1/models": (200, {"hello": "world"})}) as url:
         ran = run("--url", url)
     assert ran.returncode == 1
-    assert f"what answers at {url} is no OpenAI server" in ran.stderr
+    assert f"what answers at {url} is not an OpenAI server" in ran.stderr
 
 
 def failure_to_read(probe: Probe, body: Any) -> str:

@@ -46,7 +46,12 @@ def test_a_record_that_leads_outside_deletes_nothing(places: Places, tmp_path: P
 
 def test_uninstall_keeps_a_persons_own_files(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
     own = [folder / "notes.txt" for folder in (places.wheels, places.cache, places.state)]
-    ours = [places.wheels / "package/model.gguf", places.cache / "cuda/x/kernel.bin", places.state / "hold.json"]
+    ours = [
+        places.wheels / "package/model.gguf",
+        places.cache / "cuda/x/kernel.bin",
+        places.cache / "contexts/c.bin",
+        places.state / "hold.json",
+    ]
     for path in (*own, *ours):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")

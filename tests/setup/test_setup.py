@@ -142,7 +142,7 @@ def test_takes_the_defaults_when_only_enter_is_pressed(settled: Newcomer) -> Non
     assert tree_sums(settled.rendered) == before
 
 
-def test_the_check_names_each_finding_and_what_mends_it(settled: Newcomer, tmp_path: Path) -> None:
+def test_the_check_names_each_finding_and_what_fixes_it(settled: Newcomer, tmp_path: Path) -> None:
     text, server = settled.config.read_text(), tmp_path / "llama-server"
     server.symlink_to(settled.answers["LLAMA_SERVER_PATH"])
     settled.setup("--yes", LLAMA_SERVER_PATH=server, MODELS_DIR=tmp_path)
@@ -159,7 +159,7 @@ def test_the_check_names_each_finding_and_what_mends_it(settled: Newcomer, tmp_p
     assert "qwen3-thinking" not in ran.stdout.partition("Check")[2]
 
 
-def test_check_alone_tells_by_its_exit_code(settled: Newcomer) -> None:
+def test_check_alone_reports_by_its_exit_code(settled: Newcomer) -> None:
     ran = settled.setup("--check")
     assert ran.returncode == 1
     assert "! bge-m3: no model file" in ran.stdout
@@ -202,7 +202,7 @@ def test_the_check_names_a_unit_whose_last_run_failed(settled: Newcomer, failing
     assert f"journalctl --user -u {failing} -n 30\n" in ran.stdout
 
 
-def test_the_check_tells_what_the_running_proxy_knows(settled: Newcomer, failing: str) -> None:
+def test_the_check_shows_what_the_running_proxy_knows(settled: Newcomer, failing: str) -> None:
     """Why a model could not be loaded; also of a proxy that wants a key, which nobody sees."""
     text = settled.config.read_text()
     settled.config.write_text(text.replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))
@@ -218,7 +218,7 @@ def test_the_check_tells_what_the_running_proxy_knows(settled: Newcomer, failing
     assert "hush" not in ran.stdout + ran.stderr
 
 
-def test_the_check_tells_a_broken_edit_that_the_proxy_does_not_use(settled: Newcomer, tmp_path: Path) -> None:
+def test_the_check_names_a_broken_edit_that_the_proxy_does_not_use(settled: Newcomer, tmp_path: Path) -> None:
     """Here in another file than this shell's."""
     text, other = settled.config.read_text(), tmp_path / "config.yaml"
     other.write_text(text)
@@ -230,7 +230,7 @@ def test_the_check_tells_a_broken_edit_that_the_proxy_does_not_use(settled: Newc
     assert f"LLM_SWITCH_CONFIG={settled.config} ./setup.sh --check\n" in ran.stdout
 
 
-def test_the_check_tells_a_proxy_that_does_not_run_or_answer(settled: Newcomer) -> None:
+def test_the_check_names_a_proxy_that_does_not_run_or_answer(settled: Newcomer) -> None:
     text = settled.config.read_text()
     settled.config.write_text(re.sub(r"^  port: \d+", f"  port: {free_port()}", text, flags=re.MULTILINE))
     deaf = settled.setup("--check")
@@ -248,9 +248,9 @@ def test_without_any_model_file_the_next_step_is_a_download(settled: Newcomer, t
     with_one = settled.setup("--yes")
     assert "Download a model" not in with_one.stdout
     bare = Newcomer(settled.home, settled.repository, settled.manager, settled.answers | {"MODELS_DIR": str(tmp_path)})
-    told = bare.setup("--yes").stdout.partition("\nNext\n")[2].splitlines()
-    assert told[0] == "  Download a model (Ctrl-C once it listens), and run ./setup.sh again:"
-    assert told[1].endswith("llama-server' -hf unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q8_K_XL")
+    shown = bare.setup("--yes").stdout.partition("\nNext\n")[2].splitlines()
+    assert shown[0] == "  Download a model (Ctrl-C once it listens), and run ./setup.sh again:"
+    assert shown[1].endswith("llama-server' -hf unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q8_K_XL")
 
 
 def test_a_proxy_that_cannot_start_shows_why(settled: Newcomer) -> None:

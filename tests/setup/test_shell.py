@@ -10,7 +10,7 @@ import pytest
 
 from support.stack import Answer, Proxy, Stack, in_background, run_all, wait_for
 
-# What a request may get when somebody pulls its model away; anything else must be the right answer.
+# What a request may get when its model is taken away; anything else must be the right answer.
 FAIR = {"backend_crashed": 502, "backend_error": 502, "model_start_failed": 503}
 STATES = ("loading", "ready", "busy", "draining", "stopping")
 

@@ -114,7 +114,7 @@ def _is_listening(port: int) -> bool:
 
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_the_real_llama_server_accepts_the_unit_as_it_is(stack: Stack, units: dict[str, str], name: str) -> None:
-    """Hardening, quoting and every flag included; the regex arrives as it stands in the file."""
+    """Hardening, quoting and every flag included; the regex arrives as the file has it."""
     stack.systemctl("start", units[name])
     wait_for(lambda: _is_listening(stack.port), what=name)
     pid = stack.main_pid(units[name])
@@ -200,14 +200,14 @@ def test_the_proxy_is_no_part_of_the_slice_and_outlives_its_drain_bound() -> Non
 def test_exposure_is_low(manager: UserManager, name: str, limit: float) -> None:
     """systemd-analyze's figure, from 0 (closed) to 10."""
     command = ["systemd-analyze", "security", "--user", "--offline=true", "--no-pager", str(SOURCES[name].path)]
-    told = subprocess.run(command, env=manager.env, capture_output=True, text=True, check=False).stdout
-    figure = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+    report = subprocess.run(command, env=manager.env, capture_output=True, text=True, check=False).stdout
+    figure = re.search(r"Overall exposure level for \S+: ([\d.]+)", report)
     assert figure
     assert float(figure[1]) <= limit
 
 
 def test_the_documented_unit_for_a_model_of_ones_own_serves(stack: Stack, llama_server: Path, model_file: Path) -> None:
-    """As it stands there, with this machine's paths, through the proxy."""
+    """As the page has it, with this machine's paths, through the proxy."""
     text = (ROOT / "docs/configuration.md").read_text().partition("```ini\n")[2].partition("```")[0]
     for there, here in (
         ("%h/llama.cpp/build/bin/llama-server", llama_server), ("%h/models/my-model.gguf", model_file),

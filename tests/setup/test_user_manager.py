@@ -135,7 +135,7 @@ def test_the_command_starts_lists_and_stops(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (1, f"error: no private user manager runs for {tmp_path}\n")
 
 
-def test_a_plain_user_is_told_why_not(tmp_path: Path) -> None:
+def test_a_plain_user_learns_why_not(tmp_path: Path) -> None:
     """As another user, in a process of its own, since privileges cannot be taken back."""
     script = (
         f"import os, sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import pathlib\n"
@@ -158,7 +158,7 @@ def test_a_read_only_cgroup_tree_is_named(tmp_path: Path) -> None:
     assert "--privileged" in ran.stderr
 
 
-def test_a_machine_without_systemd_is_told_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_systemd_shows_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserManagerError, match="apt-get install --yes systemd"):
         UserManager.start(tmp_path / "home")
@@ -189,10 +189,10 @@ def test_brings_a_journal_where_there_is_none_and_takes_it_away(tmp_path: Path) 
     command = ["unshare", "--mount", "sh", "-c", enter, "sh", *program]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert "heard" in told["heard"]
-    assert told["journald"] is False
-    assert told["left"] == []
+    result = json.loads(ran.stdout)
+    assert "heard" in result["heard"]
+    assert result["journald"] is False
+    assert result["left"] == []
 
 
 CLAIM = """

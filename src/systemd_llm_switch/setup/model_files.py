@@ -1,4 +1,4 @@
-"""Owns where model files lie: the given folder, llama.cpp's old flat cache and the Hugging Face cache.
+"""Where model files are: the given folder, llama.cpp's old flat cache and the Hugging Face cache.
 
 Knows llama.cpp's naming: builds up to 2025 stored `llama-server -hf ORG/REPO:QUANT` as `ORG_REPO_FILE.gguf` in one
 folder; later ones use `models--ORG--REPO/snapshots/REVISION/FILE.gguf`. Large models are split into parts.

@@ -15,7 +15,7 @@ from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
 # What our units write below the folders that systemd makes for them: CacheDirectory= and StateDirectory=.
-_CACHED = ("cuda", "mesa", "gl", "mesa_shader_cache", "mesa_shader_cache_db", "GLCache")
+_CACHED = ("contexts", "cuda", "mesa", "gl", "mesa_shader_cache", "mesa_shader_cache_db", "GLCache")
 _STATE = ("hold.json",)
 
 

@@ -1,4 +1,4 @@
-"""Owns a private systemd user manager, and a journal, where none runs: in containers and in tests.
+"""A private systemd user manager, and a journal, where none runs: in containers and in tests.
 
 It knows nothing of the proxy or of models. Python's standard library is enough for it and for what it imports.
 
@@ -345,7 +345,7 @@ def _remove_shared_parts() -> None:
         Process(**json.loads(journald.read_text())).end(within_s=10)
         journald.unlink()
     if (RECORDS / "made-booted-mark").exists():
-        with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+        with contextlib.suppress(OSError):  # not empty: another program uses it by now
             BOOTED_MARK.rmdir()
         (RECORDS / "made-booted-mark").unlink()
     if (RECORDS / "made-hidden-nodes").exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from systemd_llm_switch.setup import demo_config, uninstall
-from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.ledger import Ledger, checksum
 from systemd_llm_switch.setup.places import Places, SetupError
 
 
@@ -30,13 +30,14 @@ def test_a_record_that_leads_outside_deletes_nothing(places: Places, tmp_path: P
     outside.write_text("mine")
     (places.wheels / "real").mkdir(parents=True)
     (places.wheels / "linked").symlink_to(outside.parent)
+    places.rendered.mkdir()
     climbing = "../" * 4 + outside.name
-    assert (places.wheels / climbing).resolve() == outside
+    assert (places.wheels / climbing).resolve() == (places.rendered / climbing).resolve() == outside
     record = {
-        "units": {climbing: "", "../../../../precious.service": ""},
+        "units": {climbing: checksum("mine"), str(outside): checksum("mine")},
         "wheel_files": [climbing, str(outside), f"linked/{outside.name}", "..", "."],
         "config": str(outside),
-        "config_sum": "",
+        "config_sum": checksum("mine"),
         "command": str(outside),
     }
     places.ledger.write_text(json.dumps(record))

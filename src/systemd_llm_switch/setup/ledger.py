@@ -142,10 +142,10 @@ class Ledger:
         return Outcome.WRITTEN
 
     def _forget_what_is_outside(self, places: Places) -> None:
-        """Leaves names of units, and paths below the folders that we write to."""
+        """Leaves names of units, and a config where we write one. (`wheel_files` are checked one by one when they are
+        removed, since a link may lead outside.)"""
         self.units = {name: checked for name, checked in self.units.items() if _UNIT_NAME.fullmatch(name)}
         self.demo_units = [name for name in self.demo_units if _UNIT_NAME.fullmatch(name)]
-        self.wheel_files = [name for name in self.wheel_files if is_inside(places.wheels / name, places.wheels)]
         if Path(self.config).parent != places.user_config.parent or Path(self.config).suffix != ".yaml":
             self.config = ""
 

@@ -182,6 +182,14 @@ def test_what_is_not_one_whole_gzip_is_refused(data: bytes, words: str) -> None:
     assert refused.value.status == 400
 
 
+def test_what_follows_the_end_of_gzip_is_not_read() -> None:
+    """It may be long, and zlib would copy all of it for each piece."""
+    charged: list[int] = []
+    with pytest.raises(Refused):
+        unzip(WHOLE + bytes(3_000_000), LIMIT, charged.append)
+    assert len(charged) <= 2
+
+
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "x" * 5000])
 def test_an_encoding_that_is_not_read_is_named(encoding: str) -> None:
     with pytest.raises(Refused) as refused:

@@ -1,4 +1,4 @@
-"""A connection as cheroot holds it, and the idle ones. Knows nothing of requests but that `serving` serves them."""
+"""One connection as cheroot holds it, and the idle connections. `request` serves what comes on them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Connection(cheroot_server.HTTPConnection):
 
 
 class IdleConnections(connections.ConnectionManager):
-    """The idle connections, which hold no thread. For one more than there may be, the one that has been idle longest
-    is closed: whoever opens many and says nothing keeps nobody else out. Used by the selector's thread."""
+    """The idle connections, which hold no thread. A new one beyond the limit closes the one that was idle longest: a
+    client that opens many and sends nothing keeps no other client out. Used by the selector's thread."""
 
     _quiet_until = -math.inf
 
@@ -58,12 +58,12 @@ class IdleConnections(connections.ConnectionManager):
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            self._tell_no_room(error)
+            self._log_no_room(error)
             if not self._close_longest_idle():
-                time.sleep(_NO_ROOM_PAUSE_S)  # or it would be tried again a hundred thousand times a second
+                time.sleep(_NO_ROOM_PAUSE_S)  # without it, accept() would fail a hundred thousand times a second
             return None
 
-    def _tell_no_room(self, error: OSError) -> None:
+    def _log_no_room(self, error: OSError) -> None:
         if time.monotonic() > self._quiet_until:
             log.warning("no_room_for_a_connection reason=%r", error.strerror)
             self._quiet_until = time.monotonic() + _NO_ROOM_QUIET_S
@@ -74,7 +74,7 @@ class IdleConnections(connections.ConnectionManager):
         for _, fd, conn in sorted(idle, key=lambda it: it[0]):
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            if not poll.poll(0):  # else the selector may have found it already, and is about to serve it
+            if not poll.poll(0):  # a readable one may be about to be served
                 selector.unregister(fd)
                 conn.close()
                 return True

@@ -1,8 +1,8 @@
-"""Reading a request from its connection: bounded in size, in time, and in how many may be slow at once.
+"""Reading a request from its connection: bounded in time, and in how many senders may be slow at once.
 
-A request that has arrived as a whole is read at once. One that has not holds a thread while it trickles in, so only a
-part of the threads may do that for more than a moment, and only as long as enough trickles in: slow senders cannot
-hold all threads, and who sends nothing more is soon gone.
+A request that has arrived as a whole is read at once. One that has not holds a thread while it arrives. So only a part
+of the threads may wait longer than a moment, and only as long as enough bytes come: slow senders cannot hold all
+threads, and a sender that stops is soon disconnected.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# A request line with its headers, and a body, have so long in all; and a second more for each so many bytes that came.
+# A head and a body each have so long in all, and a second more for each so many bytes that came.
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
-SLOWEST_BYTES_A_S = 100_000
+SLOWEST_BYTES_PER_S = 100_000
 _MOMENT_S = 0.25
 _BUFFER_BYTES = 64 * 1024
 
 
 class TooSlow(OSError):
-    """The request did not come in time."""
+    """The request did not arrive in time."""
 
 
 class Truncated(Exception):
@@ -36,8 +36,8 @@ class Truncated(Exception):
 
 
 class _Source(io.RawIOBase):
-    """A blocking socket's reading side, whose reads can be made not to wait, or to end together at a deadline. (With a
-    time-out of its own, a socket would be polled before each read, which most of them need not.)"""
+    """The reading side of a blocking socket. Its reads may not wait, or have one deadline together. A timeout of the
+    socket itself would cost a poll before each read, and most reads need none."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
@@ -48,7 +48,7 @@ class _Source(io.RawIOBase):
         self.may_wait = True
 
     def allow(self, seconds: float | None) -> None:
-        """Sets the deadline, in seconds from now; None: each read may wait for the time-out."""
+        """Sets the deadline, in seconds from now. None: each read may wait for the timeout."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def readable(self) -> bool:
@@ -65,7 +65,7 @@ class _Source(io.RawIOBase):
                 break
             self._wait()
         if self._deadline is not None:
-            self._deadline += received / SLOWEST_BYTES_A_S
+            self._deadline += received / SLOWEST_BYTES_PER_S
         return received
 
     def _wait(self) -> None:
@@ -75,7 +75,7 @@ class _Source(io.RawIOBase):
 
 
 class RequestReader(io.BufferedReader):
-    """What cheroot reads a connection's requests from; CPython's own buffer instead of cheroot's, in C."""
+    """The buffer that cheroot reads a connection's requests from: CPython's, which is written in C."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self.source = _Source(sock, timeout_s)
@@ -83,15 +83,15 @@ class RequestReader(io.BufferedReader):
         self._sock = sock
 
     def has_data(self) -> bool:
-        """Whether a read will not wait: bytes are here, or the client reset the connection. (At its end: false; the
-        server's selector sees that.) Must not raise: cheroot's thread, and with it the server, would end."""
+        """Whether a read will not wait: bytes are here, or the client reset the connection. False at its end, which the
+        server's selector sees. Must not raise: that would end cheroot's thread, and with it the server."""
         try:
             return bool(self.arrived())
         except OSError:
             return True
 
     def has_bytes(self, count: int) -> bool:
-        """Whether so many bytes can be read without waiting."""
+        """Whether this many bytes can be read without waiting."""
         if count == 0:
             return True
         buffered = len(self.arrived())
@@ -101,7 +101,7 @@ class RequestReader(io.BufferedReader):
         return buffered + waiting >= count
 
     def arrived(self) -> bytes:
-        """What is in the buffer; filled once, without waiting, if that is empty."""
+        """The bytes in the buffer. An empty buffer is filled once, without waiting."""
         self.source.may_wait = False
         try:
             return self.peek(1)
@@ -110,16 +110,16 @@ class RequestReader(io.BufferedReader):
 
 
 class SlowReads:
-    """How many threads may wait long for slow senders. What is only cut in pieces on its way, as many clients send it,
-    needs no such permission."""
+    """How many threads may wait long for slow senders. Thread-safe. A request that arrives in several pieces within a
+    moment needs no permit."""
 
     def __init__(self, limit: int) -> None:
         self._free = threading.BoundedSemaphore(limit)
 
     @contextmanager
     def patience(self, reader: RequestReader, seconds: float) -> Iterator[None]:
-        """Within, the reader waits for what is still to come: `seconds`, or a moment if there are too many already;
-        and longer the more does come."""
+        """Within the block, the reader waits up to `seconds` for what is missing, or only a moment if too many wait
+        already. Each byte that comes extends the time."""
         may_be_slow = self._free.acquire(blocking=False)
         reader.source.allow(seconds if may_be_slow else min(seconds, _MOMENT_S))
         try:

@@ -1,8 +1,8 @@
 """The server's threads: as many as there are requests to hold, and a few that wait for the next.
 
-A request that waits holds a thread, so there may be hundreds; but each costs memory, and many that take turns cost
-speed. So they are made when they are needed, before the last free one is taken; and one that has served a connection
-stays with it for a moment.
+A request that waits holds a thread, so there may be hundreds. Each thread costs memory, and many that take turns cost
+speed. So the pool makes threads when they are needed, before the last free one is taken. A thread that has served a
+connection stays with it for a moment.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ log = logging.getLogger(__name__)
 _AT_FIRST = 24
 _SPARE = 8
 _STEP = 16
-# So many threads stay with their connections for so long, if others are free.
+# At most this many threads stay with their connections, for this long, if others are free.
 _STAYING = 8
 _STAY_S = 2.0
 
 
 class _Own(threading.local):
-    """What one of the pool's threads keeps for itself: the connection that it has served, and whose next request is
-    here already. To hand it over would wake another thread only to contend with it."""
+    """What one of the pool's threads keeps for itself: a connection that it has served, and whose next request has
+    arrived. To hand it over would wake another thread only to contend with it."""
 
     is_here = False  # in a thread of the pool
     next: Any = None
 
 
 class GrowingPool(threadpool.ThreadPool):
-    """cheroot's pool with a queue that is written in C, and with threads that come as they are needed; never fewer
-    than before, never more than `limit`. Thread-safe."""
+    """cheroot's pool with a queue that is written in C, and with threads that are made when they are needed: never
+    fewer than before, never more than `limit`. Thread-safe."""
 
     # cheroot's own, which its type stubs leave out.
     _threads: list[threading.Thread]
@@ -52,13 +52,13 @@ class GrowingPool(threadpool.ThreadPool):
         self._count_lock = threading.Lock()
         self._growth_lock = threading.Lock()
         self._is_growing = False
-        self._is_short = False  # the kernel gave no thread; it was told once
+        self._is_short = False  # the kernel refused a thread, which was logged
         self._is_stopped = False
         self._staying = 0  # threads that stay with a connection
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def put(self, obj: Any) -> None:
-        """Hands a connection to a thread; its own goes on with it if nobody else waits. Does not block."""
+        """Hands a connection to a thread: to the calling one, if nobody else waits. Does not block."""
         if self._own.is_here and self._queue.empty():
             self._own.next = obj
             return
@@ -72,9 +72,9 @@ class GrowingPool(threadpool.ThreadPool):
                 self._note_shortage(error)
 
     def stays_with(self, connection: Any) -> bool:
-        """Whether a connection's next request, or its end, came while the thread that has served it waited for that:
-        most clients ask again soon, and to hand a request from the selector to a thread takes as long as to read it.
-        Only where others are free for whoever else comes."""
+        """Waits a moment for a connection's next request or its end, and returns whether that came. Most clients ask
+        again soon, and to hand a request from the selector to a thread takes as long as to read it. Only while enough
+        other threads are free."""
         with self._count_lock:
             free = self._waiting - self._queue.qsize()
             if not self._own.is_here or free <= _SPARE or self._staying >= _STAYING:
@@ -94,9 +94,9 @@ class GrowingPool(threadpool.ThreadPool):
         return True
 
     def stop(self, timeout: int = 5) -> None:
-        """Ends all threads; those that still serve after `timeout` seconds see their client hang up."""
+        """Ends all threads. Those that still serve after `timeout` seconds lose their connections."""
         with self._growth_lock:
-            self._is_stopped = True  # one that came now would never be told to end
+            self._is_stopped = True  # a thread that started now would miss the shutdown
         os.eventfd_write(self._stop_fd, 1)
         super().stop(timeout)
 
@@ -117,27 +117,27 @@ class GrowingPool(threadpool.ThreadPool):
 
     @property
     def _missing(self) -> int:
-        """How many threads there should be more; 0 at the limit."""
+        """How many threads are missing; 0 at the limit."""
         free = self._waiting - self._queue.qsize()
         return min(_SPARE - free, int(self.max) - len(self._threads))
 
     def _provide(self) -> None:
-        """Brings the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
+        """Starts the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
         while not self._is_stopped:
             try:
                 self._spawn(self._missing + _STEP if self._missing > 0 else 0)
             except RuntimeError as error:
                 self._note_shortage(error)
-                return  # the next connection asks again; until then those that there are serve
+                return  # the existing threads serve on, and the next connection tries again
             finally:
                 self._is_growing = False
-            if self._missing <= 0:  # asked once more: whoever came just before left it to us
+            if self._missing <= 0:  # asked once more: a connection that just came relies on this thread
                 return
 
     def _spawn(self, count: int) -> None:
         """
         Raises:
-            RuntimeError: the kernel gives no more threads.
+            RuntimeError: the kernel refuses another thread.
         """
         for _ in range(count):
             with self._growth_lock:

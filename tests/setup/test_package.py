@@ -16,7 +16,8 @@ from support.stack import ROOT, free_port
 from systemd_llm_switch import __version__
 from systemd_llm_switch.setup.user_manager import UserManager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.systemd, pytest.mark.slow]  # it installs from an index, and runs the demo
+
 PACKAGE = ROOT / "src/systemd_llm_switch"
 
 

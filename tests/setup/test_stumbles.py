@@ -222,6 +222,7 @@ def test_a_full_disk_is_one_sentence(newcomer: Newcomer, tmp_path: Path) -> None
     assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.systemd
 def test_a_plain_user_is_not_sent_to_a_demo_that_needs_root() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,12 +28,14 @@ from systemd_llm_switch.errors import ClientGone
 from systemd_llm_switch.waiting import Client
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: 2\r\n\r\nok"
+RESET = b"a reset"
 NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 
 
 @contextlib.contextmanager
 def peer(*replies: Sequence[bytes]) -> Iterator[Backend]:
-    """A backend that answers each request, in whatever connection, with the next one's pieces; b"" hangs up."""
+    """A backend that answers each request, in whatever connection, with the next one's pieces; b"" closes the
+    connection, RESET resets it."""
     port, left = free_port(), list(replies)
 
     def serve(sock: socket.socket) -> None:
@@ -40,6 +43,9 @@ def peer(*replies: Sequence[bytes]) -> Iterator[Backend]:
             while left and sock.recv(65536):
                 for piece in left.pop(0):
                     if not piece:
+                        return
+                    if piece is RESET:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                         return
                     sock.sendall(piece)
                     time.sleep(0.05)
@@ -188,6 +194,14 @@ def test_a_kept_connection_that_ends_within_the_reply_is_not_asked_again() -> No
             ask(backend)
 
 
+def test_a_kept_connection_that_is_reset_within_the_reply_is_not_asked_again() -> None:
+    with peer([OK], [OK[:20], RESET], [NEXT]) as backend:
+        ask(backend)
+        with pytest.raises(BackendLost) as lost:
+            ask(backend)
+        assert not lost.value.was_unread
+
+
 def test_an_aborted_request_is_not_asked_again() -> None:
     with peer([OK], [], [NEXT]) as backend:
         ask(backend)
@@ -254,8 +268,18 @@ def pouring(case: str, pause_s: float = 0.0) -> Iterator[Backend]:
 def test_an_endless_reply_ends_at_the_deadline(case: str) -> None:
     """Bytes come all the time, so no wait for them ever ends by itself."""
     expected = (BackendLost, BackendDeadline) if "header" in case or "interim" in case else BackendDeadline
-    with pouring(case, pause_s=0.005) as backend, pytest.raises(expected):
-        ask(backend, bounds(0.5, 10**12))
+    with pouring(case) as backend, pytest.raises(expected):
+        ask(backend, bounds(0.2, 10**12))
+
+
+def test_the_deadline_holds_while_there_is_always_something_to_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(OK)
+        exchange = Exchange(lambda _: None, ours, Client(None), bounds(-1), (b"", b""), is_new=True)
+        with pytest.raises(BackendDeadline):
+            exchange.begin()
+        exchange.close()
 
 
 @pytest.mark.parametrize("case", ENDLESS)

@@ -25,7 +25,7 @@ def test_events_are_the_same_wherever_the_stream_is_cut(cuts: list[int]) -> None
     assert reader.is_between_events
 
 
-@pytest.mark.parametrize("begun", [b"d", b"data: {", b"data: x\n", b"data: x\r", b"data: x\r\n\r"])
+@pytest.mark.parametrize("begun", [b"d", b"\r", b"data: {", b"data: x\n", b"data: x\r", b"data: x\r\n\r"])
 def test_half_an_event_is_not_a_place_for_a_comment(begun: bytes) -> None:
     reader = EventReader()
     assert list(reader.feed(b"data: [1]\n\n" + begun)) == [b"[1]"]

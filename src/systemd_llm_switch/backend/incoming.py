@@ -49,7 +49,6 @@ class Incoming:
             # What follows a whole reply does not belong to it; the connection is not used again.
             if not self.is_complete:
                 raise NotHttp(str(error)) from error
-            self._has_surplus = True
         if len(self._body) > before + 1:  # many small chunks: their objects would take far more than their bytes
             self._body[before:] = [b"".join(self._body[before:])]
 

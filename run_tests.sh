@@ -45,6 +45,7 @@ missing_packages() {
     if [ -n "$pure" ]; then return; fi
     command -v systemctl >/dev/null || echo systemd
     command -v strace >/dev/null || echo strace
+    command -v promtool >/dev/null || echo prometheus
     command -v node >/dev/null || echo nodejs
     command -v npm >/dev/null || echo npm
 }

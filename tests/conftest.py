@@ -121,6 +121,14 @@ def real_unit(stack: Stack, llama_server: Path, model_file: Path) -> Callable[..
     return _real_unit(stack, llama_server, model_file)
 
 
+@pytest.fixture(scope="module")
+def module_stack(manager: UserManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Units and proxies of a whole module."""
+    stack = Stack(manager.env, tmp_path_factory.mktemp("module"), f"t{next(_numbers)}")
+    yield stack
+    stack.close()
+
+
 @pytest.fixture(scope="module", params=clients.MODES)
 def bed(
     request: pytest.FixtureRequest,

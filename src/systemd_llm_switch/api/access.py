@@ -57,9 +57,12 @@ class Access:
                 f"pages of {quoted(origin)} may not use this proxy; add the origin to server.cors_origins if they may"
             )
         is_preflight = origin is not None and self._is_preflight(origin, environ)
-        if path not in _OPEN_PATHS and not is_preflight:
+        if not self._is_open(path) and not is_preflight:
             self._check_key(environ)
         return is_preflight
+
+    def _is_open(self, path: str) -> bool:
+        return path in _OPEN_PATHS or (path == "/metrics" and self._server.metrics_open)
 
     def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
         """Whether a listed page asks if it may send a request; browsers never send a key along with that."""

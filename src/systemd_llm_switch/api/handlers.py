@@ -46,6 +46,11 @@ class Handler:
     def content_type(self) -> str:
         return _content_type(web.ctx.env)
 
+    @property
+    def accept(self) -> str:
+        """What the client wants to read (RFC 9110, 12.5.1)."""
+        return str(web.ctx.env.get("HTTP_ACCEPT", ""))
+
     def read_body(self) -> bytes:
         """The whole body; the server has read and bounded it."""
         return _body(web.ctx.env)

@@ -130,9 +130,19 @@ class Logs(Observing):
         return watcher
 
 
+class Metrics(Observing):
+    """The proxy's counts and the loaded models' own series, for Prometheus."""
+
+    def GET(self) -> Answer:
+        with self.services.aside():
+            text, content_type = self.services.metrics.render(self.accept)
+        return Answer(200, (("Content-Type", content_type),), text)
+
+
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/requests", Requests),
     (r"/api/events", Events),
     (r"/api/logs", Logs),
+    (r"/metrics", Metrics),
 )
-GOT = ("/api/requests", "/api/events", "/api/logs")
+GOT = ("/metrics", "/api/requests", "/api/events", "/api/logs")

@@ -13,16 +13,19 @@ from systemd_llm_switch.api.model_events import ModelEvents
 from systemd_llm_switch.api.model_list import ModelList
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.contexts.keeper import Contexts
-from systemd_llm_switch.errors import QueueFull
+from systemd_llm_switch.errors import ProxyError, QueueFull
 from systemd_llm_switch.forward.proxy import Proxy
+from systemd_llm_switch.observe.metrics import MOST_SERIES_BYTES, Metrics
 from systemd_llm_switch.observe.observation import Observation
-from systemd_llm_switch.openai.shapes import Json
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json
 from systemd_llm_switch.switching.operations import Operations
 from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.waiting import Client
 
 # Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
 ASIDE_LIMIT = 16
+_METRICS_TIMEOUT_S = 1.0  # Prometheus gives up on a scrape after ten
 
 
 class Services:
@@ -44,6 +47,7 @@ class Services:
         self.operations = operations
         self.contexts = contexts
         self.observation = observation
+        self.metrics = Metrics(observation.tally, self.status, contexts.counts, self._fetch_metrics)
         self.report = Report(switcher, contexts)
         self.model_list = ModelList(proxy, time.time())
         self.model_events = ModelEvents(switcher, self.report)
@@ -66,6 +70,19 @@ class Services:
             "repairs": self.proxy.repairs(),
             "config": {"path": str(self.live.path), "error": self.live.error},
         }
+
+    def _fetch_metrics(self, model_id: str) -> bytes | None:
+        """A loaded model's own series; None where it has none, or does not answer in time."""
+        model = self.live.latest.models.get(model_id)
+        if model is None:
+            return None
+        try:
+            answer = self.proxy.pass_through(
+                "GET", model, "/metrics", b"", JSON_TYPE[1], Client(None), _METRICS_TIMEOUT_S
+            )
+        except ProxyError:
+            return None
+        return answer.body if answer.status == 200 and len(answer.body) <= MOST_SERIES_BYTES else None
 
     def access(self) -> Access:
         """The rules of the config in force."""

@@ -86,6 +86,7 @@ SERVER: Mapping[str, Key] = {
     "allowed_hosts": Key(HOSTS, "More host names by which a proxy on loopback may be addressed."),
     "strict_names": Key(FLAG, "Take only exact model names; not openai/NAME, NAME:latest or another case of NAME."),
     "contexts": Key(Section(CONTEXTS), "Contexts that survive a switch."),
+    "metrics_open": Key(FLAG, "Serve /metrics without an API key."),
     "list_aliases": Key(FLAG, "List each alias in /v1/models as an entry of its own."),
 }
 MODEL: Mapping[str, Key] = {

@@ -67,6 +67,7 @@ class ServerSettings:
     contexts: ContextSettings = ContextSettings()
     strict_names: bool = False
     list_aliases: bool = False
+    metrics_open: bool = False
 
     @property
     def is_loopback(self) -> bool:

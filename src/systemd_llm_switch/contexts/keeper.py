@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ class Contexts:
         self._rates: dict[str, Rates] = {}
         self._useless: dict[str, int] = {}
         self._totals = Totals()
+        self._counts: Counter[tuple[str, str]] = Counter()  # by model and kind, for /metrics
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._keep_clean, name="contexts", daemon=True).start()
 
@@ -106,6 +108,7 @@ class Contexts:
                 restored = Restoring(session).run(wanted)
                 self._totals.restores += restored.count
                 self._totals.tokens_restored += restored.tokens
+                self._counts[loaded.model.id, "restored"] += restored.tokens
         return restored
 
     def save(self, loaded: Loaded) -> None:
@@ -120,6 +123,7 @@ class Contexts:
             saving = Saving(session, self._make_room)
             saving.run()
             self._totals.saves += len(saving.saved)
+            self._counts[loaded.model.id, "saved"] += sum(entry.tokens for entry in saving.saved)
             self._keep_limit()
 
     # --- what requests tell ---------------------------------------------------------------------------
@@ -135,8 +139,11 @@ class Contexts:
         verdict = session.note_reply(body, message, is_chat, timings)
         if verdict is None:
             return
+        model, saved_s = session.loaded.model.id, session.rates.read_s(verdict.reused)
         self._totals.tokens_reused += verdict.reused
-        self._totals.saved_s += session.rates.read_s(verdict.reused)
+        self._totals.saved_s += saved_s
+        self._counts[model, "reused"] += verdict.reused
+        self._counts[model, "saved_ms"] += round(saved_s * 1000)
         self._useless[unit] = self._useless.get(unit, 0) + 1 if verdict.is_useless else 0
         if self._useless[unit] >= _USELESS_LIMIT:
             self._sessions.pop(unit, None)
@@ -172,6 +179,10 @@ class Contexts:
         """All contexts. Asks nobody."""
         size = sum(entry.size for entry in self._entries())
         return replace(self._totals, bytes=size, limit_bytes=self._limit_bytes)
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """By model: tokens saved, restored and reused, and `saved_ms` of reading time; since the proxy started."""
+        return self._counts.copy()
 
     # --- the work -------------------------------------------------------------------------------------
 

@@ -1,16 +1,17 @@
-"""What a finished request leaves in the list of the last requests."""
+"""What a finished request leaves for those who observe: an entry in the list of the last requests."""
 
 from __future__ import annotations
 
 from systemd_llm_switch.forward.record import Observer, Record
-from systemd_llm_switch.observe.requests import RequestLog, entry
+from systemd_llm_switch.observe.observation import Observation
+from systemd_llm_switch.observe.requests import entry
 
 
-def request_notes(requests: RequestLog) -> Observer:
+def request_notes(observation: Observation) -> Observer:
     """Notes each finished request."""
 
     def note(record: Record) -> None:
-        requests.add(
+        observation.note_request(
             entry(
                 model=record.model,
                 path=record.path,
@@ -23,7 +24,8 @@ def request_notes(requests: RequestLog) -> Observer:
                 timings=record.timings,
                 repairs=len(record.repairs),
                 error=None if record.error == "-" else record.error,
-            )
+            ),
+            [repair.kind for repair in record.repairs],
         )
 
     return note

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from systemd_llm_switch.observe.hub import Hub
 from systemd_llm_switch.observe.own_log import OwnLog
 from systemd_llm_switch.observe.requests import RequestLog
+from systemd_llm_switch.observe.tally import Tally
 from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.systemd.journal import JournalError
 from systemd_llm_switch.systemd.journal_reader import Follower, Line
@@ -21,12 +22,19 @@ class Observation:
     def __init__(self, units: Callable[[], Sequence[str]], make_status: Callable[[], Json]) -> None:
         self._units = units
         self.hub = Hub(make_status, (self._follow_units,))
+        self.tally = Tally()
         self.requests = RequestLog(lambda entry: self.hub.publish("request", entry))
         self.own_log = OwnLog()
         self.own_log.listen(lambda *line: self.hub.publish("log", own_line(*line)))
 
+    def note_request(self, entry: Json, repairs: Iterable[str]) -> None:
+        """A request is over; `repairs` are the kinds of what was repaired. Must be quick."""
+        self.requests.add(entry)
+        self.tally.note_request(entry, repairs)
+
     def note_switch(self, record: Json) -> None:
         """A switch is over."""
+        self.tally.note_switch(record)
         self.hub.publish("switch", record)
 
     def _follow_units(self) -> Callable[[], None]:

@@ -1,0 +1,159 @@
+"""`GET /metrics`: the proxy's counts and the loaded models' own series, as Prometheus reads them.
+
+prometheus_client writes the text. It is imported at the first scrape only: who does not scrape does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from systemd_llm_switch import __version__
+from systemd_llm_switch.observe.tally import BOUNDS_S, Histogram, Tally
+from systemd_llm_switch.openai.shapes import Json
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+_HISTOGRAMS = {
+    "request_queue": "How long requests waited in the queue.",
+    "request_switch": "How long requests waited for a switch.",
+    "request_backend": "How long the backend took for requests.",
+    "time_to_first_token": "From a request to the first words of its streamed reply.",
+}
+_LOADED = ("ready", "draining")
+_CONTEXT_KINDS = ("saved", "restored", "reused")
+MOST_SERIES_BYTES = 1 << 20  # of one model's own
+
+
+class Metrics:
+    """Thread-safe. `make_status` computes what /api/status shows. `fetch` asks a loaded model's llama-server for its
+    own series; it returns None where there are none, or not in time."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        make_status: Callable[[], Json],
+        context_counts: Callable[[], Mapping[tuple[str, str], float]],
+        fetch: Callable[[str], bytes | None],
+    ) -> None:
+        self._tally = tally
+        self._context_counts = context_counts
+        self._make_status = make_status
+        self._fetch = fetch
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The text, and its content type: OpenMetrics where `accept` asks for it. Blocks while models are asked."""
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import choose_encoder
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+
+    def describe(self) -> list[Metric]:
+        """Nothing: else the registry would collect once more to see what there is."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        self._tally.fold()
+        status = self._make_status()
+        yield from self._counts()
+        yield from self._histograms()
+        yield from _gauges(status)
+        yield from _contexts(self._context_counts(), status)
+        loaded = [name for name, model in status["models"].items() if model["state"] in _LOADED]
+        yield from _models_own((name, self._fetch(name)) for name in loaded)
+
+    def _counts(self) -> Iterator[Metric]:
+        tally = self._tally
+        yield _counter("requests", "Finished requests.", ("model", "route", "status"), tally.requests.copy())
+        yield _counter(
+            "tokens", "Tokens of replies, as the backends counted them.", ("model", "kind"), tally.tokens.copy()
+        )
+        yield _counter(
+            "switches", "Switches, by the model that was to be loaded.", ("model", "outcome"), tally.switches.copy()
+        )
+        yield _counter("switch_seconds", "Time that switches took.", (), {(): tally.switch_s})
+        yield _counter("repairs", "Repairs of requests and replies.", ("kind",), _by_one(tally.repairs))
+        yield _counter("errors", "Requests that ended with an error.", ("code",), _by_one(tally.errors))
+
+    def _histograms(self) -> Iterator[Metric]:
+        from prometheus_client.core import HistogramMetricFamily
+
+        durations = sorted(self._tally.durations.copy().items())
+        for what, words in _HISTOGRAMS.items():
+            family = HistogramMetricFamily(f"llm_switch_{what}_seconds", words, labels=("model",))
+            for (name, model), histogram in durations:
+                if name == what:
+                    family.add_metric((model,), _buckets(histogram), histogram.sum_s)
+            yield family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+
+
+def _by_one(counts: dict[str, int]) -> dict[tuple[str, ...], float]:
+    return {(name,): count for name, count in counts.copy().items()}
+
+
+def _counter(name: str, words: str, labels: Iterable[str], values: Mapping[Any, float]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(f"llm_switch_{name}", words, labels=tuple(labels))
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
+
+
+def _gauge(name: str, words: str, labels: Iterable[str], values: Mapping[Any, float]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(f"llm_switch_{name}", words, labels=tuple(labels))
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _gauges(status: Json) -> Iterator[Metric]:
+    models = status["models"]
+    in_flight = {(name,): model["in_flight"] for name, model in models.items()}
+    loaded = {(name,): float(model["state"] in _LOADED) for name, model in models.items()}
+    yield _gauge("waiting_requests", "Requests that wait for their turn.", (), {(): status["waiting"]})
+    yield _gauge("in_flight_requests", "Requests that run at the backends.", ("model",), in_flight)
+    yield _gauge("model_loaded", "Whether the model is loaded.", ("model",), loaded)
+    yield _gauge("on_hold", "Whether an operator keeps the VRAM free.", (), {(): float(status["on_hold"])})
+    yield _gauge("build_info", "The version of the proxy.", ("version",), {(__version__,): 1.0})
+
+
+def _contexts(counts: Mapping[tuple[str, str], float], status: Json) -> Iterator[Metric]:
+    """Of every model, from 0 on: so a rate is known from the first saved context on."""
+    models = sorted(status["models"])
+    tokens = {(model, kind): counts.get((model, kind), 0) for model in models for kind in _CONTEXT_KINDS}
+    seconds = {(model,): counts.get((model, "saved_ms"), 0) / 1000 for model in models}
+    yield _counter("context_tokens", "Tokens of saved contexts.", ("model", "kind"), tokens)
+    yield _counter("context_seconds_saved", "Reading time that restored contexts saved.", ("model",), seconds)
+    yield _gauge("context_bytes", "Bytes of saved contexts on the disk.", (), {(): status["contexts"]["bytes"]})
+
+
+def _models_own(texts: Iterable[tuple[str, bytes | None]]) -> Iterator[Metric]:
+    """The models' own series with a `model` label: one family of each name, with all models' samples."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families: dict[str, Metric] = {}
+    for model, text in texts:
+        try:
+            found = list(text_string_to_metric_families((text or b"").decode()))
+        except (ValueError, KeyError, IndexError):
+            continue  # whatever it sent, it is not Prometheus' format
+        for family in found:
+            if family.name.startswith("llamacpp:"):
+                known = families.setdefault(family.name, family)
+                samples = [sample._replace(labels={**sample.labels, "model": model}) for sample in family.samples]
+                known.samples = samples if known is family else [*known.samples, *samples]
+    yield from families.values()

@@ -1,0 +1,102 @@
+"""/metrics: what Prometheus reads, from a real proxy."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.stack import Proxy, Stack, wait_for
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Proxy:
+    return stack.run({"a": stack.standin("a"), "b": stack.standin("b")})
+
+
+def samples(proxy: Proxy, **more: Any) -> dict[tuple[str, ...], float]:
+    """Each sample's value, by its name and its labels' values in the order of their names."""
+    answer = proxy.get("/metrics", **more)
+    assert answer.status == 200, answer.body
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+    }
+
+
+def wait_for_sample(proxy: Proxy, *key: str) -> float:
+    return float(wait_for(lambda: samples(proxy).get(key), what=str(key)))
+
+
+def test_a_request_is_counted_with_its_times_and_tokens(proxy: Proxy) -> None:
+    proxy.chat("a")
+    path = "/v1/chat/completions"
+    assert wait_for_sample(proxy, "llm_switch_requests_total", "a", path, "200") == 1
+    found = samples(proxy)
+    for what in ("queue", "switch", "backend"):
+        assert found[f"llm_switch_request_{what}_seconds_count", "a"] == 1
+    assert found["llm_switch_request_switch_seconds_sum", "a"] > 0
+    assert found["llm_switch_tokens_total", "completion", "a"] > 0
+    assert found["llm_switch_switches_total", "a", "ok"] == 1
+    assert found["llm_switch_switch_seconds_total",] > 0
+    assert found["llm_switch_model_loaded", "a"] == 1
+    assert found["llm_switch_model_loaded", "b"] == 0
+    assert found["llm_switch_in_flight_requests", "a"] == 0
+    assert found["llm_switch_waiting_requests",] == 0
+    assert found["llm_switch_on_hold",] == 0
+    assert found["llm_switch_context_bytes",] == 0
+    assert [key for key in found if key[0] == "llm_switch_build_info"]
+
+
+def test_an_unknown_model_is_no_label(proxy: Proxy) -> None:
+    """Whoever can send requests could else make as many series as they like."""
+    proxy.chat("made-up")
+    assert wait_for_sample(proxy, "llm_switch_errors_total", "model_not_found") == 1
+    assert samples(proxy)["llm_switch_requests_total", "", "/v1/chat/completions", "404"] == 1
+    assert b"made-up" not in proxy.get("/metrics").body
+
+
+def test_a_scrape_loads_nothing(proxy: Proxy) -> None:
+    samples(proxy)
+    assert {model["state"] for model in proxy.status()["models"].values()} == {"stopped"}
+
+
+def test_many_requests_are_all_counted(proxy: Proxy) -> None:
+    """More than are folded at once."""
+    for _ in range(300):
+        proxy.chat("a")
+    assert wait_for_sample(proxy, "llm_switch_requests_total", "a", "/v1/chat/completions", "200") == 300
+
+
+def test_open_metrics_is_served_to_who_asks_for_it(proxy: Proxy) -> None:
+    answer = proxy.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(("is_open", "status"), [(False, 401), (True, 200)])
+def test_with_keys_metrics_want_one_unless_they_are_open(stack: Stack, is_open: bool, status: int) -> None:
+    proxy = stack.run({"a": stack.standin("a")}, api_keys=["sesame"], metrics_open=is_open)
+    assert proxy.get("/metrics").status == status
+    assert proxy.get("/metrics", headers={"Authorization": "Bearer sesame"}).status == 200
+
+
+def test_promtool_finds_nothing_to_complain_about(proxy: Proxy) -> None:
+    proxy.chat("a", stream=True)
+    proxy.chat("made-up")
+    wait_for_sample(proxy, "llm_switch_errors_total", "model_not_found")
+    text = proxy.get("/metrics").body
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False, timeout=60)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_a_loaded_models_own_series_get_its_name(stack: Stack, real_unit: Callable[..., str]) -> None:
+    proxy = stack.run({"m": real_unit("m", "--metrics"), "silent": stack.standin("silent")})
+    proxy.chat("m")
+    own = {key: value for key, value in samples(proxy).items() if key[0].startswith("llamacpp:")}
+    assert own["llamacpp:prompt_tokens_total", "m"] > 0
+    assert {key[1:] for key in own} == {("m",)}

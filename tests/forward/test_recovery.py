@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,38 @@ def test_any_other_500_stays_one(proxy: Proxy, model: str) -> None:
     answer = proxy.chat(model, tools=TOOLS, standin={"status": 500, "raw": '{"error": {"message": "boom"}}'})
     assert answer.status == 500
     assert answer.error["message"] == "boom"
+
+
+# --- older builds, whose error holds the text ----------------------------------------------------------
+
+
+def refused_with(text: str, at: int = 0) -> dict[str, Any]:
+    return ERROR | {"message": f"Failed to parse input at pos {at}: {text}"}
+
+
+@both_modes
+def test_a_text_that_stands_in_the_error_is_not_generated_again(
+    proxy: Proxy, stack: Stack, model: str, fields: dict[str, Any]
+) -> None:
+    orders = {"status": 500, "raw": json.dumps({"error": refused_with(CALL, at=12)}), "template": "P", "completion": ""}
+    assert told(proxy.chat(model, tools=TOOLS, standin=orders, **fields)) == PARIS
+    assert "prompt" not in stack.seen()["bodies"][-1]
+
+
+def test_a_live_stream_goes_on_with_the_text_in_its_error(proxy: Proxy) -> None:
+    orders = {"deltas": [{"content": "Let me look:\n"}], "stream_error": refused_with(CALL, at=13)}
+    assert told(proxy.chat("live", tools=TOOLS, stream=True, standin=orders)) == PARIS | {"text": "Let me look:"}
+
+
+def test_the_end_of_a_call_in_an_error_is_not_taken_for_the_text(proxy: Proxy, stack: Stack) -> None:
+    """Its beginning is lost: the text is generated again."""
+    raw = json.dumps({"error": refused_with('"Paris"}}</tool_call>', at=40)})
+    orders = {"status": 500, "raw": raw, "template": "PROMPT", "completion": CALL}
+    assert told(proxy.chat("whole", tools=TOOLS, standin=orders)) == PARIS
+    assert stack.seen()["bodies"][-1]["prompt"] == "PROMPT"
+
+
+def test_a_recovered_reply_has_its_own_id_and_time(proxy: Proxy) -> None:
+    first, second = (proxy.chat("whole", tools=TOOLS, standin=REFUSAL | {"completion": CALL}).json for _ in range(2))
+    assert first["id"] != second["id"]
+    assert abs(second["created"] - time.time()) < 3600

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
@@ -151,7 +152,7 @@ class Forwarding:
                 return None
             reply = exchange.read()
         if self._is_refusal(reply):
-            recovered = self._recover(attempt, Beginning())
+            recovered = self._recover(attempt, reply, Beginning())
             return reply if recovered is None else Reply(200, "application/json", dump(recovered))
         self._warning = attempt.judge(reply)
         return reply
@@ -168,7 +169,7 @@ class Forwarding:
         except StreamError as error:
             reply = Reply(error.status, "application/json", dump(error.body))
             begun = live.begun if self._is_refusal(reply) else None
-            recovered = None if begun is None else self._recover(attempt, begun)
+            recovered = None if begun is None else self._recover(attempt, reply, begun)
             if recovered is None:
                 self._warning = attempt.judge(reply)
                 return reply
@@ -205,15 +206,19 @@ class Forwarding:
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
 
-    def _recover(self, attempt: Attempt, begun: Beginning) -> Json | None:
+    def _recover(self, attempt: Attempt, refusal: Reply, begun: Beginning) -> Json | None:
         """After the backend's own parser refused a reply: the rest of it, made of the model's raw text. None if there
         is no such text."""
+        created = int(time.time())
+        if (text := recovery.refused_text(refusal.body)) is not None:
+            self._record.repairs.append(Repair("backend_refusal"))
+            return recovery.refused_reply(text, self._model.id, begun, created)
         template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
         message = recovery.completion_message(attempt.sent, template.body, begun)
         if template.status != 200 or message is None:
             return None
         completion = attempt.fetch(recovery.COMPLETION_PATH, message)
-        recovered = recovery.chat_reply(completion.body, self._model.id, begun)
+        recovered = recovery.chat_reply(completion.body, self._model.id, begun, created)
         if completion.status != 200 or recovered is None:
             return None
         self._record.repairs.append(Repair("backend_refusal"))

@@ -131,7 +131,7 @@ class LiveReply:
         state.positions.clear()
         state.calls.clear()  # read by the parser that failed; the text of them comes now
         state.function = None
-        self.usage = rest["usage"]
+        self.usage = rest.get("usage") or self.usage
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
         yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
 

@@ -1,19 +1,25 @@
 """When llama-server's parser refuses what the model wrote: the raw text is generated again, as a chat reply. Pure.
 
 llama-server then answers 500 "The model produced output that does not match the expected … format", and the text is
-only in its log. `/apply-template` gives the same prompt, and `/completion` the text for it, with the request's own
-sampling and without a parser. A call in that text is rescued like any other leaked one. A client of a live stream has
-the beginning of the reply already: it is appended to the prompt, and the model continues from there.
+only in its log. Older builds answer "Failed to parse input at pos N: …": then the text is in the error. `/apply-
+template` gives the same prompt, and `/completion` the text for it, with the request's own sampling and without a
+parser. A call in that text is rescued like any other leaked one. A client of a live stream has the beginning of the
+reply already: it is appended to the prompt, and the model continues from there.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass
 
 from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.repair import starts_with_call
 
 REFUSAL = b"output that does not match the expected"
+REFUSAL_WITH_TEXT = b"Failed to parse input at pos "
+_REFUSED_TEXT = re.compile(r"Failed to parse input at pos (?P<at>\d{1,9}+): (?P<text>.*)", re.DOTALL)
 TEMPLATE_PATH = "/apply-template"
 COMPLETION_PATH = "/completion"
 
@@ -27,7 +33,7 @@ _NOT_FOR_COMPLETION = frozenset(
 
 def is_refusal(status: int, body: bytes) -> bool:
     """Whether a backend's error comes from its parser, and not from the request or the model."""
-    return status == 500 and REFUSAL in body
+    return status == 500 and (REFUSAL in body or REFUSAL_WITH_TEXT in body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,28 @@ class Beginning:
     def kept_tokens(self) -> int:
         """The tokens of thoughts and words: the space is generated again."""
         return self.tokens - bool(self.space)
+
+
+def refused_text(body: bytes) -> str | None:
+    """The text that the parser refused, where the error itself holds it; None if it has to be generated again.
+
+    Older builds of llama-server say "Failed to parse input at pos N: " and the text from there on. If that is not the
+    whole text, it must begin with a call: else it may be the end of something whose beginning is lost.
+    """
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    found = _REFUSED_TEXT.search(message) if isinstance(message, str) else None
+    if found is None or not found["text"].strip():
+        return None
+    text = found["text"]
+    return text if int(found["at"]) == 0 or starts_with_call(text) else None
+
+
+def refused_reply(text: str, model: str, begun: Beginning, created: int) -> Json:
+    """A chat completion whose content is the text that the parser refused. The error does not say how many tokens."""
+    return {**_envelope(model, created), "choices": [_choice(text, begun, "stop")]}
 
 
 def completion_message(sent: bytes, template_reply: bytes, begun: Beginning) -> bytes | None:
@@ -79,7 +107,7 @@ def _continued(prompt: str, begun: Beginning) -> str:
     return prompt + begun.words
 
 
-def chat_reply(completion_reply: bytes, model: str, begun: Beginning) -> Json | None:
+def chat_reply(completion_reply: bytes, model: str, begun: Beginning, created: int) -> Json | None:
     """A chat completion whose content is the raw text after `begun`, with the usage of all; None if there is no
     text."""
     try:
@@ -91,18 +119,24 @@ def chat_reply(completion_reply: bytes, model: str, begun: Beginning) -> Json | 
         return None
     if not isinstance(text, str):
         return None
+    finish = "length" if reply.get("stop_type") == "limit" else "stop"
+    return {
+        **_envelope(reply.get("model") or model, created),
+        "choices": [_choice(text, begun, finish)],
+        "usage": {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used},
+    }
+
+
+def _envelope(model: str, created: int) -> Json:
+    """What is around the choices; the id is random, so that no restart repeats it."""
+    return {"id": f"chatcmpl-{os.urandom(12).hex()}", "object": "chat.completion", "created": created, "model": model}
+
+
+def _choice(text: str, begun: Beginning, finish: str) -> Json:
     if begun.space:
         text = text.removeprefix(begun.space) if text.startswith(begun.space) else text.lstrip()
     thought, end, answer = text.rpartition("</think>")
     message: Json = {"role": "assistant", "content": answer.lstrip("\n") if end else text}
     if end:
         message["reasoning_content"] = thought.removeprefix("<think>").strip("\n")
-    finish = "length" if reply.get("stop_type") == "limit" else "stop"
-    return {
-        "id": f"chatcmpl-recovered-{reply.get('id_slot', 0)}-{used}",
-        "object": "chat.completion",
-        "created": 0,
-        "model": reply.get("model") or model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used},
-    }
+    return {"index": 0, "message": message, "finish_reason": finish}

@@ -4,6 +4,7 @@ Must not do I/O, log or start threads. docs/repair.md has the rules. Start readi
 """
 
 from .budget import Budget
+from .form_reader import starts_with_call
 from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
@@ -21,5 +22,6 @@ __all__ = [
     "parse_reply",
     "repair_history",
     "repair_reply",
+    "starts_with_call",
     "take_thoughts",
 ]

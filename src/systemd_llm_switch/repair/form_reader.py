@@ -17,6 +17,7 @@ _MAX_ELEMENTS = 500
 _HEADS = {form.name: re.compile(form.head) for form in FORMS}
 LIST_OF_CALLS = re.compile(r"\[\s*+(?:[{/#]|\Z|[A-Za-z_][\w.]{0,99}+(?:\(|\Z))")
 """A list that may hold calls, as far as it was written."""
+_FENCE = re.compile(r"\s*+```")
 _CUT_END = re.compile(r"\s*+(?:</[\w:]{0,20}|<[|｜][\w|▁｜]{0,30})\Z")
 """An end tag that was cut."""
 
@@ -48,6 +49,11 @@ def element_marker(tools: frozenset[str]) -> re.Pattern[str] | None:
     """A pattern of the start of a call as an element: `<read_file>`."""
     names = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
     return re.compile(rf"<({'|'.join(map(re.escape, names))})>") if names else None
+
+
+def starts_with_call(text: str) -> bool:
+    """Whether a text begins with a mark that may start a call."""
+    return MARKER.match(text.lstrip()) is not None
 
 
 def read_marked(source: Source, marker: re.Match[str]) -> Leak | None:
@@ -101,6 +107,10 @@ def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple
 def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
     """The call that starts here in one of the forms, or the calls of a list; the form is None if there is none."""
     at = source.skip(at)
+    if opened and source.elements and (element := source.elements.match(source.text, at)):
+        calls, end = written.elements(source, element[1], element.end())
+        if calls:
+            return FORMS[-1], calls, _behind_own_end(source, FORMS[-1], calls, end)
     for form in FORMS:
         if not form.bare and not (opened and any(token in opened for token in form.opens)):
             continue
@@ -150,7 +160,7 @@ def _closed(source: Source, form: Form, start: int, end: int, calls: list[Leaked
     text = source.text
     if not calls:
         return None
-    fence = re.compile(r"\s*+```") if text.startswith("```", start) else None
+    fence = _FENCE if "```" in text[start : start + 20] else None
     is_closed = _ended_before(text, form, end)
     at = end
     for _ in range(_MAX_TOKENS):

@@ -54,6 +54,7 @@ _HERMES_OPENS = (
     "[tool_call]",
 )
 _HERMES_ENDS = (
+    "</function>",
     "</tool_call>",
     "</tool_calls>",
     "</function_call>",
@@ -64,6 +65,8 @@ _HERMES_ENDS = (
     "[/tool_call]",
     "<|/tool_call|>",
 )
+
+_SHOWN_OPENS = ("[Calling tool:", "[Tool call:", "[tool_call:")
 
 FORMS = (
     # gpt-oss. openai/harmony, docs/format.md: the recipient stands in the channel or in the role; llama.cpp,
@@ -135,9 +138,9 @@ FORMS = (
         "function tags",
         "parameters",
         opens=(*_HERMES_OPENS, "<seed:tool_call>"),
-        head=rf"<function(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
+        head=rf"<(?:function|tool_call)(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+(?:>|(?=<parameter))",
         ends=("</function>", *_HERMES_ENDS, "</seed:tool_call>"),
-        bare=(r"<function(?:=|\s{1,9}name=)",),
+        bare=(r"<(?:function|tool_call)(?:=|\s{1,9}name=)",),
     ),
     # MiniMax M2: docs/tool_calling_guide.md of MiniMaxAI/MiniMax-M2; vLLM, minimax_m2_tool_parser.py. DeepSeek V3.2's
     # DSML:
@@ -184,7 +187,7 @@ FORMS = (
     Form(
         "Gemma 4",
         "quoted",
-        opens=("<|tool_call>",),
+        opens=("<|tool_call>", "<tool_call>"),
         head=rf"(?:call:)?+{NAME}\s*+(?=\{{)",
         quote='<|"|>',
         ends=("<tool_call|>", "<|tool_response>", "<turn|>"),
@@ -206,14 +209,17 @@ FORMS = (
         ends=("</s>",),
         head=rf"{NAME}\s*+(?:\[CALL_ID\][\w-]{{1,99}}+)?+\s*+(?:\[ARGS\])?+\s*+(?=\{{)",
     ),
-    # A model repeats how a client shows its calls: seen with Gemma 4.
+    # A model repeats how a client shows its calls: seen with Gemma 4 and Qwen 3.
     Form(
         "calling tool",
         "json",
-        head=rf"\[Calling tool:\s*+{NAME}\s*+\(\s*+(?=\{{)",
+        opens=_SHOWN_OPENS,
+        head=rf"{NAME}\s*+(?:\(|with arguments:?+|\])?+\s*+(?=\{{)",
         ends=(")]", ")", "]"),
-        bare=(r"\[Calling tool: ?\w",),
     ),
+    Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),
+    # A tool's name before its arguments, between Hermes' tags: Qwen 3 and GLM without their template.
+    Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS),
     # LFM2: chat template of LiquidAI/LFM2-1.2B; Gemma 3 in a fence: its function calling guide; Llama 4 and 3.2
     # behind
     # <|python_start|>: Meta's prompt format, vLLM, llama4_pythonic_tool_parser.py.
@@ -239,6 +245,8 @@ FORMS = (
             "[TOOL_CALLS]",
             "<|START_ACTION|>",
             "functools",
+            "Action: ```json",
+            "Action:```json",
             "<|python_tag|>",
             "<|tool_call_start|>",
             "```tool_code",

@@ -27,12 +27,11 @@ _BARE_STARTS = (
     ),
     "to=functions.",
     "assistant to=functions.",
-    "[Calling tool: x",
     "functools[",
     "```tool_code",
 )
 _PARTIAL_TAG = re.compile(
-    r"<(?:(?:[｜|]DSML[｜|]|antml:)?+(?:function|invoke)\s{0,9}+(?:n(?:a(?:m(?:e)?)?)?)?+|`{1,2})\Z"
+    r"<(?:(?:[｜|]DSML[｜|]|antml:)?+(?:function|invoke|tool_call)\s{0,9}+(?:n(?:a(?:m(?:e)?)?)?)?+|`{1,2})\Z"
 )
 _PARTIAL_WORD = re.compile(r"functools\s{1,9}\Z")
 _LONGEST = 120
@@ -53,6 +52,8 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
         "<invoke=",
         "<invoke name=",
         "<function name=",
+        "<tool_call=",
+        "<tool_call name=",
         "<｜DSML｜invoke name=",
         "<|DSML|invoke name=",
         "<invoke name=",

@@ -95,7 +95,7 @@ class RequestFacts:
 
     def members_of(self, tool: str) -> Collection[str]:
         """The names that a tool declares for its arguments."""
-        schema = self.schema_of(tool)
+        schema = self.schema_of(self.known_name(tool) or "")
         return schema.members if schema else ()
 
     @classmethod
@@ -118,6 +118,7 @@ class RequestFacts:
 def _spellings(name: str) -> Iterator[str]:
     """What a name may mean, the likeliest first: without a namespace, the number of a call, or the form's tokens."""
     yield name
+    name = name.rpartition("to=")[2]
     plain = _TOKEN.split(name.strip(), maxsplit=1)[0] if name.strip()[:1] != "<" else name
     plain = _CALL_NUMBER.sub("", plain)
     yield plain

@@ -170,7 +170,8 @@ class _Rescue:
                 yield leak
 
     def source(self, text: str) -> Source:
-        return Source(text, self.names, self.facts.members_of, self.budget)
+        tools = frozenset(self.facts.tools)
+        return Source(text, self.names, self.facts.members_of, self.budget, element_marker(tools))
 
     def read_at(self, text: str, start: int) -> Leak | None:
         """The leak that starts here with a mark, if one does."""

@@ -25,17 +25,20 @@ _PARAMETER = re.compile(
     r"(?:\s++string=[\"'](?P<string>true|false)[\"'])?+\s*+>"
 )
 _PARAMETER_END = re.compile(
-    rf"{_END_TAG}parameter>(?=\s*+(?:(?P<again>{_END_TAG}parameter>)|{_TAG}parameter(?:=|\s)"
+    rf"{_END_TAG}parameter>(?=\s*+(?:{_END_TAG}parameter>|{_TAG}parameter(?:=|\s)"
     rf"|{_END_TAG}(?:function|invoke)>|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜]|</[|｜]|\Z))"
     rf"|(?=\n{_TAG}parameter(?:=|\s)|\n{_END_TAG}function>|\n{_END_TAG}invoke>|\n</tool_call>)"
 )
-_MORE_PARAMETER_ENDS = re.compile(rf"(?:\s*+{_END_TAG}parameter>)*+")
-_PARAMETER_START = re.compile(rf"{_TAG}parameter(?:=|\s)")
-_ANY_PARAMETER_END = re.compile(rf"{_END_TAG}parameter>")
+_PARAMETER_ENDS = re.compile(rf"(?:\s*+{_END_TAG}parameter>)*+")
+_TAGS = re.compile(
+    rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+>|tool_call>"
+    rf"|(?P<started>parameter)(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[^<>\n]{{0,60}}+>))"
+    rf"|{_END_TAG}(?:function|invoke|tool_call|(?P<ended>parameter))>"
+)
 _CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
 _PAIR = re.compile(
-    r"\s*+(?:<arg_key>\s*+)?+(?P<name>[^<\n]{1,99}+)</arg_key>\s*+(?:<arg_value>)?+(?P<value>.*?)</arg_value>"
-    r"(?:\s*+</arg_value>)*+", re.S
+    r"\s*+(?:<arg_key>\s*+)?+(?P<name>[^<\n]{1,99}+)</arg_key>\s*+(?:<arg_value>)?+(?P<value>.*?)"
+    r"(?:</arg_value>(?:\s*+</arg_value>)*+|(?=</tool_call>\s*+\Z))", re.S
 )  # fmt: skip
 _PAIR_WITHOUT_KEY_END = re.compile(
     r"\s*+<arg_key>\s*+(?P<name>[^<\n]{1,99}+)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.S
@@ -45,6 +48,7 @@ _BEHIND_JSON = re.compile(r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\
 _SEPARATOR = re.compile(r"\s*+[;,]?\s*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
+_HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?:\.call)?+\(")
 _MAX_PYTHON = 20_000
@@ -74,6 +78,8 @@ class Source:
     members: Members
     """The names that a tool declares for its arguments; none for an unknown tool."""
     budget: Budget
+    elements: re.Pattern[str] | None = None
+    """The start of a call as an element, for the request's tools."""
 
     def skip(self, at: int) -> int:
         return SPACE.match(self.text, at).end()  # type: ignore[union-attr]
@@ -112,34 +118,60 @@ def parameters(source: Source, name: str, start: int) -> Found:
     if text[json_start : json_start + 1] == "{":
         return json_behind_name(source, name, json_start)
     values: dict[str, object] = {}
+    declared = source.members(name)
     at, is_cut = start, False
     while not is_cut and (parameter := _PARAMETER.match(text, at)):
         source.budget.check()
-        raw, at, is_cut = _parameter_value(text, parameter.end())
+        raw, at, is_cut = _parameter_value(text, parameter.end(), declared)
         values[parameter["name"]] = _as_declared(raw, parameter["string"])
     if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
         at, is_cut = len(text), True
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
 
 
-def _parameter_value(text: str, start: int) -> tuple[str, int, bool]:
-    """A value, where reading goes on, and whether the text ends within it.
+def _parameter_value(text: str, start: int, declared: Collection[str]) -> tuple[str, int, bool]:
+    """A value, where reading goes on, and whether the text ends within it."""
+    end = _nested_end(text, start, declared)
+    if end < 0:
+        plain = _PARAMETER_END.search(text, start)
+        if plain is None:
+            return _value(_CUT_TAG.sub("", text[start:])), len(text), True
+        end = plain.start()
+    return _value(text[start:end]), _behind_ends(text, end), False
 
-    An end tag that another one follows ends the value, too, unless the value itself opened a parameter before: then the
-    value is a document about this form.
+
+def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
+    """Where a value ends that may be a document about this very form: what is opened in it, is closed in it.
+
+    A parameter that the tool does not declare is such a document's. An end tag that another one follows ends the value.
+    -1 if the tags do not pair.
     """
-    openers = closers = 0
-    seen = start
-    for end in _PARAMETER_END.finditer(text, start):
-        if end["again"]:
-            openers += len(_PARAMETER_START.findall(text, seen, end.start()))
-            closers += len(_ANY_PARAMETER_END.findall(text, seen, end.start()))
-            seen = end.start()
-            if openers > closers:
-                continue
-        behind = _MORE_PARAMETER_ENDS.match(text, end.end()).end()  # type: ignore[union-attr]
-        return _value(text[start : end.start()]), behind, False
-    return _value(_CUT_TAG.sub("", text[start:])), len(text), True
+    depths = {"parameter": 0, "call": 0}
+    inner_end = -1
+    for tag in _TAGS.finditer(text, start):
+        kind = "parameter" if tag["started"] or tag["ended"] else "call"
+        if tag["opening"]:
+            starts_line = text.startswith("\n", tag.start() - 1)
+            is_next = kind == "parameter" and starts_line and not any(depths.values())
+            if is_next and (not declared or tag["name"] in declared):
+                return tag.start() - 1
+            depths[kind] += 1
+        elif depths[kind]:
+            depths[kind] -= 1
+            inner_end = tag.start() if kind == "parameter" and not any(depths.values()) else inner_end
+        elif kind == "parameter" and _PARAMETER_END.match(text, tag.start()):
+            return tag.start()
+        elif kind == "call":
+            if inner_end >= 0 and not text[_behind_ends(text, inner_end) : tag.start()].strip():
+                return inner_end
+            if text.startswith("\n", tag.start() - 1):
+                return tag.start() - 1
+    return -1
+
+
+def _behind_ends(text: str, at: int) -> int:
+    """Behind the end tags of parameters that start here."""
+    return _PARAMETER_ENDS.match(text, at).end()  # type: ignore[union-attr]
 
 
 def _value(raw: str) -> str:
@@ -205,10 +237,10 @@ def python_calls(source: Source, start: int) -> Found:
     while len(calls) <= MAX_CALLS and (head := _PYTHON_CALL.match(source.text, at)):
         source.budget.check()
         closing = _closing(source.text, head.end() - 1)
-        arguments = None if closing < 0 else _keywords(source.text[source.skip(at) : closing])
-        if arguments is None:
+        call = None if closing < 0 else _python_call(source.text[source.skip(at) : closing])
+        if call is None:
             return _NOTHING
-        calls.append(LeakedCall(head["name"], arguments))
+        calls.append(call)
         end = closing
         at = _SEPARATOR.match(source.text, end).end()  # type: ignore[union-attr]
     if in_list and calls:
@@ -230,17 +262,20 @@ def _closing(text: str, at: int) -> int:
     return -1
 
 
-def _keywords(call: str) -> str | None:
-    """The JSON text of a Python call's arguments; None if they are not keywords with plain values."""
+def _python_call(written: str) -> LeakedCall | None:
+    """A Python call whose arguments are keywords with plain values, or one dictionary; `print` around it goes."""
     try:
-        node = ast.parse(call.strip(), mode="eval").body
+        node = ast.parse(written.strip(), mode="eval").body
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and len(node.args) == 1:
+            node = node.args[0]
         if not isinstance(node, ast.Call):
             return None
+        name = ast.unparse(node.func).removesuffix(".call")
         if len(node.args) == 1 and not node.keywords and isinstance(node.args[0], ast.Dict):
-            return encode(_plain(node.args[0]))
+            return LeakedCall(name, encode(_plain(node.args[0])))
         if node.args or any(keyword.arg is None for keyword in node.keywords):
             return None
-        return encode({str(keyword.arg): _plain(keyword.value) for keyword in node.keywords})
+        return LeakedCall(name, encode({str(keyword.arg): _plain(keyword.value) for keyword in node.keywords}))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 
@@ -304,10 +339,11 @@ def json_calls(source: Source, at: int) -> Found:
 def _calls_up_to_tag(source: Source, at: int) -> Found:
     """Calls with too many or too few brackets: the end tag says where they end."""
     tag = _CALL_END_TAG.search(source.text, at)
-    if tag is None or source.text[at : at + 1] not in ("{", "["):
+    lost = "{" if _HEADLESS.match(source.text, at) else ""
+    if tag is None or not (lost or source.text.startswith(("{", "["), at)):
         return _NOTHING
     start = at + source.text.startswith("{{", at)
-    inside = Source(source.text[start : tag.start()], source.names, source.members, source.budget)
+    inside = Source(lost + source.text[start : tag.start()], source.names, source.members, source.budget)
     reading = inside.json_at(0, _ONLY_CLOSERS)
     return (calls_in(reading.value, reading), tag.start()) if reading else _NOTHING
 

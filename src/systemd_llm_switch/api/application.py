@@ -76,7 +76,7 @@ LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstrea
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
 
-_TOLD = "llm_switch.told"
+_RESULT = "llm_switch.result"
 _MOST_REASON_CHARACTERS = 1000
 _refusals = Throttle()
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
@@ -127,7 +127,7 @@ class Application:
 
 
 def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Environ, start: Start) -> Sendable | None:
-    """The answer for whoever may come in; None where it was sent already. Whatever goes wrong leaves in OpenAI's shape,
+    """The answer to a request that may come in; None if it was sent already. Every error leaves in OpenAI's shape,
     with a line in the journal."""
     path = environ["PATH_INFO"]
     try:
@@ -190,25 +190,25 @@ class _Dispatch(web.application):  # type: ignore[misc]
         """
         for _ in self._wsgi(environ, lambda *_: None):
             continue  # web.py cleans up at the end of it
-        told = environ.pop(_TOLD, None)
+        result = environ.pop(_RESULT, None)
         try:
-            if told is None:
+            if result is None:
                 raise MethodNotAllowed(environ["REQUEST_METHOD"], environ["PATH_INFO"], ("GET", "POST"))
-            if isinstance(told, Exception):
-                raise told
-            return cast(Sendable, told)
+            if isinstance(result, Exception):
+                raise result
+            return cast(Sendable, result)
         finally:
-            del told  # it may name this frame: a circle, until a collection
+            del result  # its traceback may name this frame: a cycle for the collector
 
     def handle(self) -> bytes:
         """Called by web.py, which would answer an exception in words of its own."""
         try:
-            told = super().handle()
+            result = super().handle()
         except web.HTTPError:
-            told = _translate_refusal()
+            result = _translate_refusal()
         except Exception as error:
-            told = error
-        web.ctx.env[_TOLD] = told
+            result = error
+        web.ctx.env[_RESULT] = result
         return b""
 
 

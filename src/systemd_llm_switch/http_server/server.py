@@ -145,7 +145,7 @@ class Server(wsgi.Server):
         return_large_blocks()
         self.trimmer.start()
         notify("READY=1")
-        if self._is_stopping:  # told so while it was being prepared, when there was nothing to stop
+        if self._is_stopping:  # `stop` was called while the server was being prepared
             self.stop()
         self.serve()
         self._has_stopped.wait()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from support.stack import Proxy, free_port, wait_for
-from systemd_llm_switch.backend.backend import Backend, Readiness
+from systemd_llm_switch.backend.backend import Backend
+from systemd_llm_switch.backend.health import Readiness
 
 WORDS = (
     *("river", "stone", "light", "paper", "green", "house", "quick", "bird"),
@@ -48,7 +49,7 @@ class LlamaServer:
         self._client = Proxy(self.port, self.process, folder)
 
     def wait_until_ready(self) -> None:
-        wait_for(lambda: self.backend.readiness() is Readiness.READY, 120, "llama-server is ready")
+        wait_for(lambda: self.backend.readiness().readiness is Readiness.READY, 120, "llama-server is ready")
 
     def chat(self, messages: list[dict[str, str]], **fields: Any) -> tuple[dict[str, Any], bytes, Any]:
         """The request's body, its bytes, and the reply."""

@@ -22,7 +22,7 @@ from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.switching.resident import Resident
-from systemd_llm_switch.systemd.unit import ProcessWatch
+from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch
 from systemd_llm_switch.waiting import Client
 
 
@@ -374,7 +374,7 @@ def test_a_connection_made_after_the_process_ended_is_not_used(stack: Stack) -> 
         url = f"http://127.0.0.1:{stack.port}"
         backend, model = Backend(url), Model("m", "m.service", url)
         loaded = Loaded(model, backend, Command(), "", process.pid)
-        resident = Resident(loaded, ProcessWatch(process.pid), 0.0)
+        resident = Resident(loaded, ProcessWatch(process.pid), MainProcess(process.pid, "", "", 0.0), 0.0)
 
         def ask(seconds: float) -> None:
             bounds = Bounds(time.monotonic() + seconds, 1000)

@@ -21,9 +21,9 @@ OWNERS = {
         "http_server/threadpool",
     },
     "httptools": {"http_server/head", "http_server/body", "backend/incoming"},
-    "requests": {"backend/backend"},
+    "requests": {"backend/health"},
     "subprocess": {
-        "systemd/journal",
+        "systemd/programs",
         "systemd/journal_reader",
         *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
     },

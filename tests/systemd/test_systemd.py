@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from jeepney import Message
 from support.bus import Between, Fault, Listener, Scripted, Silent, job_begun, job_ended, messages, refusal
 from support.stack import Stack, in_background, run_all, wait_for
 from systemd_llm_switch.setup.user_manager import UserManager
-from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.bus import Interrupted, Limit
+from systemd_llm_switch.systemd.manager import JobUnfinished, Systemd, SystemdError
 from systemd_llm_switch.systemd.unit import UnitStatus
 
 SLEEP = "/bin/sleep infinity"
@@ -161,18 +163,57 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def test_a_manager_that_was_executed_anew_answers(own_stack: Stack) -> None:
-    """daemon-reexec drops every connection: who waits on one gets an error, the next call an answer."""
+    """daemon-reexec drops every connection: a stop that waited on one is asked for again."""
     stack, systemd = own_stack, Systemd(timeout_s=20, environ=own_stack.env)
     unit = stack.unit("stubborn", STUBBORN)
     systemd.start(unit)
     pid = show(systemd, unit).main_pid
+    wait_for(lambda: _ignores(pid, signal.SIGTERM))
     with in_background(lambda: systemd.stop([unit])) as results:
         wait_for(lambda: systemd.running([unit]) == {unit: "deactivating/stop-sigterm"})
         stack.systemctl("daemon-reexec")
-    assert re.search("closed the connection|reset by peer", str(results[0]))
-    assert show(systemd, unit).main_pid in (0, pid)
-    systemd.stop([unit])
+        assert show(systemd, unit).main_pid in (0, pid)
+    assert results == [None]
     assert systemd.running([unit]) == {}
+
+
+def test_no_question_fails_while_the_manager_is_executed_anew(own_stack: Stack) -> None:
+    """It lets nobody connect for a moment: whoever asks then, asks again."""
+    systemd = Systemd(timeout_s=20, environ=own_stack.env)
+    unit = own_stack.unit("plain", SLEEP)
+    systemd.start(unit)
+    is_over = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        while not is_over.is_set():
+            assert show(systemd, unit).is_running
+            count += 1
+        return count
+
+    with in_background(ask, ask) as counts:
+        for _ in range(4):
+            own_stack.systemctl("daemon-reexec")
+        is_over.set()
+    assert all(isinstance(count, int) and count > 0 for count in counts), counts
+
+
+BAD_NAMES = ("x@.service", "n" * 256 + ".service", "no suffix")
+
+
+@pytest.mark.parametrize("bad", BAD_NAMES)
+def test_a_name_that_systemd_refuses_harms_no_other_unit(stack: Stack, systemd: Systemd, bad: str) -> None:
+    unit = stack.unit("plain", SLEEP)
+    systemd.start(unit)
+    statuses = systemd.show([bad, unit])
+    assert (statuses[bad].is_missing, statuses[bad].is_stopped) == (True, True)
+    assert "Unit name" in statuses[bad].describe()
+    assert statuses[unit].is_running
+    assert systemd.running([bad, unit]) == {unit: "active/running"}
+    systemd.stop([bad, unit])
+    assert systemd.running([bad, unit]) == {}
+    with pytest.raises(SystemdError, match=r"starting .* failed: Unit name"):
+        systemd.start(bad)
 
 
 def test_the_session_bus_is_used_where_the_managers_own_socket_is_not(stack: Stack, tmp_path: Path) -> None:
@@ -253,8 +294,8 @@ ACTIONS: list[Callable[[Systemd], object]] = [
         (hang_up, "(closed the connection|Broken pipe|reset by peer)"),
         (read_and_hang_up, "(closed the connection|reset by peer)"),
         (hang_up_in_the_middle, "(closed the connection|reset by peer)"),
-        (talk_nonsense, "no D-Bus message"),
-        (break_off_a_string, "no D-Bus message"),
+        (talk_nonsense, "not a D-Bus message"),
+        (break_off_a_string, "not a D-Bus message"),
         (announce_too_much, "a message of 21474836[0-9]+ bytes"),
         (say_nothing, "did not answer in time"),
         (talk_of_others, "did not answer in time"),
@@ -434,16 +475,37 @@ def test_a_stop_outlives_a_manager_that_is_executed_anew(own_stack: Stack) -> No
         assert systemd.running([unit]) == {}
 
 
-def test_a_manager_that_hangs_up_on_each_connection_is_told(stack: Stack) -> None:
-    """A question is asked anew once; only where the connection was an older one's."""
+def test_a_manager_that_hangs_up_on_each_connection_is_an_error(stack: Stack) -> None:
+    """A question is asked again for a second, not for ever."""
     rule = lambda words: Fault.HANG_UP if "ListUnits" in words else None  # noqa: E731
     with Between(stack.env, rule) as bus, Systemd(timeout_s=5, environ=bus.env).connected() as systemd:
         show(systemd, "a.service")
-        for made in (2, 3):
-            with pytest.raises(SystemdError, match=r"closed the connection|reset by peer"):
-                systemd.running(["a.service"])
-            assert bus.connections == made
+        with pytest.raises(SystemdError, match=r"closed the connection|reset by peer"):
+            systemd.running(["a.service"])
+        assert bus.connections > 2
         assert show(systemd, "a.service").is_missing
+
+
+def test_a_wait_for_a_job_can_be_interrupted(stack: Stack, systemd: Systemd) -> None:
+    """The job goes on; a stop takes its place."""
+    unit = stack.unit("never", SLEEP, service="Type=notify\nTimeoutStartSec=60")
+    with os.fdopen(os.eventfd(0), "wb") as wakeup:
+        limit = Limit(time.monotonic() + 60, wakeup.fileno())
+        with in_background(lambda: systemd.start(unit, limit)) as results:
+            wait_for(lambda: systemd.running([unit]) == {unit: "activating/start"})
+            os.eventfd_write(wakeup.fileno(), 1)
+    assert isinstance(results[0], Interrupted)
+    assert systemd.running([unit]) == {unit: "activating/start"}
+    systemd.stop([unit])
+    assert systemd.running([unit]) == {}
+
+
+def test_a_wait_for_a_job_ends_at_its_deadline(stack: Stack, systemd: Systemd) -> None:
+    unit = stack.unit("never", SLEEP, service="Type=notify\nTimeoutStartSec=60")
+    with pytest.raises(JobUnfinished, match="it took too long"):
+        systemd.start(unit, Limit(time.monotonic() + 0.5))
+    assert systemd.running([unit]) == {unit: "activating/start"}
+    systemd.stop([unit])
 
 
 def test_a_question_that_was_not_answered_in_time_is_not_asked_anew() -> None:

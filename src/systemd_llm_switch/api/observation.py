@@ -15,8 +15,7 @@ from systemd_llm_switch.observe.requests import KEPT
 from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.openai.sse import KEEP_ALIVE, SSE_HEADERS
 from systemd_llm_switch.quoting import quoted
-from systemd_llm_switch.systemd.journal import JournalError
-from systemd_llm_switch.systemd.journal_reader import Follower, last_lines
+from systemd_llm_switch.systemd.journal_reader import Follower, JournalError, last_lines
 from systemd_llm_switch.waiting import Client
 
 _KEEP_ALIVE_S = 10.0

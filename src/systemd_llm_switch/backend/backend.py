@@ -6,33 +6,21 @@ Knows nothing of units, scheduling or repair. Readiness uses `requests`. Forward
 
 from __future__ import annotations
 
-import enum
 import errno
 import socket
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import requests
-
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message
+from systemd_llm_switch.backend.health import Health, HealthCheck
 from systemd_llm_switch.waiting import Client, remaining_s
 
 # llama-server closes an idle connection after 5 s. A connection that is reused at that moment would lose the race.
 _MAX_IDLE_S = 4.0
 _CONNECT_TIMEOUT_S = 5.0
 _PEEK_NOW = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
-
-
-class Readiness(enum.Enum):
-    """What `/health` says (llama-server: 503 while it loads, 200 when ready)."""
-
-    SILENT = "silent"
-    LOADING = "loading"
-    READY = "ready"
 
 
 class Backend:
@@ -47,21 +35,11 @@ class Backend:
         self._address = (parts.hostname or "127.0.0.1", self.port)
         self._host = parts.netloc
         self._idle: deque[tuple[socket.socket, float]] = deque()
-        self._session = requests.Session()
-        self._session.trust_env = False  # a proxy variable must not send loopback traffic elsewhere
-        self._session_lock = threading.Lock()
+        self._health = HealthCheck(url)
 
-    def readiness(self, timeout_s: float = 2.0) -> Readiness:
+    def readiness(self, timeout_s: float = 2.0) -> Health:
         """Asks `/health` once. Never raises."""
-        headers = {"Connection": "close", **self._authorization}
-        try:
-            with self._session_lock, self._session:  # this closes its connections; the session stays usable
-                reply = self._session.get(f"{self.url}/health", timeout=timeout_s, headers=headers)
-        except requests.RequestException as error:
-            _let_go(error)
-            # Any other error: something listens, but is too busy to answer in time.
-            return Readiness.SILENT if isinstance(error, requests.ConnectionError) else Readiness.LOADING
-        return Readiness.READY if reply.status_code == 200 else Readiness.LOADING
+        return self._health.ask(timeout_s, self._authorization)
 
     def ask(
         self,
@@ -188,11 +166,3 @@ def _is_quiet(sock: socket.socket) -> bool:
     except OSError:
         return False
     return False
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Clears an error's frames. urllib3's errors and their frames refer to each other, and so keep the callers' frames
-    and all their objects until Python's garbage collector runs; a watched process would keep a file descriptor."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__

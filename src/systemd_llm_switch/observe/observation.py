@@ -10,8 +10,7 @@ from systemd_llm_switch.observe.own_log import OwnLog
 from systemd_llm_switch.observe.requests import RequestLog
 from systemd_llm_switch.observe.tally import Tally
 from systemd_llm_switch.openai.shapes import Json
-from systemd_llm_switch.systemd.journal import JournalError
-from systemd_llm_switch.systemd.journal_reader import Follower, Line
+from systemd_llm_switch.systemd.journal_reader import Follower, JournalError, Line
 
 log = logging.getLogger(__name__)
 

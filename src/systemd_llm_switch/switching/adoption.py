@@ -87,7 +87,8 @@ class Adoption:
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)
         try:
             rivals = [unit for unit in self._switcher.units() if unit != model.unit]
-            start = Start(self._systemd, model, self._switcher.backend(model), abort_fd, rivals)
-            return start.wait_until_ready(start.launch(status), _HEALTH_TIMEOUT_S)
+            backend = self._switcher.backend(model)
+            start = Start(self._systemd, model, backend, abort_fd, _HEALTH_TIMEOUT_S, rivals)
+            return start.wait_until_ready(start.launch(status))
         finally:
             os.close(abort_fd)

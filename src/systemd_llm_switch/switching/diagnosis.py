@@ -1,21 +1,28 @@
 """Why a start failed, in words that name the cause and the next step. Only reads: systemd's status, the journal, and
-what can be seen by hand."""
+what can be checked by hand."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from systemd_llm_switch.backend.backend import Backend, Readiness
+from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout
+from systemd_llm_switch.quoting import printable, quoted
 from systemd_llm_switch.switching.read_ahead import model_files
 from systemd_llm_switch.systemd import journal
 from systemd_llm_switch.systemd.listeners import control_groups, listening_sockets
 from systemd_llm_switch.systemd.manager import Systemd
-from systemd_llm_switch.systemd.unit import UnitStatus
+from systemd_llm_switch.systemd.programs import ProgramError, run
+from systemd_llm_switch.systemd.unit import MainProcess, UnitStatus
 
 _MEMORY_WORDS = ("out of memory", "outofdevicememory", "failed to allocate", "cannot allocate memory")
+_MAX_QUOTE = 1400  # characters of the journal in one message
+_HELP_TIMEOUT_S = 5.0
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
 
 
 class PortTaken(ModelStartFailed):
@@ -25,52 +32,83 @@ class PortTaken(ModelStartFailed):
 class Diagnosis:
     """Explains one model's start."""
 
-    def __init__(self, model: Model, backend: Backend) -> None:
+    def __init__(self, systemd: Systemd, model: Model, backend: Backend) -> None:
+        self._systemd = systemd
         self._model = model
         self._backend = backend
 
     def failure(self, status: UnitStatus, reason: str = "") -> ModelStartFailed:
-        """The error with all that is known: systemd's result, the next step, and the last lines of this start. The
-        lines come last: they are long, and a client may show the beginning only. `reason` is systemd's answer to the
-        start, if it refused."""
-        lines = journal.last_lines(status.invocation_id)
+        """The error with all that is known: systemd's result, what was checked by hand, the next step, and the last
+        lines of this start. The lines come last: they are long, and a client may show the beginning only. `reason` is
+        systemd's answer to the start, if it refused."""
+        excerpt = journal.read(status.last_process, has_ended=not status.main_pid)
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, reason)}."]
-        parts.append(_next_step(status, lines))
-        if lines:
-            parts.append(quote_journal(lines))
-        memory = status.was_out_of_memory or _names_memory(lines)
+        parts += self._findings(status, excerpt)
+        parts.append(_next_step(status))
+        if excerpt.lines:
+            parts.append(quote_journal(excerpt.lines))
+        memory = status.was_out_of_memory or _names_memory(excerpt.lines)
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 
-    def timeout(self, after_s: float, readiness: Readiness, invocation_id: str) -> ModelStartTimeout:
-        """The error for a backend that was not ready in time."""
-        seen = "nothing listened" if readiness is Readiness.SILENT else "it was still loading"
-        lines = journal.last_lines(invocation_id)
+    def timeout(self, after_s: float, seen: str, process: MainProcess) -> ModelStartTimeout:
+        """The error for a backend that was not ready in time; `seen` is what was seen of it instead."""
+        lines = journal.read(process).lines
         return ModelStartTimeout(
             f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): {seen} at "
             f"{self._backend.url}. Unit {self._model.unit} was stopped again. {quote_journal(lines)}".strip(),
             param="model",
         )
 
-    def port_taken(self, systemd: Systemd) -> PortTaken:
-        """The error for a port on which another process listens."""
-        return PortTaken(
-            f"model {self._model.id!r} was not started: {self._backend.url} is taken by {self._taker(systemd)}"
+    def unfinished(self, after_s: float, status: UnitStatus) -> ModelStartTimeout:
+        """The error for a unit whose start job did not end in time."""
+        lines = journal.read(status.last_process).lines
+        return ModelStartTimeout(
+            f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): unit {status.unit} "
+            f"was still {status.describe()}. It was stopped again. {quote_journal(lines)}".strip(),
+            param="model",
         )
 
-    def _taker(self, systemd: Systemd) -> str:
+    def port_taken(self) -> PortTaken:
+        """The error for a port on which another process listens."""
+        return PortTaken(f"model {self._model.id!r} was not started: {self._taken_by()}")
+
+    def _findings(self, status: UnitStatus, excerpt: journal.Excerpt) -> list[str]:
+        """What the failed process may not have said, as sentences. llama-server loses its last words now and then."""
+        if not _has_failed(status):
+            return []
+        found = _missing_files(status.command)
+        if not excerpt.has_words:
+            found += _unknown_options(status.command)
+            if not self._backend.is_silent():
+                found.append(f"{self._taken_by()}.")
+            found = found or ["The journal has none of its words."]
+        return found
+
+    def _taken_by(self) -> str:
+        return f"{self._backend.url} is taken by {self._taker()}"
+
+    def _taker(self) -> str:
         """Who listens where the model would, and how to stop it. Most often it is the unit of a model that was removed
         from the config while it ran."""
         for group in control_groups(listening_sockets(self._backend.port)):
             unit = group.rpartition("/")[2]
             # A unit of that name may be another user's, or the system's.
-            if unit.endswith(".service") and systemd.show([unit])[unit].control_group == group:
+            if unit.endswith(".service") and self._systemd.show([unit])[unit].control_group == group:
                 return f"unit {unit}: `systemctl --user stop {unit}` stops it; in the config, it would be switched"
         return "something that is none of the configured units; find it with `ss -ltnp` and stop it"
 
 
 def quote_journal(lines: Sequence[str]) -> str:
-    """The last lines of a start as a sentence; empty where there are none."""
-    return f"Last journal lines: {' | '.join(lines)}" if lines else ""
+    """The last lines of a start as a sentence, the oldest left out where they are too many; empty where there are
+    none."""
+    shown: list[str] = []
+    left = _MAX_QUOTE
+    for line in reversed([printable(line) for line in lines]):
+        left -= len(line) + len(" | ")
+        if left < 0 and shown:
+            break
+        shown.insert(0, line)
+    return f"Last journal lines: {' | '.join(shown)}" if shown else ""
 
 
 def _reason(status: UnitStatus, reason: str) -> str:
@@ -79,21 +117,54 @@ def _reason(status: UnitStatus, reason: str) -> str:
     return reason or f"it was stopped, or ended by itself, while it loaded; now {status.describe()}"
 
 
-def _next_step(status: UnitStatus, lines: Sequence[str]) -> str:
+def _next_step(status: UnitStatus) -> str:
     if status.load_state == "not-found":
         return "Install it (./setup.sh), or correct `unit:` in the config."
     if status.needs_daemon_reload:
         return "Its unit file changed on disk: run `systemctl --user daemon-reload`, then try again."
-    lost = next((file for file in model_files(status.command) if not file.exists()), None)
-    if lost is not None and any(str(lost) in line for line in lines):
-        return f"There is no model file {lost}; `./setup.sh --check` names the command that downloads it."
     return f"See `journalctl --user -u {status.unit}` and `systemctl --user status {status.unit}`."
+
+
+def _has_failed(status: UnitStatus) -> bool:
+    """Whether its process ended by itself, with an error."""
+    return status.exec_code == os.CLD_EXITED and status.exec_status != 0
+
+
+def _missing_files(command: str) -> list[str]:
+    """A sentence on the first model file that is not there or cannot be read."""
+    for file in model_files(command):
+        name = quoted(str(file))
+        try:
+            is_there, is_readable = file.exists(), os.access(file, os.R_OK)
+        except (OSError, ValueError):
+            continue
+        if not is_there:
+            return [f"There is no model file {name}; `./setup.sh --check` names the command that downloads it."]
+        if not is_readable:
+            return [f"The model file {name} cannot be read: check its owner and mode."]
+    return []
+
+
+def _unknown_options(command: str) -> list[str]:
+    """A sentence on the options that the unit's llama-server does not know. Only a llama-server is asked: another
+    program might do anything with `--help`."""
+    program, *words = command.split() or [""]
+    if not Path(program).name.startswith("llama-server"):
+        return []
+    try:
+        known = set(_OPTION.findall(run(program, "--help", timeout_s=_HELP_TIMEOUT_S)))
+    except ProgramError:
+        return []
+    given = dict.fromkeys(name for word in words if _OPTION.fullmatch(name := word.partition("=")[0]))
+    unknown = [name for name in given if name not in known]
+    if "--model" not in known or not unknown:
+        return []
+    return [f"{quoted(program)} does not know {', '.join(printable(name, 60) for name in unknown[:5])} (see `--help`)."]
 
 
 def _is_permanent(status: UnitStatus, memory: bool) -> bool:
     """Whether a client's own retries cannot help: a missing file stays missing until somebody acts."""
-    exited = status.exec_code == os.CLD_EXITED and status.exec_status != 0
-    return status.is_missing or (exited and not memory)
+    return status.is_missing or (_has_failed(status) and not memory)
 
 
 def _names_memory(lines: Sequence[str]) -> bool:

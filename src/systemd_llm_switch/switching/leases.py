@@ -129,7 +129,7 @@ class Leases:
         """Notes the process that a lease is about to be granted."""
         lease = self._leases[number]
         resident = lease.resident = residents[lease.model.unit]
-        lease.start = resident.invocation_id
+        lease.start = resident.loaded.start
 
     def waiting(self) -> list[Lease]:
         """The leases that are not resolved."""

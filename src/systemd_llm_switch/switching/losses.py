@@ -36,7 +36,8 @@ class Losses:
             status = self._systemd.show_after_exit(unit, resident.watch.pid)
         except SystemdError as error:
             return str(error)
-        lines = journal.last_lines(resident.invocation_id)
+        has_failed = status.result not in ("", "success")
+        lines = journal.read(resident.process, has_ended=has_failed).lines
         words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
         return " ".join(word for word in words if word)
 

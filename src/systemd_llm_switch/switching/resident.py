@@ -6,7 +6,7 @@ import time
 
 from systemd_llm_switch.backend.exchange import BackendLost, Exchange
 from systemd_llm_switch.contexts.records import Loaded
-from systemd_llm_switch.systemd.unit import ProcessWatch
+from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch
 
 
 class Resident:
@@ -16,12 +16,12 @@ class Resident:
     was for a context.
     """
 
-    def __init__(self, loaded: Loaded, watch: ProcessWatch, began: float) -> None:
+    def __init__(self, loaded: Loaded, watch: ProcessWatch, process: MainProcess, began: float) -> None:
         self.loaded = loaded
         self.model = loaded.model
         self.backend = loaded.backend
         self.watch = watch
-        self.invocation_id = loaded.start
+        self.process = process
         self.began = began
         self.ready = time.monotonic()
         self.since = time.time()

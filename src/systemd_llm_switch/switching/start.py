@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from systemd_llm_switch.backend.backend import Backend, Readiness
+from systemd_llm_switch.backend.backend import Backend
+from systemd_llm_switch.backend.health import UNREACHED, Health, Readiness
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.contexts.unit import Command
@@ -20,10 +21,11 @@ from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.switching.diagnosis import Diagnosis
 from systemd_llm_switch.switching.failures import Failures, Fingerprint
 from systemd_llm_switch.switching.resident import Resident
+from systemd_llm_switch.systemd.bus import Interrupted, Limit
 from systemd_llm_switch.systemd.listeners import holds_any, listening_sockets
-from systemd_llm_switch.systemd.manager import Systemd, SystemdError
+from systemd_llm_switch.systemd.manager import JobUnfinished, Systemd, SystemdError
 from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch, UnitStatus
-from systemd_llm_switch.waiting import is_readable
+from systemd_llm_switch.waiting import is_readable, remaining_s
 
 # Health is asked for in small steps at first (a small model is ready within a second) and in larger ones later: a
 # fiftieth of the time waited, so that the questions never cost more than 2 % of a load. While nothing listens, a
@@ -32,6 +34,8 @@ _FIRST_STEP_S = 0.001
 _FIRST_LOADING_STEP_S = 0.005
 _LARGEST_STEP_S = 0.25
 _STEP_PART = 0.02
+_HEALTH_TIMEOUT_S = 2.0
+_LAST_HEALTH_TIMEOUT_S = 0.5
 # How long a stopped predecessor's port may take to fall silent; the kernel closes it with the process.
 _SILENCE_TIMEOUT_S = 5.0
 
@@ -52,25 +56,32 @@ class Launched(NamedTuple):
     """A unit that was started or adopted and may not be ready yet. `began` is `time.monotonic`."""
 
     watch: ProcessWatch
-    invocation_id: str
+    process: MainProcess
     began: float
     command: Command
     is_adopted: bool
 
 
 class Start:
-    """Brings one model up. `abort_fd` is readable once nobody wants it any more; `rivals` are the other units, which
-    somebody may have started by hand."""
+    """Brings one model up, within `health_timeout_s` of its launch. `abort_fd` is readable once nobody wants it any
+    more, which ends every wait; `rivals` are the other units, which somebody may have started by hand."""
 
     def __init__(
-        self, systemd: Systemd, model: Model, backend: Backend, abort_fd: int, rivals: Sequence[str] = ()
+        self,
+        systemd: Systemd,
+        model: Model,
+        backend: Backend,
+        abort_fd: int,
+        health_timeout_s: float,
+        rivals: Sequence[str] = (),
     ) -> None:
         self._systemd = systemd
         self._model = model
         self._backend = backend
         self._abort_fd = abort_fd
+        self._timeout_s = health_timeout_s
         self._rivals = rivals
-        self._diagnosis = Diagnosis(model, backend)
+        self._diagnosis = Diagnosis(systemd, model, backend)
         self._began = time.monotonic()
 
     def check(self, status: UnitStatus, failures: Failures) -> None:
@@ -93,86 +104,117 @@ class Start:
 
         Raises:
             ModelStartFailed: it could not be started, or has ended already.
+            ModelStartTimeout: systemd did not start it in time.
+            LoadAborted: `abort_fd` became readable.
             SystemdError: systemd could not be asked.
             OSError: there is no room for one more open file.
         """
         began = time.monotonic()
         process = status.main_process
         if not status.is_running:
-            self._start_unit(status)
+            try:
+                self._start_unit(status, Limit(began + self._timeout_s, self._abort_fd))
+            except Interrupted as error:
+                raise LoadAborted from error
+            except JobUnfinished as error:
+                raise self._diagnosis.unfinished(self._timeout_s, self._show()) from error
             process = self._systemd.main_process(status.unit)
         command = Command.of_status(status)
-        return Launched(self._watch(process), process.invocation_id, began, command, status.is_running)
+        return Launched(self._watch(process), process, began, command, status.is_running)
 
-    def wait_until_ready(self, launched: Launched, health_timeout_s: float) -> Resident:
-        """Waits until the backend of what was launched is ready; the timeout counts from its launch.
+    def wait_until_ready(self, launched: Launched) -> Resident:
+        """Waits until the backend of what was launched is ready.
 
         Raises:
             ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
             LoadAborted: `abort_fd` became readable.
             OSError: there is no room for one more open file.
         """
-        watch = launched.watch
-        deadline = launched.began + health_timeout_s
+        watch, deadline = launched.watch, launched.began + self._timeout_s
         poll = select.poll()
         poll.register(watch.fileno(), select.POLLIN)
         poll.register(self._abort_fd, select.POLLIN)
         waiting_since = time.monotonic()
-        readiness = Readiness.SILENT
+        health = UNREACHED
         while True:
-            # `readiness` would need ten times as long to see that still nothing listens.
-            if readiness is not Readiness.SILENT or not self._backend.is_silent():
-                readiness = self._backend.readiness()
+            health = self._ask(health, deadline)
             events = dict(poll.poll(0))
             if watch.fileno() in events:
                 raise self._diagnosis.failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
-            if readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
-                loaded = Loaded(
-                    self._model, self._backend, launched.command, launched.invocation_id, watch.pid, launched.is_adopted
-                )
-                return Resident(loaded, watch, self._began)
-            waited = time.monotonic() - waiting_since
+            if health.readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
+                return self._resident(launched)
             if time.monotonic() >= deadline:
-                raise self._diagnosis.timeout(health_timeout_s, readiness, launched.invocation_id)
-            first_step = _FIRST_STEP_S if readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
-            step = min(_LARGEST_STEP_S, max(first_step, waited * _STEP_PART))
-            poll.poll(int(step * 1000))
-            if is_readable(self._abort_fd):
-                raise LoadAborted
+                raise self._diagnosis.timeout(self._timeout_s, health.words, launched.process)
+            poll.poll(int(_step_s(health, time.monotonic() - waiting_since) * 1000))
+            self._check_wanted()
 
-    def _start_unit(self, status: UnitStatus) -> None:
+    def _resident(self, launched: Launched) -> Resident:
+        process = launched.process
+        loaded = Loaded(
+            self._model, self._backend, launched.command, process.invocation_id, process.pid, launched.is_adopted
+        )
+        return Resident(loaded, launched.watch, process, self._began)
+
+    def _ask(self, last: Health, deadline: float) -> Health:
+        if last.readiness is Readiness.SILENT and self._backend.is_silent():
+            return UNREACHED  # `readiness` would need ten times as long to see that
+        # Asked once more at the deadline, so that a unit that became ready just then is not stopped.
+        return self._backend.readiness(min(_HEALTH_TIMEOUT_S, max(_LAST_HEALTH_TIMEOUT_S, remaining_s(deadline))))
+
+    def _check_wanted(self) -> None:
+        """
+        Raises:
+            LoadAborted
+        """
+        if is_readable(self._abort_fd):
+            raise LoadAborted
+
+    def _start_unit(self, status: UnitStatus, limit: Limit) -> None:
+        """
+        Raises:
+            JobUnfinished, Interrupted: the limit was reached.
+            ModelStartFailed, LoadAborted, SystemdError
+        """
+        self._check_wanted()
         if not status.is_stopped:
             # In auto-restart, `start` would wait out RestartSec; while it stops, it would be stopped again.
-            self._systemd.stop([status.unit])
+            self._systemd.stop([status.unit], limit)
             self._systemd.reset_failed(status.unit)
         if status.active_state == "failed":
             self._systemd.reset_failed(status.unit)
         self._wait_until_silent()
         try:
-            self._systemd.start(status.unit)
+            self._systemd.start(status.unit, limit)
+        except JobUnfinished:
+            raise
         except SystemdError as error:
             status = self._show()
             if status.result != "start-limit-hit":
                 raise self._diagnosis.failure(status, str(error)) from error
-            self._start_over_the_limit(status.unit)
+            self._start_over_the_limit(status.unit, limit)
 
-    def _start_over_the_limit(self, unit: str) -> None:
+    def _start_over_the_limit(self, unit: str, limit: Limit) -> None:
         """Models that are switched back and forth are started more often than systemd's start limit allows. The limit
         is for crash loops, and a crash ends our wait anyway."""
         self._systemd.reset_failed(unit)
         try:
-            self._systemd.start(unit)
+            self._systemd.start(unit, limit)
+        except JobUnfinished:
+            raise
         except SystemdError as error:
             raise self._diagnosis.failure(self._show(), str(error)) from error
 
     def _wait_until_silent(self) -> None:
         """Waits until nothing listens: whoever answers later must be the unit that is about to start."""
         deadline = time.monotonic() + _SILENCE_TIMEOUT_S
+        poll = select.poll()
+        poll.register(self._abort_fd, select.POLLIN)
         step_s = _FIRST_STEP_S
         while not self._backend.is_silent():
             if time.monotonic() > deadline:
-                raise self._diagnosis.port_taken(self._systemd)
-            time.sleep(step_s)
+                raise self._diagnosis.port_taken()
+            poll.poll(int(step_s * 1000))
+            self._check_wanted()
             step_s = min(_LARGEST_STEP_S, step_s * 2)
 
     def _watch(self, process: MainProcess) -> ProcessWatch:
@@ -199,3 +241,9 @@ class Start:
 
     def _show(self) -> UnitStatus:
         return self._systemd.show([self._model.unit])[self._model.unit]
+
+
+def _step_s(health: Health, waited_s: float) -> float:
+    """How long to wait before the next question."""
+    first_s = _FIRST_STEP_S if health.readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
+    return min(_LARGEST_STEP_S, max(first_s, waited_s * _STEP_PART))

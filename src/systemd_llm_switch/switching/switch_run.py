@@ -153,7 +153,8 @@ class SwitchRun:
             except (OSError, SystemdError) as reason:
                 said = f"model {model.id!r} was not started: {reason}"
                 raise StartRefused(ModelStartFailed(said)) from reason
-            start = Start(systemd, model, self.target.backend, abort_fd, self.others)
+            timeout_s = self.target.health_timeout_s
+            start = Start(systemd, model, self.target.backend, abort_fd, timeout_s, self.others)
             start.check(status, self._failures)
             if self._leaving:
                 self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
@@ -161,7 +162,7 @@ class SwitchRun:
             if running or not status.is_stopped:  # it may have ended with the others, or somebody may have started it
                 status = systemd.show([model.unit])[model.unit]
             launched = start.launch(status)
-        resident = start.wait_until_ready(launched, self.target.health_timeout_s)
+        resident = start.wait_until_ready(launched)
         self._failures.note_success(model.unit)
         self._contexts.ready(resident.loaded)
         resident.note_restored(self._contexts.restore(resident.loaded, self.target.beginnings()).took_s)

@@ -1,7 +1,7 @@
 """D-Bus to systemd's user manager: a connection, calls on it, and the jobs that calls begin.
 
-Knows the protocol (https://dbus.freedesktop.org/doc/dbus-specification.html); which of the manager's methods are
-called, and what their answers mean, is `systemd`'s business.
+Knows the protocol (https://dbus.freedesktop.org/doc/dbus-specification.html). `manager` knows which methods are called
+and what their answers mean.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageType, new_method_call
@@ -20,7 +21,8 @@ from jeepney.auth import BEGIN, make_auth_external
 from jeepney.bus import get_connectable_addresses
 from jeepney.low_level import calc_msg_size
 
-from systemd_llm_switch.waiting import remaining_s
+from systemd_llm_switch.quoting import printable
+from systemd_llm_switch.waiting import LONGEST_WAIT_S, remaining_s
 
 _NAME = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
@@ -35,12 +37,13 @@ _PREFIX_BYTES = 16  # of a message; they hold its size
 _MAX_MESSAGE_BYTES = 16 << 20  # a unit's properties are some 20 KiB
 _MAX_GREETING_BYTES = 4096
 _CHUNK_BYTES = 1 << 16
-# What jeepney raises at bytes that are no message; it has no error of its own for that.
+# What jeepney raises at bytes that are not a message; it has no error of its own for that.
 _MALFORMED = (AssertionError, LookupError, RecursionError, TypeError, ValueError, struct.error)
 
 
 class BusError(Exception):
-    """The manager cannot be asked: it is not there, is silent, hung up, or is no D-Bus. The message says which."""
+    """The manager cannot be asked: it is not there, is silent, hung up, or does not speak D-Bus. The message says
+    which."""
 
 
 class BusTimeout(BusError):
@@ -48,7 +51,11 @@ class BusTimeout(BusError):
 
 
 class BusClosed(BusError):
-    """The other side hung up."""
+    """The other side hung up, or lets nobody connect. A manager that is executed anew does so for a moment."""
+
+
+class Interrupted(Exception):
+    """A wait for a job was ended by its caller's `Limit`; the job goes on."""
 
 
 class CallRefused(Exception):
@@ -57,6 +64,13 @@ class CallRefused(Exception):
     def __init__(self, name: str, words: str) -> None:
         super().__init__(words)
         self.name = name
+
+
+class Limit(NamedTuple):
+    """When to stop waiting for a job: at `deadline` (`time.monotonic`), or as soon as `interrupt_fd` is readable."""
+
+    deadline: float
+    interrupt_fd: int | None = None
 
 
 class Call(NamedTuple):
@@ -117,7 +131,8 @@ class ManagerBus:
         self._received = bytearray()
         self._job_results: dict[str, str] = {}
         address, is_private = _find(environ)
-        self._hears_jobs = is_private  # on its own socket, the manager tells its signals unasked
+        self._hears_jobs = is_private  # on its own socket, the manager sends its signals unasked
+        self._interrupt_fd: int | None = None
         self._name = address.replace("\0", "@")
         try:
             self._sock = socket.socket(socket.AF_UNIX)
@@ -162,21 +177,32 @@ class ManagerBus:
                 answers[serial] = Answer(message)
         return [answers[serial] for serial in numbered]
 
-    def run_jobs(self, calls: Sequence[Call], timeout_s: float) -> list[str | CallRefused]:
-        """Makes calls that each begin a job (StartUnit, StopUnit), side by side, and waits for the jobs' ends: of each
-        systemd's word for it (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED, or why
-        there is no job."""
-        deadline = time.monotonic() + timeout_s
+    def run_jobs(self, calls: Sequence[Call], limit: Limit) -> list[str | CallRefused]:
+        """Makes calls that each begin a job (StartUnit, StopUnit), side by side, and waits for the jobs' ends. Returns
+        systemd's word for each end (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED at the
+        deadline, or the refusal of the call.
+
+        Raises:
+            Interrupted
+        """
         if not self._hears_jobs:
             self._call_bus("AddMatch", "s", (_JOBS_END,))
             self.call(Call("Subscribe"))
             self._hears_jobs = True
         jobs = [answer.refusal or str(answer.values()[0]) for answer in self.call_all(calls)]
-        # A job may end before the answer that names it has come, so its result may be here already.
-        with contextlib.suppress(BusTimeout):
+        # A job may end before the answer that names it arrives, so its result may be here already.
+        with contextlib.suppress(BusTimeout), self._interruptible(limit.interrupt_fd):
             while any(isinstance(job, str) and job not in self._job_results for job in jobs):
-                self._receive(deadline)
+                self._receive(limit.deadline)
         return [self._job_results.get(job, UNFINISHED) if isinstance(job, str) else job for job in jobs]
+
+    @contextlib.contextmanager
+    def _interruptible(self, interrupt_fd: int | None) -> Iterator[None]:
+        self._interrupt_fd = interrupt_fd
+        try:
+            yield
+        finally:
+            self._interrupt_fd = None
 
     def _greet(self, address: str, deadline: float) -> None:
         """Connects and authenticates as who we are (SASL EXTERNAL).
@@ -192,11 +218,11 @@ class ManagerBus:
         self._send(b"\0" + make_auth_external() + BEGIN, deadline)
         while b"\r\n" not in self._received:
             if len(self._received) > _MAX_GREETING_BYTES:
-                raise BusError(f"{self._name} is no D-Bus socket")
+                raise BusError(f"{self._name} is not a D-Bus socket")
             self._read(deadline)
         line, _, self._received = self._received.partition(b"\r\n")
         if not line.startswith(b"OK "):
-            raise BusError(f"{self._name} lets nobody in: {line[:100].decode(errors='replace')}")
+            raise BusError(f"{self._name} refused to authenticate us: {printable(bytes(line), 100)}")
 
     def _call_bus(self, method: str, signature: str | None = None, arguments: tuple[Any, ...] = ()) -> None:
         """A method of the session bus itself."""
@@ -218,7 +244,7 @@ class ManagerBus:
                     _, job, _, result = message.body
                     self._job_results[job] = result
             except _MALFORMED as error:
-                raise BusError(f"{self._name} sent what is no D-Bus message") from error
+                raise BusError(f"{self._name} sent something that is not a D-Bus message") from error
             return message
 
     def _receive_bytes(self, deadline: float) -> bytes:
@@ -245,6 +271,7 @@ class ManagerBus:
     def _read(self, deadline: float) -> None:
         try:
             self._wait_until(deadline)
+            self._check_interrupt(deadline)
             data = self._sock.recv(_CHUNK_BYTES)
         except OSError as error:
             raise self._broken(error) from error
@@ -252,16 +279,34 @@ class ManagerBus:
             raise BusClosed(f"{self._name}: the manager closed the connection")
         self._received += data
 
+    def _check_interrupt(self, deadline: float) -> None:
+        """Blocks until there is something to read, if the wait may be interrupted.
+
+        Raises:
+            Interrupted
+            TimeoutError: the deadline has come.
+        """
+        if self._interrupt_fd is None:
+            return
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._interrupt_fd, select.POLLIN)
+        ready = dict(poll.poll(min(remaining_s(deadline), LONGEST_WAIT_S) * 1000))
+        if self._interrupt_fd in ready:
+            raise Interrupted
+        if not ready:
+            raise TimeoutError
+
     def _wait_until(self, deadline: float) -> None:
         left_s = remaining_s(deadline)
-        if left_s == 0:  # for a socket, that would mean not to wait, and to read on for ever
+        if left_s == 0:  # to a socket, 0 means not to wait, and the caller would read on for ever
             raise TimeoutError
         self._sock.settimeout(left_s)
 
     def _broken(self, error: OSError) -> BusError:
         if isinstance(error, TimeoutError):
             return BusTimeout(f"{self._name}: the manager did not answer in time")
-        kind = BusClosed if isinstance(error, BrokenPipeError | ConnectionResetError) else BusError
+        kind = BusClosed if isinstance(error, ConnectionError) else BusError
         return kind(f"{self._name}: {error.strerror or error}")
 
 

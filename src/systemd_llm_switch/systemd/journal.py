@@ -1,49 +1,81 @@
-"""What a unit's start left in the journal: the only module that runs a program (journalctl(1))."""
+"""What one start of a unit left in the journal, read with journalctl(1)."""
 
 from __future__ import annotations
 
-import subprocess
+import json
+import time
+from dataclasses import dataclass
+
+from systemd_llm_switch.systemd.programs import ProgramError, run
+from systemd_llm_switch.systemd.unit import MainProcess
 
 _TIMEOUT_S = 5.0
+_ENTRIES = 30  # read, so that enough is left once the dull ones are gone
+_LINES = 12
 _DULL_LINES = ("Starting ", "Started ", "Stopping ", "Stopped ")  # the manager's own, in every journal
+_TOO_LONG = "(a line of more than 4096 bytes)"
+# journald reads what a process wrote a moment after it was written, so the last words of one that has just ended may
+# not be there yet.
+_ARRIVAL_TIMEOUT_S = 1.0
+_ARRIVAL_STEP_S = 0.05
+_CLOCK_SLACK_S = 1.0
 
 
-class JournalError(Exception):
-    """The journal cannot be read; the message says why."""
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """The last lines of a start, the program's own and the manager's. `has_words` says whether any is the program's;
+    without, the journal could not be read, or the program was silent."""
+
+    lines: tuple[str, ...] = ()
+    has_words: bool = False
 
 
-def last_lines(invocation_id: str, count: int = 12) -> list[str]:
-    """The last lines of one start of a unit, the program's own and the manager's. Blocks; never raises: where the
-    journal cannot be read, the only line says so."""
-    if not invocation_id:
-        return []
-    match = [f"_SYSTEMD_INVOCATION_ID={invocation_id}", "+", f"USER_INVOCATION_ID={invocation_id}"]
-    command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "-n", str(count), *match]
-    try:
-        done = _run(command)
-    except JournalError as error:
-        return [f"(the journal cannot be read: {error})"]
-    stripped = (line.strip() for line in done.stdout.splitlines())
-    found = [line for line in stripped if line and not line.startswith(_DULL_LINES)]
-    if not found and done.stderr.strip():
-        return [f"(the journal cannot be read: {done.stderr.strip().splitlines()[-1]})"]
-    return found
+def read(process: MainProcess, *, has_ended: bool = False) -> Excerpt:
+    """The last lines of one start. Blocks; never raises: where the journal cannot be read, the only line says so.
+
+    With `has_ended`, waits up to a second for the process's own words and for the manager's that it exited.
+    """
+    if not process.invocation_id:
+        return Excerpt()
+    deadline = time.monotonic() + _ARRIVAL_TIMEOUT_S
+    while True:
+        try:
+            entries = _entries(run(*_command(process), timeout_s=_TIMEOUT_S))
+        except ProgramError as error:
+            return Excerpt((f"(the journal cannot be read: {error})",))
+        has_words = any(pid == process.pid for pid, _ in entries)
+        is_complete = has_words and any(pid != process.pid and "exited" in text for pid, text in entries)
+        if is_complete or not (has_ended and process.pid) or time.monotonic() >= deadline:
+            return Excerpt(_lines(entries), has_words)
+        time.sleep(_ARRIVAL_STEP_S)
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise JournalError(f"{command[0]} is not installed; this proxy needs systemd") from error
-    except subprocess.TimeoutExpired as error:
-        raise JournalError(f"`{' '.join(command)}` did not end within {_TIMEOUT_S:g} s") from error
-    except OSError as error:  # no free descriptor for its pipes, for example, or no free process
-        raise JournalError(f"`{' '.join(command)}` could not be run: {error}") from error
+def _command(process: MainProcess) -> list[str]:
+    """The program's lines and the manager's are found by the start's id. Where a process is gone before journald looks
+    at it, its lines have no id and no unit, but always the pid; the time keeps others' with the same pid out."""
+    match = [f"_SYSTEMD_INVOCATION_ID={process.invocation_id}", "+", f"USER_INVOCATION_ID={process.invocation_id}"]
+    if process.pid and process.started_at:
+        match += ["+", f"_PID={process.pid}", f"--since=@{process.started_at - _CLOCK_SLACK_S:.6f}"]
+    # With --since, -n alone would count from the oldest.
+    return ["journalctl", "--quiet", "--no-pager", "-r", "-n", str(_ENTRIES), "-o", "json",
+            "--output-fields=MESSAGE,_PID", *match]  # fmt: skip
+
+
+def _entries(output: str) -> list[tuple[int, str]]:
+    """Each entry's pid and text, the oldest first. What is not an entry is journalctl's own complaint."""
+    entries = []
+    for line in reversed(output.splitlines()):
+        try:
+            fields = json.loads(line)
+            pid, message = int(fields.get("_PID", 0)), fields.get("MESSAGE")
+        except (ValueError, TypeError, AttributeError):
+            pid, message = 0, f"(journalctl: {line})"
+        if isinstance(message, list):  # bytes that are not UTF-8, or not printable
+            message = bytes(it for it in message if isinstance(it, int) and 0 <= it < 256).decode("utf-8", "replace")
+        entries.append((pid, message if isinstance(message, str) else _TOO_LONG))
+    return entries
+
+
+def _lines(entries: list[tuple[int, str]]) -> tuple[str, ...]:
+    stripped = (line.strip() for _, text in entries for line in text.splitlines())
+    return tuple(line for line in stripped if line and not line.startswith(_DULL_LINES))[-_LINES:]

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from systemd_llm_switch.systemd.journal import JournalError
-
 _FIELDS = "MESSAGE,_SYSTEMD_USER_UNIT,USER_UNIT,PRIORITY"
 _TIMEOUT_S = 5.0
 _MOST_MESSAGE_CHARACTERS = 2000
+
+
+class JournalError(Exception):
+    """The journal cannot be read; the message says why."""
 
 
 class Line(NamedTuple):

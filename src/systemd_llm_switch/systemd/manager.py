@@ -12,20 +12,34 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self, TypeVar
 
+from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.systemd.bus import (
     REPLY_TIMEOUT_S,
     UNFINISHED,
+    Answer,
     BusClosed,
     BusError,
     Call,
     CallRefused,
+    Limit,
     ManagerBus,
     all_properties,
     properties,
 )
-from systemd_llm_switch.systemd.unit import MainProcess, UnitStatus, describe_state, has_stopped, parse_status
+from systemd_llm_switch.systemd.unit import (
+    MainProcess,
+    UnitStatus,
+    describe_state,
+    has_stopped,
+    parse_status,
+    refused_status,
+)
 
 _REAP_TIMEOUT_S = 1.0  # systemd notices a dead child within milliseconds
+# A manager that is executed anew (`daemon-reexec`) ends its connections and lets nobody connect for 50 to 250 ms.
+_REEXEC_TIMEOUT_S = 1.0
+_REEXEC_STEP_S = 0.02
+_BAD_NAME = "org.freedesktop.DBus.Error.InvalidArgs"
 _NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
 # Raised by reading an answer that is not as org.freedesktop.systemd1(5) has it.
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
@@ -49,6 +63,10 @@ class SystemdError(Exception):
     """systemd could not be asked, refused, or failed. The message has its words, and the next step."""
 
 
+class JobUnfinished(SystemdError):
+    """A start or a stop did not end in time; systemd goes on with it."""
+
+
 class Systemd:
     """The user manager. Stateless and thread-safe. Each method makes a connection of its own, and none forks; use
     `connected` for several questions in a row.
@@ -68,7 +86,8 @@ class Systemd:
         return ConnectedSystemd(self._timeout_s, self._environ)
 
     def show(self, units: Iterable[str]) -> dict[str, UnitStatus]:
-        """The state of all units, each one's at one moment. A unit that does not exist is `is_missing`."""
+        """The state of all units, each one's at one moment. A unit that does not exist is `is_missing`, and so is one
+        whose name systemd does not accept."""
         names = list(dict.fromkeys(units))
         if not names:
             return {}
@@ -76,7 +95,7 @@ class Systemd:
 
         def ask(bus: ManagerBus) -> dict[str, UnitStatus]:
             answers = zip(names, bus.call_all(calls), strict=True)
-            return {name: parse_status(name, *answer.values()) for name, answer in answers}
+            return {name: _status(name, answer) for name, answer in answers}
 
         return self._ask(ask)
 
@@ -87,11 +106,12 @@ class Systemd:
         asked for first: if that process ends meanwhile and another takes its place, whoever opens the pid finds it
         gone.
         """
-        calls = properties(unit, ("Service", "MainPID"), ("Service", "ControlGroup"), ("Unit", "InvocationID"))
+        wanted = ("MainPID", "ControlGroup", "ExecMainStartTimestamp")
+        calls = properties(unit, *(("Service", name) for name in wanted), ("Unit", "InvocationID"))
 
         def ask(bus: ManagerBus) -> MainProcess:
-            pid, control_group, invocation_id = (answer.values()[0][1] for answer in bus.call_all(calls))
-            return MainProcess(pid, control_group, invocation_id.hex())
+            pid, control_group, started_us, invocation_id = (it.values()[0][1] for it in bus.call_all(calls))
+            return MainProcess(pid, control_group, invocation_id.hex(), started_us / 1e6)
 
         return self._ask(ask)
 
@@ -109,45 +129,65 @@ class Systemd:
         and a short answer."""
         if not units:
             return {}
+        return self._ask(lambda bus: _running(units, bus))
 
-        def ask(bus: ManagerBus) -> dict[str, str]:
-            (listed,) = bus.call(Call("ListUnitsByNames", "as", (list(units),)))
-            # name, description, load state, active state, sub state, ...; the name may be an alias of the unit.
-            states = {unit: (it[3], it[4]) for unit, it in zip(units, listed, strict=True)}
-            return {unit: describe_state(*state) for unit, state in states.items() if not has_stopped(state[0])}
-
-        return self._ask(ask)
-
-    def stop(self, units: Sequence[str]) -> None:
+    def stop(self, units: Sequence[str], limit: Limit | None = None) -> None:
         """Stops all units side by side and waits for them. A unit that does not exist is not an error; ask `running`
-        afterwards what still runs."""
+        afterwards what still runs.
+
+        Raises:
+            JobUnfinished: at the deadline.
+            Interrupted: as soon as the limit's descriptor is readable.
+        """
         failed = {
             unit: result
-            for unit, result in self._run_jobs("StopUnit", units).items()
-            if not (isinstance(result, CallRefused) and result.name == _NOT_LOADED)
+            for unit, result in self._run_jobs("StopUnit", units, limit).items()
+            if not (isinstance(result, CallRefused) and result.name in (_NOT_LOADED, _BAD_NAME))
         }
         if failed:
             reasons = (f"stopping {unit} failed: {_words(result)}" for unit, result in failed.items())
-            raise SystemdError("; ".join(reasons))
+            kind = JobUnfinished if UNFINISHED in failed.values() else SystemdError
+            raise kind("; ".join(reasons))
 
-    def start(self, unit: str) -> None:
-        """Starts a unit and waits until systemd calls it started (for Type=exec: it was executed)."""
-        for result in self._run_jobs("StartUnit", [unit]).values():
-            raise SystemdError(f"starting {unit} failed: {_words(result)}")
+    def start(self, unit: str, limit: Limit | None = None) -> None:
+        """Starts a unit and waits until systemd calls it started (for Type=exec: it was executed).
+
+        Raises:
+            JobUnfinished, Interrupted: as `stop` does.
+        """
+        for result in self._run_jobs("StartUnit", [unit], limit).values():
+            kind = JobUnfinished if result == UNFINISHED else SystemdError
+            raise kind(f"starting {unit} failed: {_words(result)}")
 
     def reset_failed(self, unit: str) -> None:
         """Clears a failed state and the start limit's count. A refusal is ignored: systemd refuses for a unit that is
         not loaded, and any other reason shows at the start that follows."""
         self._ask(lambda bus: bus.call_all([Call("ResetFailedUnit", "s", (unit,))]))
 
-    def _run_jobs(self, method: str, units: Sequence[str]) -> dict[str, str | CallRefused]:
+    def _run_jobs(self, method: str, units: Sequence[str], limit: Limit | None) -> dict[str, str | CallRefused]:
         """The units whose job did not end well, and what systemd says of it."""
         calls = [Call(method, "ss", (unit, "replace")) for unit in units]
-        results = self._ask(lambda bus: bus.run_jobs(calls, self._timeout_s))
+        latest = time.monotonic() + self._timeout_s
+        limit = Limit(latest) if limit is None else limit._replace(deadline=min(latest, limit.deadline))
+        results = self._ask(lambda bus: bus.run_jobs(calls, limit))
         return {unit: result for unit, result in zip(units, results, strict=True) if result not in _FINE}
 
     def _ask(self, question: Callable[[ManagerBus], _T]) -> _T:
-        with self._explained(), self._open() as bus:
+        """Asks again for up to a second where the manager hangs up: all our questions may be asked twice."""
+        closed_at: float | None = None
+        with self._explained():
+            while True:
+                try:
+                    return self._ask_once(question)
+                except BusClosed:
+                    now = time.monotonic()
+                    closed_at = now if closed_at is None else closed_at
+                    if now >= closed_at + _REEXEC_TIMEOUT_S:
+                        raise
+                time.sleep(_REEXEC_STEP_S)
+
+    def _ask_once(self, question: Callable[[ManagerBus], _T]) -> _T:
+        with self._open() as bus:
             return question(bus)
 
     def _open(self) -> ManagerBus:
@@ -163,9 +203,9 @@ class Systemd:
                 f"as the same user and with the same XDG_RUNTIME_DIR"
             ) from error
         except CallRefused as error:
-            raise SystemdError(f"systemd answered: {error}") from error
+            raise SystemdError(f"systemd answered: {printable(str(error))}") from error
         except _MALFORMED as error:
-            raise SystemdError(f"systemd's answer cannot be understood: {error!r}") from error
+            raise SystemdError(f"systemd's answer cannot be understood: {printable(repr(error))}") from error
 
 
 class ConnectedSystemd(Systemd):
@@ -187,20 +227,15 @@ class ConnectedSystemd(Systemd):
         self._is_entered = False
         self._close()
 
-    def _ask(self, question: Callable[[ManagerBus], _T]) -> _T:
+    def _ask_once(self, question: Callable[[ManagerBus], _T]) -> _T:
         if not self._is_entered:
-            return super()._ask(question)
-        is_kept = self._bus is not None
-        with self._explained():
-            self._bus = bus = self._bus or self._open()
-            try:
-                return question(bus)
-            except BusError as error:
-                self._close()
-                if not is_kept or not isinstance(error, BusClosed):
-                    raise
-        # A `daemon-reexec` ends the connections to the manager's own socket. All our questions may be asked twice.
-        return self._ask(question)
+            return super()._ask_once(question)
+        self._bus = bus = self._bus or self._open()
+        try:
+            return question(bus)
+        except BusError:
+            self._close()
+            raise
 
     def _close(self) -> None:
         bus, self._bus = self._bus, None
@@ -208,7 +243,33 @@ class ConnectedSystemd(Systemd):
             bus.close()
 
 
+def _status(unit: str, answer: Answer) -> UnitStatus:
+    if _is_name_refused(answer):
+        return refused_status(unit, printable(str(answer.refusal)))
+    return parse_status(unit, *answer.values())
+
+
+def _running(units: Sequence[str], bus: ManagerBus) -> dict[str, str]:
+    (answer,) = bus.call_all([_list(units)])
+    if _is_name_refused(answer) or len(answer.values()[0]) != len(units):
+        # systemd refuses the whole list for some bad names, and leaves out others. A unit with such a name cannot run.
+        answers = zip(units, bus.call_all([_list([unit]) for unit in units]), strict=True)
+        rows = [(unit, row) for unit, it in answers if not _is_name_refused(it) for row in it.values()[0]]
+    else:
+        rows = list(zip(units, answer.values()[0], strict=True))
+    # A row: name, description, load state, active state, sub state, ...; the name may be an alias of the unit.
+    return {unit: describe_state(row[3], row[4]) for unit, row in rows if not has_stopped(row[3])}
+
+
+def _list(units: Sequence[str]) -> Call:
+    return Call("ListUnitsByNames", "as", (list(units),))
+
+
+def _is_name_refused(answer: Answer) -> bool:
+    return answer.refusal is not None and answer.refusal.name == _BAD_NAME
+
+
 def _words(result: str | CallRefused) -> str:
     if isinstance(result, CallRefused):
-        return str(result).rstrip(".")
+        return printable(str(result)).rstrip(".")
     return _JOB_FAILURES.get(result, f"its job ended as {result!r}")

@@ -27,11 +27,13 @@ _MISSING = ("not-found", "bad-setting", "error", "masked")
 
 
 class MainProcess(NamedTuple):
-    """The process that a unit runs for one of its starts. `pid` is 0 where there is none."""
+    """The process that a unit runs for one of its starts, or ran. `pid` is 0 where there is none; `started_at` is
+    seconds since the epoch, 0 where it never started."""
 
     pid: int
     control_group: str
     invocation_id: str
+    started_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class UnitStatus:
     main_pid: int
     exec_code: int
     exec_status: int
+    exec_pid: int  # the main process of the last start, which may be over
+    exec_started_at: float
     invocation_id: str
     needs_daemon_reload: bool
     files: tuple[str, ...]
@@ -68,7 +72,13 @@ class UnitStatus:
 
     @property
     def main_process(self) -> MainProcess:
-        return MainProcess(self.main_pid, self.control_group, self.invocation_id)
+        """The process that runs now."""
+        return MainProcess(self.main_pid, self.control_group, self.invocation_id, self.exec_started_at)
+
+    @property
+    def last_process(self) -> MainProcess:
+        """The process of the last start, which may be over."""
+        return MainProcess(self.exec_pid, self.control_group, self.invocation_id, self.exec_started_at)
 
     @property
     def is_missing(self) -> bool:
@@ -125,6 +135,12 @@ class ProcessWatch:
             os.close(self._fd)
 
 
+def refused_status(unit: str, reason: str) -> UnitStatus:
+    """The status of a name that systemd does not accept: a unit that cannot exist, and so is stopped."""
+    properties = {"LoadState": ("s", "error"), "LoadError": ("(ss)", ("", reason)), "ActiveState": ("s", "inactive")}
+    return parse_status(unit, properties)
+
+
 def has_stopped(active_state: str) -> bool:
     """Whether a unit in this ActiveState runs nothing."""
     return active_state in _STOPPED
@@ -158,6 +174,8 @@ def parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitSt
         main_pid=value("MainPID", 0),
         exec_code=value("ExecMainCode", 0),
         exec_status=value("ExecMainStatus", 0),
+        exec_pid=value("ExecMainPID", 0),
+        exec_started_at=value("ExecMainStartTimestamp", 0) / 1e6,
         invocation_id=value("InvocationID", b"").hex(),
         needs_daemon_reload=value("NeedDaemonReload", False),
         files=tuple(file for file in files if file),

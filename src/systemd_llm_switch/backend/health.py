@@ -1,0 +1,133 @@
+"""A backend's readiness, asked for at `/health` with `requests`: llama-server says 503 while it loads, 200 when ready.
+
+Whatever listens there is hostile until it has proved otherwise. One deadline covers a whole answer, however slowly its
+bytes come; no redirect is followed; of the body nothing is read.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError
+
+from systemd_llm_switch.waiting import remaining_s
+
+_MAX_BYTES = 1 << 16  # of an answer: http.client reads 8 KiB at a time, and a hundred header fields at most
+
+
+class Readiness(enum.Enum):
+    """What is known of a backend."""
+
+    SILENT = "silent"  # nothing listens
+    MUTE = "mute"  # something listens, and does not answer
+    LOADING = "loading"
+    READY = "ready"
+
+
+class Health(NamedTuple):
+    """One answer, or the lack of one. `words` completes "nothing but this was seen: ..."."""
+
+    readiness: Readiness
+    words: str
+
+
+UNREACHED = Health(Readiness.SILENT, "nothing listened")
+_MUTE = Health(Readiness.MUTE, "something accepted the connection and did not answer")
+_BROKEN = Health(Readiness.MUTE, "something accepted the connection and closed it without an answer in HTTP")
+_LOADING = Health(Readiness.LOADING, "it was still loading")
+_READY = Health(Readiness.READY, "it was ready")
+
+
+class HealthCheck:
+    """Asks one URL's `/health`. Thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/health"
+        self._adapter = _Adapter()
+        self._lock = threading.Lock()
+
+    def ask(self, timeout_s: float, headers: Mapping[str, str]) -> Health:
+        """Asks once; takes `timeout_s` at most to connect, and as much to read. Never raises."""
+        question = requests.Request("GET", self._url, headers={"Connection": "close", **headers}).prepare()
+        try:
+            with self._lock:
+                # The adapter and not a session, which would read and decompress the body of a redirect.
+                reply = self._adapter.send(question, stream=True, timeout=timeout_s)
+                reply.close()
+                self._adapter.close()
+        except requests.RequestException as error:
+            health = _explain(error)
+            _let_go(error)
+            return health
+        if reply.status_code == requests.codes.ok:
+            return _READY
+        if reply.status_code == requests.codes.unavailable:
+            return _LOADING
+        return Health(Readiness.LOADING, f"it answered /health with {reply.status_code} instead of 200")
+
+
+def _explain(error: requests.RequestException) -> Health:
+    if isinstance(error, requests.Timeout):
+        return _MUTE
+    cause = error.args[0] if error.args else None
+    return UNREACHED if isinstance(getattr(cause, "reason", None), NewConnectionError) else _BROKEN
+
+
+class _Socket(socket.socket):
+    """A socket whose timeout covers all reads together, where the usual one begins anew with each; and which reads no
+    more than `_MAX_BYTES`."""
+
+    _deadline = math.inf
+    _left_bytes = _MAX_BYTES
+
+    def settimeout(self, value: float | None) -> None:
+        self._deadline = math.inf if value is None else time.monotonic() + value
+        super().settimeout(value)
+
+    def recv_into(self, *arguments: Any, **more: Any) -> int:
+        left_s = remaining_s(self._deadline)
+        if left_s == 0 or self._left_bytes <= 0:
+            raise TimeoutError
+        super().settimeout(None if left_s == math.inf else left_s)
+        count = super().recv_into(*arguments, **more)
+        self._left_bytes -= count
+        return count
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        plain: socket.socket = self.sock
+        self.sock = _Socket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+        self.sock.settimeout(self.timeout)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _Adapter(HTTPAdapter):
+    """Makes connections with such sockets."""
+
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        super().init_poolmanager(*arguments, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool}
+
+
+def _let_go(error: BaseException | None) -> None:
+    """urllib3's errors and their frames hold each other, and with them the callers' frames and all that is in those,
+    until Python's collector comes. For a watched process that is a file descriptor."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -1,0 +1,57 @@
+"""Programs run to their end, bounded in time and in what is read of their output. No other module but the set-up's runs
+any."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import time
+from typing import IO
+
+from systemd_llm_switch.waiting import remaining_s
+
+_MAX_OUTPUT_BYTES = 1 << 18
+
+
+class ProgramError(Exception):
+    """The program could not be run, or did not end; the message says why."""
+
+
+def run(*command: str, timeout_s: float) -> str:
+    """What a program writes to its standard output and error, whatever its exit code. Blocks.
+
+    Raises:
+        ProgramError
+    """
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except FileNotFoundError as error:
+        raise ProgramError(f"{command[0]} is not installed") from error
+    except OSError as error:  # no free descriptor for its pipe, for example, or no free process
+        raise ProgramError(f"{command[0]} cannot be run: {error.strerror}") from error
+    with process:
+        try:
+            assert process.stdout is not None
+            return _read(process.stdout, time.monotonic() + timeout_s).decode("utf-8", "replace")
+        except TimeoutError as error:
+            raise ProgramError(f"{command[0]} did not end within {timeout_s:g} s") from error
+        finally:
+            process.kill()  # if it still runs: it is not waited for any longer
+
+
+def _read(pipe: IO[bytes], deadline: float) -> bytes:
+    """
+    Raises:
+        TimeoutError
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    output = b""
+    while len(output) < _MAX_OUTPUT_BYTES:
+        if not poll.poll(remaining_s(deadline) * 1000):
+            raise TimeoutError
+        data = pipe.read1(_MAX_OUTPUT_BYTES)  # type: ignore[attr-defined]
+        if not data:
+            break
+        output += data
+    return output

@@ -35,18 +35,18 @@ class Policy:
 
 
 class State(Enum):
-    """What a unit is doing, as far as the scheduler was told."""
+    """What a unit is doing, as far as the scheduler knows."""
 
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-    STOPPING = "stopping"  # told to stop and not confirmed: still resident
+    STOPPING = "stopping"  # it was asked to stop and that is not confirmed: still resident
     FAILED = "failed"
 
 
 class Reason(Enum):
-    """Why a ticket is turned away."""
+    """Why a ticket is rejected."""
 
     QUEUE_FULL = "queue_full"
     ON_HOLD = "on_hold"
@@ -63,7 +63,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """The ticket is over; `retry_after_s` (1 to 59) is when trying again may help."""
+    """The ticket is over. `retry_after_s` (1 to 59) says when a retry may help."""
 
     ticket: int
     reason: Reason
@@ -87,7 +87,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Nobody wants the target of the Switch in progress any more: stop it again."""
+    """Nobody wants the target of the Switch under way any more: stop it again."""
 
     target: str
 

@@ -1,6 +1,6 @@
 """What may be loaded together, and what must go to make room: pure functions over specs.
 
-Knows no clock, no queue and no state of any unit; the scheduler tells it what it needs to know.
+Knows no clock, no queue and no state of any unit; the scheduler passes in what it needs.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def fit_together(specs: Collection[Spec], card_gib: float | None) -> bool:
 def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: float | None) -> tuple[str, ...]:
     """The units to stop so that `target` fits: as few as needed, in the order in which they go.
 
-    First whoever may be taken soonest, idle before busy, least recently used first; and in any case
-    whoever listens on the target's url. Each unit returned is needed: none could stay.
+    Whoever listens on the target's url goes in any case. Of the others, those go first that may be taken soonest: idle
+    before busy, then the least recently used. None of the units returned could stay.
     """
     order = sorted(residents, key=lambda it: (it.takeable_at, it.is_busy, it.used_at))
     conflicts = [it.spec for it in order if it.spec.url == target.url]
@@ -69,7 +69,7 @@ def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: floa
             break
         if needed_gib(spec, card_gib) > 0:
             evicted.append(spec)
-    for spec in evicted[::-1]:  # the last ones, most worth keeping, may have made the first superfluous
+    for spec in evicted[::-1]:  # since the last ones go, an earlier one may be able to stay
         stay = _without(others, [other for other in evicted if other is not spec])
         if _fit_on_card([target, *stay], card_gib):
             evicted.remove(spec)

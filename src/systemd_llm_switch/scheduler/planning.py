@@ -1,4 +1,4 @@
-"""Who must make room for whom, and from when on: the policy of docs/scheduling.md, read-only over the units.
+"""Who must make room for whom, and when: the policy of docs/scheduling.md. Only reads the units.
 
 Decides nothing by itself; the scheduler acts on the placements that are due.
 """
@@ -13,7 +13,7 @@ from .decisions import Policy, State
 from .placement import Occupant, choose_evictions, fit_together
 from .units import Unit
 
-UNMEASURED_COST_S = 10.0  # what a switch is taken to cost before any was seen
+UNMEASURED_COST_S = 10.0  # the assumed cost of a switch before any was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """One moment's view: the units that are loaded (or will be, once the switch in progress is over)."""
+    """The view at one moment: the units that are loaded, or will be once the switch under way is over."""
 
     policy: Policy
     present: Sequence[Unit]
@@ -39,8 +39,8 @@ class Planner:
     def plan(self, waiting: Iterable[Unit], leaving: Iterable[Unit]) -> tuple[list[Placement], set[Unit]]:
         """The placements for `waiting` units, oldest waiter first, and all units that must drain now.
 
-        `leaving` units go in any case. A younger waiter may be placed before an older one only if that
-        takes nothing from it.
+        `leaving` units go in any case. A younger waiter may be placed before an older one only if that takes nothing
+        from the older one.
         """
         draining = set(leaving)
         placements: list[Placement] = []
@@ -55,7 +55,7 @@ class Planner:
         return placements, draining
 
     def cost_s(self, unit: Unit) -> float:
-        """What a switch to the unit costs: as measured, else as the others do."""
+        """What a switch to the unit costs: as measured, otherwise as the others cost."""
         return self.typical_cost_s if unit.cost_s is None else unit.cost_s
 
     def _place(self, unit: Unit, older: set[Unit], before: Sequence[Placement]) -> Placement:

@@ -76,7 +76,7 @@ class Scheduler:
         return self._settle(now)
 
     def finish(self, ticket: int, now: float) -> list[Action]:
-        """The ticket is over: served, failed or left by its client, waiting or running. Idempotent."""
+        """The ticket is over, waiting or running: served, failed, or its client left. Idempotent."""
         unit = self._running.pop(ticket, None)
         if unit is None:
             return self._leave_queue(ticket, now)
@@ -116,9 +116,9 @@ class Scheduler:
     ) -> list[Action]:
         """The target did not get ready and is stopped again, or one of the evicted did not stop.
 
-        `resident` are those that systemd says are still active. Who waits for the target is rejected with
-        the cause; but if memory was short beside others, it is tried once more alone. Without a target, who
-        waits for a unit that did not stop is rejected.
+        `resident` are the units that systemd says are still active. The tickets that wait for the target are rejected
+        with the cause; but if memory was short beside other units, the target is tried once more alone. Without a
+        target, the tickets that wait for a unit that did not stop are rejected.
         """
         switch = self._end_switch(now, resident)
         if switch.target is None:
@@ -131,16 +131,16 @@ class Scheduler:
         return actions + self._settle(now)
 
     def switch_aborted(self, now: float, resident: frozenset[str] = frozenset()) -> list[Action]:
-        """The target is stopped again, as asked by Abort; who waits for it anew gets a new Switch."""
+        """The target is stopped again, as Abort asked. Tickets that wait for it by now get a new Switch."""
         switch = self._end_switch(now, resident)
         if switch.target is not None:
             self._confirm_stopped(switch.target, resident, State.STOPPED, now)
         return self._settle(now)
 
     def switch_refused(self, now: float, cause: object) -> list[Action]:
-        """The target cannot be started as it is, so nothing was stopped for it: what served serves on.
+        """The target cannot be started as it is, so nothing was stopped for it: what served goes on serving.
 
-        What was to be stopped for another reason (a stop that is not confirmed, a stranger) still serves nobody.
+        A unit that was to be stopped for another reason (an unconfirmed stop, a start by hand) still serves nobody.
         """
         if self._switch is None or self._switch.target is None:
             raise RuntimeError("no switch to a target is in progress")
@@ -148,7 +148,7 @@ class Scheduler:
         for unit in switch.evict:
             if unit in switch.were_up:
                 unit.state = State.READY
-            elif not unit.is_leaving:  # else an operator wants it stopped, which was not even tried
+            elif not unit.is_leaving:  # otherwise an operator wants it stopped, and that was not tried yet
                 self._leave_unconfirmed(unit, now)
         target.become_stopped(State.FAILED)
         return self._reject_waiting(target, Reason.START_FAILED, cause) + self._settle(now)
@@ -174,8 +174,8 @@ class Scheduler:
         return self._settle(now)
 
     def found(self, unit: str, now: float) -> list[Action]:
-        """A process of the unit exists, started by somebody else and not known to serve: it counts as loaded, and
-        serves nobody before it was stopped and started anew. Ignored for one that is known to be loaded."""
+        """A process of the unit exists that somebody else started and that may not be ready. It counts as loaded, and
+        serves nobody before it was stopped and started again. Ignored for a unit that is known to be loaded."""
         stranger = self._units.get(unit)
         if stranger is None or not stranger.is_known or stranger.loaded is not None:
             return []
@@ -185,9 +185,9 @@ class Scheduler:
     # --- the operator -------------------------------------------------------------------------------
 
     def configure(self, policy: Policy, specs: Iterable[Spec], now: float) -> list[Action]:
-        """The config changed. What is loaded stays so; who waits for a vanished unit is rejected.
+        """The config changed. What is loaded stays loaded; tickets that wait for a removed unit are rejected.
 
-        A unit whose url changed serves what runs at the old one; the next request has it loaded anew.
+        If a unit's url changed, running tickets go on at the old one; the next request has the unit loaded again.
         """
         self._policy = policy
         known = {spec.unit: spec for spec in specs}
@@ -204,19 +204,19 @@ class Scheduler:
         return actions + self._settle(now)
 
     def unload(self, units: Iterable[str], force: bool, now: float) -> list[Action]:
-        """Stop these units after their running tickets or, with `force`, at once; also while they load.
+        """Stops these units after their running tickets or, with `force`, at once; also while they load.
 
         A request that waits for one of them afterwards loads it again.
         """
         names = frozenset(units)
-        # Also one that is being evicted already: the switch may be refused, and then it would stay.
+        # This includes one that is being evicted: the switch may be refused, and then it would stay.
         leaving = [unit for unit in self._units.values() if unit.loaded is not None and unit.name in names]
         for unit in leaving:
             unit.is_leaving = True
         return (_interrupt(leaving) if force else []) + self._settle(now)
 
     def hold(self, until: float | None, force: bool, now: float) -> list[Action]:
-        """Unload everything and turn every request away, until then or (None) until `release_hold`."""
+        """Unloads everything and rejects every request, until then or (None) until `release_hold`."""
         self._hold_until = math.inf if until is None else until
         actions: list[Action] = [self._reject_on_hold(ticket, now) for ticket in self._waiting]
         self._waiting.clear()
@@ -225,7 +225,7 @@ class Scheduler:
         return actions + (_interrupt(self._present()) if force else []) + self._settle(now)
 
     def release_hold(self, now: float) -> list[Action]:
-        """Requests are served again; what still drains for the hold is simply ready."""
+        """Requests are served again. A unit that still drains for the hold is ready again."""
         self._hold_until = None
         return self._settle(now)
 
@@ -246,7 +246,7 @@ class Scheduler:
         return self._units[unit].state if unit in self._units else State.STOPPED
 
     def in_flight(self, unit: str) -> int:
-        """Its running tickets, but for those that its process left behind."""
+        """How many of its tickets run, without those whose process is gone."""
         return len(self._units[unit].running) if unit in self._units else 0
 
     def waiting(self, unit: str) -> int:
@@ -265,16 +265,16 @@ class Scheduler:
 
     @property
     def on_hold(self) -> bool:
-        """Whether every request is turned away."""
+        """Whether every request is rejected."""
         return self._hold_until is not None
 
     @property
     def hold_until(self) -> float | None:
-        """When that ends, inf: when it is released; None without a hold."""
+        """When the hold ends; inf: when it is released; None without a hold."""
         return self._hold_until
 
     def fits(self, unit: str) -> bool:
-        """Whether it could be loaded beside all that will be, without one of them going; no unknown unit fits."""
+        """Whether it could be loaded beside all that will be loaded, without evicting one. An unknown unit cannot."""
         found = self._units.get(unit)
         others = [it.loaded for it in self._present() if it.loaded is not None and it is not found]
         return found is not None and fit_together([found.spec, *others], self._policy.vram_gib)
@@ -287,7 +287,7 @@ class Scheduler:
     # --- deciding -----------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> list[Action]:
-        """Draw every consequence of what has happened; all decisions but the fast path's are made here."""
+        """Computes every consequence of what has happened. All decisions but those of the fast path are made here."""
         ended: list[Action] = []
         if self._hold_until is not None and self._hold_until <= now:
             self._hold_until = None
@@ -308,13 +308,13 @@ class Scheduler:
     def _grant_and_plan(self, now: float) -> tuple[list[Action], list[Placement]]:
         actions = self._grant_waiting(now)
         placements = self._plan(now)
-        while granted := self._grant_waiting(now):  # who was granted is busy now: that may change the plan
+        while granted := self._grant_waiting(now):  # a unit with a new running ticket is busy: that may change the plan
             actions += granted
             placements = self._plan(now)
         return actions, placements
 
     def _plan(self, now: float) -> list[Placement]:
-        """Decide who must make room for whom, and have exactly those drain."""
+        """Decides who must make room for whom, and lets exactly those units drain."""
         present = self._present()
         planner = self.planner(self._policy, present, typical_cost_s(self._units.values()), now)
         waiting = dict.fromkeys(self._waiting.values())  # the unit with the oldest ticket first
@@ -327,7 +327,7 @@ class Scheduler:
         return placements
 
     def _grant_waiting(self, now: float) -> list[Action]:
-        """Grant, oldest first, what waits for a ready unit."""
+        """Grants the tickets that wait for a ready unit, the oldest first."""
         grants: list[Action] = []
         for ticket, unit in list(self._waiting.items()):
             if len(self._running) >= self._policy.in_flight_limit:
@@ -345,7 +345,7 @@ class Scheduler:
     def _must_leave(self, unit: Unit, now: float) -> bool:
         """Whether a present unit is to be unloaded, whoever waits for whatever."""
         if unit.waiting and (unit.is_stale or unit.state is State.STOPPING):
-            return True  # it can only serve again when started anew
+            return True  # it can serve again only after a new start
         is_not_needed = self.on_hold or unit.idles_out_at <= now
         return unit.is_leaving or (is_not_needed and now >= unit.spared_until)
 
@@ -377,8 +377,8 @@ class Scheduler:
         return Switch(target.name if target else None, names, frozenset(unit.name for unit in keep))
 
     def _abandon(self, now: float) -> list[Action]:
-        """Abort the switch in progress once nobody has wanted its target for a while, or at once if an
-        operator does not want it."""
+        """Aborts the switch under way once nobody has wanted its target for a while; at once if an operator does not
+        want it."""
         switch = self._switch
         if switch is None or switch.target is None or switch.is_aborted:
             return []
@@ -408,7 +408,7 @@ class Scheduler:
             yield unit.spared_until
 
     def _estimate_next_turn(self, placements: Sequence[Placement]) -> float:
-        """When places in the queue will get free: the next waiting unit is ready then."""
+        """When places in the queue get free: when the next waiting unit is ready."""
         if self._switch is not None:
             return self._switch.ready_at
         typical_s = typical_cost_s(self._units.values())
@@ -440,7 +440,7 @@ class Scheduler:
 
     @staticmethod
     def _leave_unconfirmed(unit: Unit, now: float) -> None:
-        unit.state = State.STOPPING  # told to stop, not confirmed: it may still hold its VRAM
+        unit.state = State.STOPPING  # its stop is not confirmed: it may still hold its VRAM
         unit.is_leaving, unit.spared_until = False, now + RETRY_EVICTION_S
 
     def _reject_waiting(self, unit: Unit, reason: Reason, cause: object | None = None) -> list[Action]:

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from .decisions import State
 from .placement import Spec
 
-PATIENCE_S = 2.0  # an agent's next request comes so soon after the last reply, if it comes soon at all
-PATIENCE_WORTH = 5.0  # waiting for it pays where a switch costs more than so many times the patience
+PATIENCE_S = 2.0  # an agent's next request comes within this time after the last reply, if it comes soon at all
+PATIENCE_WORTH = 5.0  # waiting for it pays where a switch costs more than this many times the patience
 RETURNS_SMOOTHING = 0.3  # the weight of the last request in the share that returned soon
 COST_SMOOTHING = 0.5  # the weight of the last measured switch
 
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """Compared by identity. `loaded` tells whether its process may exist, `state` what it is told to do."""
+    """Compared by identity. `loaded` says whether its process may exist, `state` what it was asked to do."""
 
     spec: Spec
     is_known: bool = True  # False: gone from the config, though it may still be loaded
     state: State = State.STOPPED
     loaded: Spec | None = None  # the spec it was started with, while its process may exist
-    running: dict[int, bool] = field(default_factory=dict)  # ticket: was it interrupted
+    running: dict[int, bool] = field(default_factory=dict)  # ticket: whether it was interrupted
     waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when; the oldest first
     ready_since: float = -math.inf
     drain_since: float = -math.inf  # of the present drain, or the last one
@@ -64,12 +64,12 @@ class Unit:
         return math.inf if self.spec.ttl_s is None or self.is_busy else self.used_at + self.spec.ttl_s
 
     def expected_until(self, cost_s: float) -> float:
-        """Until when its next request is awaited, as its agent always came back at once."""
+        """Until when its next request is waited for, because its agent usually comes back at once."""
         is_worth_it = cost_s > PATIENCE_WORTH * PATIENCE_S and self.returns >= 0.5
         return self.used_at + PATIENCE_S if is_worth_it else -math.inf
 
     def note_request(self, now: float) -> None:
-        """Learn how soon requests for it follow on its last reply; it need not be loaded for that."""
+        """Learns how soon requests for it follow its last reply, whether it is loaded or not."""
         is_soon = now <= self.used_at + PATIENCE_S
         self.returns += RETURNS_SMOOTHING * (is_soon - self.returns)
 
@@ -95,7 +95,7 @@ class Unit:
             self.state = State.READY
 
     def become_stopped(self, state: State = State.STOPPED) -> None:
-        """Its process is gone. Whatever still runs on it ends by itself and holds nothing off."""
+        """Its process is gone. Whatever still runs on it ends by itself and delays nothing."""
         self.state, self.loaded, self.is_leaving = state, None, False
         self.spared_until = -math.inf
         self.running.clear()

@@ -1,4 +1,4 @@
-"""Remembers a hold (the VRAM is kept free) across restarts of the proxy: one small file, no model, no HTTP."""
+"""Remembers a hold (the VRAM is kept free) across restarts of the proxy, in one small file. Knows no model, no HTTP."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A hold that is in force. `until` is seconds since the epoch, `math.inf` until released; `is_freed` says that
-    everything was unloaded for it, so that what runs now was started by hand."""
+    """A hold that is in force. `until` is seconds since the epoch; `math.inf`: until it is released. `is_freed` says
+    that everything was unloaded for it, so what runs now was started by hand."""
 
     until: float
     is_freed: bool = False
 
 
 class HoldFile:
-    """What an earlier proxy left of its hold. Thread-safe."""
+    """The file that an earlier proxy may have left. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "hold.json"
@@ -36,10 +36,10 @@ class HoldFile:
         return cls(Path(named) if named else Path(home) / "systemd-llm-switch")
 
     def read(self) -> Held | None:
-        """The hold that is still in force. A file that cannot be read counts as none."""
+        """The hold that is still in force. A file that cannot be read counts as no hold."""
         try:
-            told = json.loads(self.path.read_text(encoding="utf-8"))
-            until, is_freed = told["until"], told.get("is_freed") is True
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            until, is_freed = stored["until"], stored.get("is_freed") is True
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         if until is None:
@@ -61,7 +61,7 @@ class HoldFile:
             self._write(Held(until))
 
     def note_freed(self) -> None:
-        """Everything is unloaded now; nothing to note where the hold is over already.
+        """Everything is unloaded now. Does nothing if the hold is over already.
 
         Raises:
             OSError

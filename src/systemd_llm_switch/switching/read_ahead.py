@@ -1,7 +1,7 @@
 """Reads the next model's file into the page cache while the loaded one still drains or stops.
 
-A load is mostly reading: what is in memory when the switch comes need not be waited for. Only memory that nothing
-uses is taken; what a running model has mapped counts as used. Knows files and memory; when to read is the caller's.
+A load is mostly reading, and what is in memory when the switch begins need not be read then. Only memory that nothing
+uses is taken; what a running model has mapped counts as used. Knows files and memory; its caller decides when to read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 << 20
 _RESERVE_BYTES = 1 << 30  # left free beyond the file itself
-_PAUSE_S = 30.0  # a file that was read a moment ago is there still
+_PAUSE_S = 30.0  # a file that was read a moment ago is still in memory
 _MODEL = re.compile(r"(?:--model|-m)[ =](.+?\.gguf)(?=\s|$)")
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -35,8 +35,8 @@ class ReadAhead:
         self._read_at: dict[str, float] = {}
 
     def begin(self, unit: str, is_wanted: Callable[[], bool], command: str | None = None) -> None:
-        """Has the unit's model read, for as long as it is wanted; does nothing while another one is. `command` is what
-        the unit runs, where that is known already."""
+        """Has the unit's model read, for as long as it is wanted; does nothing while another one is read. `command` is
+        what the unit runs, where that is known already."""
         now = time.monotonic()
         with self._lock:
             if self._is_reading or now < self._read_at.get(unit, -_PAUSE_S) + _PAUSE_S:
@@ -99,7 +99,7 @@ def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
 
 
 def _read(file: Path, is_wanted: Callable[[], bool]) -> Iterator[int]:
-    """The length of each piece, once the kernel has been told to read it (posix_fadvise(2))."""
+    """The length of each piece, once the kernel was asked to read it (posix_fadvise(2))."""
     handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(handle).st_size

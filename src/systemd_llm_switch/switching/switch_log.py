@@ -1,4 +1,4 @@
-"""What became of the switches: the last ones, and of each unit how long it loaded and why it last failed."""
+"""How the switches went: the last ones, and for each unit how long it loaded and why it last failed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class History:
         self._last_error: dict[str, str] = {}
 
     def note(self, run: SwitchRun, outcome: Outcome) -> None:
-        """Remembers a switch that is over, and tells the journal."""
+        """Remembers a switch that is over, and logs it."""
         model = run.target.model if run.target is not None else None
         error = outcome.error.message if outcome.error is not None else None
         if model is not None and error is not None:
@@ -50,7 +50,7 @@ class History:
             log.info("%s %s", "switch_aborted" if outcome.is_aborted else "switch", record.as_words())
 
     def forget_error(self, unit: str) -> None:
-        """The unit was found well."""
+        """The unit runs well again."""
         self._last_error.pop(unit, None)
 
     def last_load_s(self, unit: str) -> float | None:

@@ -1,6 +1,6 @@
-"""Telling systemd how the proxy is: ready, stopping, alive. sd_notify(3), sd_watchdog_enabled(3).
+"""Messages to systemd about the proxy's state: ready, stopping, alive. sd_notify(3), sd_watchdog_enabled(3).
 
-A datagram to a socket; no library that is still kept does it without a C extension.
+Each is a datagram to a socket. No maintained library sends it without a C extension.
 """
 
 from __future__ import annotations

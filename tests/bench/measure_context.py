@@ -76,7 +76,8 @@ def _round(way: Switching, tokens: int, number: int, into: Measurement) -> None:
 
 def _ask(way: Switching, model: str, messages: list[dict[str, str]]) -> float:
     """One streamed request, asked again while the router is still loading; seconds until its first token."""
-    body: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": 4, "temperature": 0, "stream": True}
+    fields = {"max_tokens": 4, "temperature": 0, "stream": True, "ignore_eos": True}
+    body: dict[str, Any] = {"model": model, "messages": messages, **fields}
     began = time.perf_counter()
     while time.perf_counter() - began < _TIMEOUT_S:
         connection = http.client.HTTPConnection(way.address, timeout=_TIMEOUT_S)

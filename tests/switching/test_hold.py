@@ -169,7 +169,7 @@ def test_a_wrong_hold_is_a_400_and_no_hold(proxy: Proxy, state_home: Path) -> No
 
 def test_a_key_that_it_does_not_know_is_told_with_those_that_it_does(proxy: Proxy) -> None:
     message = hold(proxy, minuts=30).error["message"]
-    assert message == "'minuts' is no key of /api/hold; known: `minutes` and `force`"
+    assert message == "'minuts' is no key of /api/hold; known: `minutes` and `force` and `pause`"
 
 
 def test_too_many_minutes_are_told_with_the_most_that_may_be(proxy: Proxy) -> None:

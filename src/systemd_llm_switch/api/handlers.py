@@ -235,7 +235,7 @@ class Unload(Load):
 
     def POST(self) -> Answer:
         body = self.read_order("model", "force")
-        force = _read_force(body)
+        force = _read_flag(body, "force")
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
         with self.services.aside():
@@ -259,11 +259,11 @@ class Hold(Handler):
     """Keeps the VRAM free for something else; answers when it is free."""
 
     def POST(self) -> Answer:
-        body = self.read_order("minutes", "force")
-        minutes, force = self.read_minutes(body), _read_force(body)
+        body = self.read_order("minutes", "force", "pause")
+        minutes, force, pause = self.read_minutes(body), _read_flag(body, "force"), _read_flag(body, "pause")
         left_s = math.inf if minutes is None else minutes * 60
         with self.services.aside():
-            warning = self.services.operations.hold(left_s, force, self.client)
+            warning = self.services.operations.hold(left_s, force, pause, self.client)
         return self.write(_success(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 
     def read_minutes(self, body: Json) -> float | None:
@@ -295,8 +295,8 @@ def _success(warning: str | None, **fields: object) -> Json:
     return {"success": True, **fields} | ({"warning": warning} if warning else {})
 
 
-def _read_force(body: Json) -> bool:
-    force = body.get("force", False)
-    if not isinstance(force, bool):
-        raise InvalidRequest("`force` must be true or false", param="force")
-    return force
+def _read_flag(body: Json, name: str) -> bool:
+    flag = body.get(name, False)
+    if not isinstance(flag, bool):
+        raise InvalidRequest(f"`{name}` must be true or false", param=name)
+    return flag

@@ -12,6 +12,7 @@ from systemd_llm_switch.contexts.fingerprint import STRIDE, Fingerprint
 
 MOST = 4  # conversations of one model
 _LARGEST_BODY = 8_000_000  # bytes; a larger one (pictures, say) is not kept to be sent again
+_CHARACTERS_A_TOKEN = 4
 _SAME_PART = 0.9  # as much as this in common: the same conversation, gone on or asked again
 
 
@@ -46,7 +47,7 @@ class Conversation:
     """One prompt and its reply. `message` is the request's body as the backend got it; None if it is too large.
 
     `turns` counts the requests that went on with it; `is_last` says that no other request came since. `slot` is
-    set where its slot is known without that.
+    set where its slot is known without that; `is_guess` says that its length is not known.
     """
 
     fingerprint: Fingerprint
@@ -57,6 +58,7 @@ class Conversation:
     turns: int = 1
     is_last: bool = False
     slot: int | None = None
+    is_guess: bool = False
 
     @property
     def is_read(self) -> bool:
@@ -92,6 +94,15 @@ class Conversations:
     def note_another(self) -> None:
         """A request too short to be kept took a slot."""
         self._last = None
+
+    def note_paused(self, fingerprint: Fingerprint, message: bytes) -> None:
+        """A reply was cut before its end; how long its prompt is can only be guessed."""
+        self._all = [it for it in self._all if not is_same(it.fingerprint, fingerprint)]
+        tokens = fingerprint.size // _CHARACTERS_A_TOKEN
+        is_only_one = not any(it.is_guess for it in self._all)
+        new = Conversation(fingerprint, tokens, 0, True, message, turns=2, is_guess=True)
+        self._all.append(new)
+        self._last = new if is_only_one else None
 
     def note_restored(self, fingerprint: Fingerprint, tokens: int) -> None:
         """A slot was filled from a file, which is kept: whoever goes on with it makes it worth saving again."""

@@ -149,6 +149,12 @@ class Contexts:
             self._sessions.pop(unit, None)
             self._tasks.put(lambda: self._leave_alone(session))
 
+    def note_paused(self, unit: str, start: str, beginning: Fingerprint, message: bytes) -> None:
+        """A chat was cut before its end, and goes on after the next load. Does not block."""
+        session = self._sessions.get(unit)
+        if session is not None and session.loaded.start == start:
+            session.note_paused(beginning, message)
+
     # --- what an operator asks ------------------------------------------------------------------------
 
     def forget(self, models: Collection[Model]) -> tuple[list[str], int]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _LIST_TIMEOUT_S = 2.0
 _MOST_SAVED = 3  # conversations at one switch
 _WHOLE_PART = 0.9  # a slot with less of a conversation than this has lost it
+_GUESSED_PART = 0.5  # of a length that was only guessed
 _OFF_BY = 2  # tokens; how a stop token is counted depends on the reply
 
 
@@ -107,9 +108,12 @@ class Saving:
         """The slot that holds a conversation whole, where that is certain: the last request's, in the slot that was
         used last. (How much a slot holds says too little: two conversations may be of one length.)"""
         last = max(self._slots, key=lambda slot: slot.task, default=None)
-        if last is None or last.is_busy or not conversation.is_last:
+        if last is None or not conversation.is_last:
             return None
-        return last if abs(last.tokens - conversation.tokens) <= _OFF_BY else None
+        if conversation.is_guess:  # its slot may still be busy for a moment; the save waits for that
+            return last if last.tokens >= conversation.tokens * _GUESSED_PART else None
+        is_it = not last.is_busy and abs(last.tokens - conversation.tokens) <= _OFF_BY
+        return last if is_it else None
 
     def _bring_back(self, conversation: Conversation, deadline: float) -> tuple[int, int]:
         """The slot that holds a conversation, and how many tokens of it. Where other requests came since, its prompt is
@@ -129,7 +133,7 @@ class Saving:
         body = json.loads(conversation.message)
         replay = self._session.slots.replay(body, conversation.is_chat, deadline)
         self._slots = [it for it in self._slots if it.number != replay.slot]  # what it held is not there any more
-        if replay.tokens < conversation.prompt * _WHOLE_PART:
+        if replay.tokens < conversation.prompt * _WHOLE_PART and not conversation.is_guess:
             raise _Skip(f"its prompt came back with {replay.tokens} of {conversation.prompt} tokens")
         return replay.slot, replay.tokens
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from systemd_llm_switch.backend.slots import Slots
 from systemd_llm_switch.contexts.conversations import Conversation, Conversations, Timings
 from systemd_llm_switch.contexts.entry import Entry
-from systemd_llm_switch.contexts.fingerprint import fingerprint
+from systemd_llm_switch.contexts.fingerprint import Fingerprint, fingerprint
 from systemd_llm_switch.contexts.records import Awaited, Loaded
 from systemd_llm_switch.contexts.store import Store
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS, Rates
@@ -58,6 +58,11 @@ class Session:
                     self._awaited.remove(awaited)
                     return Verdict(min(timings.cached, awaited.tokens), expected)
         return None
+
+    def note_paused(self, beginning: Fingerprint, message: bytes) -> None:
+        """A chat was cut before its end, and goes on after the next load."""
+        with self._lock:
+            self._conversations.note_paused(beginning, message)
 
     def note_restored(self, awaited: Awaited) -> None:
         """A slot was filled from a file."""

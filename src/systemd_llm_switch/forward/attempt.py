@@ -42,6 +42,10 @@ class WasEnding(Exception):
     """The backend's process was ending when the request came: no work is lost, the next process serves it."""
 
 
+class WasPaused(Exception):
+    """An operator wants the card for something else; the request goes on after the hold."""
+
+
 class Attempt:
     """The granted lease, the time that the backend has, and what is sent to it: the request first, and further
     questions about it where llama-server's parser refused its own reply."""

@@ -12,10 +12,10 @@ import time
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.contexts.fingerprint import fingerprint
-from systemd_llm_switch.errors import BackendError, ClientGone, ModelStartTimeout
+from systemd_llm_switch.errors import BackendError, ClientGone, ModelStartTimeout, Unloaded
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
-from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding
+from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.forward.record import Asked, Record
 from systemd_llm_switch.forward.recovery import Beginning
@@ -42,6 +42,7 @@ from systemd_llm_switch.repair import (
 from systemd_llm_switch.switching.leases import Lease
 from systemd_llm_switch.switching.losses import Losses
 from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.waiting import LONGEST_WAIT_S, Signal
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_budget", "_config", "_known_facts", "_losses", "_model", "_record", "_request", "_responder", "_switcher",
-        "_warning",
+        "_budget", "_config", "_known_facts", "_live", "_losses", "_model", "_record", "_request", "_responder",
+        "_switcher", "_warning",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +77,7 @@ class Forwarding:
         self._responder = responder
         self._record = record
         self._known_facts: RequestFacts | None = None
+        self._live: LiveReply | None = None  # what the client has of a paused answer
         self._warning = ""  # what the client of a backend's error must know beyond it
         self._budget = Budget(responder.is_gone)  # of CPU time for repair
 
@@ -90,11 +92,7 @@ class Forwarding:
         self._record.repairs.extend(repairs)
         sent = to_backend(request, body, self._model.params, self._model.force, self._is_live)
         self._record.asked = Asked(request, sent)
-        try:
-            brought = self._try(sent, may_retry=True)
-        except WasEnding:
-            log.debug("asked_again model=%s", self._model.id)
-            brought = self._try(sent, may_retry=False)
+        brought = self._try_until_served(sent)
         if isinstance(brought, LiveReply):
             self._end_stream(brought)
         elif brought is not None:
@@ -108,6 +106,26 @@ class Forwarding:
         request = self._request
         return request.is_streamed and (not request.is_repairable or self._model.streaming == "live")
 
+    def _try_until_served(self, sent: bytes) -> Reply | LiveReply | None:
+        """
+        Raises:
+            ProxyError
+        """
+        may_retry = True
+        while True:
+            try:
+                return self._try(sent, may_retry=may_retry)
+            except WasEnding:
+                log.debug("asked_again model=%s", self._model.id)
+                may_retry = False
+            except WasPaused:
+                log.info("request_paused model=%s", self._model.id)
+                hold_end = Signal()
+                self._switcher.await_hold_end(hold_end)
+                while not hold_end.wait(self._responder, LONGEST_WAIT_S):
+                    continue
+                log.info("request_goes_on model=%s", self._model.id)
+
     # --- under the lease ------------------------------------------------------------------------------
 
     def _try(self, sent: bytes, *, may_retry: bool) -> Reply | LiveReply | None:
@@ -120,6 +138,7 @@ class Forwarding:
         lease = self._record.lease = self._switcher.lease(self._model)
         if not lease.is_resolved and self._model.contexts:
             lease.beginning = fingerprint(self._request.body)  # which saved context it goes on with
+        lease.may_pause = self._may_pause
         try:
             self._await_turn(lease)
             attempt = Attempt(
@@ -128,6 +147,9 @@ class Forwarding:
             try:
                 return self._exchange(attempt)
             except FAULTS as fault:
+                if lease.is_paused:
+                    self._pause(lease, sent)
+                    raise WasPaused from fault
                 raise attempt.explain(fault, may_retry=may_retry) from fault
             finally:
                 self._record.backend_s = attempt.lasted_s
@@ -143,7 +165,24 @@ class Forwarding:
         if not lease.wait(self._responder, limit_s):
             raise ModelStartTimeout(f"model {self._model.id!r} did not get its turn within {limit_s:g} s")
 
+    @property
+    def _may_pause(self) -> bool:
+        """Whether the request can go on after a pause, or begin anew because its client has nothing of the answer."""
+        return self._request.is_chat
+
+    def _pause(self, lease: Lease, sent: bytes) -> None:
+        """The process is about to be stopped for a while: what it has read for this request is kept, if it can be.
+
+        Raises:
+            Unloaded: the client has a part of several answers, so it cannot go on.
+        """
+        if self._live is not None and self._live.begun is None:
+            raise Unloaded(f"model {self._model.id!r} was paused, and an answer with several choices cannot go on")
+        self._switcher.note_paused(lease, fingerprint(self._request.body), sent)
+
     def _exchange(self, attempt: Attempt) -> Reply | LiveReply | None:
+        if self._live is not None and self._live.has_begun:
+            return self._go_on(attempt, self._live)
         with contextlib.closing(attempt.begin(self._facts)) as exchange:
             if self._is_live and exchange.is_event_stream:
                 if self._request.is_repairable:
@@ -160,6 +199,7 @@ class Forwarding:
     def _relay_events(self, attempt: Attempt, exchange: Exchange) -> Reply | LiveReply:
         """Passes a reply on while the model writes it. Returns what is left to send once the backend is done."""
         live = LiveReply(self._facts(), self._request.is_chat, self._request.wants_usage, self._budget)
+        self._live = live
         try:
             reader = EventReader()
             while received := exchange.read_some():
@@ -175,6 +215,16 @@ class Forwarding:
                 return reply
             for frame in live.resume(recovered):
                 self._responder.stream(frame)
+        return live
+
+    def _go_on(self, attempt: Attempt, live: LiveReply) -> LiveReply:
+        """The rest of an answer that was paused. It comes at once when it is written."""
+        begun = live.begun
+        rest = None if begun is None else self._write_on(attempt, begun)
+        if rest is None:
+            raise BackendError(f"the answer of {self._model.id!r} was paused and cannot go on; ask again")
+        for frame in live.resume(rest):
+            self._responder.stream(frame)
         return live
 
     def _pass_on(self, live: LiveReply, reader: EventReader, received: bytes) -> None:
@@ -209,19 +259,25 @@ class Forwarding:
     def _recover(self, attempt: Attempt, refusal: Reply, begun: Beginning) -> Json | None:
         """After the backend's own parser refused a reply: the rest of it, made of the model's raw text. None if there
         is no such text."""
-        created = int(time.time())
-        if (text := recovery.refused_text(refusal.body)) is not None:
+        text = recovery.refused_text(refusal.body)
+        if text is None:
+            recovered = self._write_on(attempt, begun)
+        else:
+            recovered = recovery.refused_reply(text, self._model.id, begun, int(time.time()))
+        if recovered is not None:
             self._record.repairs.append(Repair("backend_refusal"))
-            return recovery.refused_reply(text, self._model.id, begun, created)
+        return recovered
+
+    def _write_on(self, attempt: Attempt, begun: Beginning) -> Json | None:
+        """Has the model write the rest of a reply whose beginning is known. None if it cannot."""
         template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
         message = recovery.completion_message(attempt.sent, template.body, begun)
         if template.status != 200 or message is None:
             return None
         completion = attempt.fetch(recovery.COMPLETION_PATH, message)
-        recovered = recovery.chat_reply(completion.body, self._model.id, begun, created)
+        recovered = recovery.chat_reply(completion.body, self._model.id, begun, int(time.time()))
         if completion.status != 200 or recovered is None:
             return None
-        self._record.repairs.append(Repair("backend_refusal"))
         return recovered
 
     def _facts(self) -> RequestFacts:

@@ -95,6 +95,11 @@ class LiveReply:
         state = next(iter(self._choices.values()), _Choice())
         return Beginning(state.fields.get("reasoning_content", ""), state.text, state.tokens)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the reply was read."""
+        return bool(self._choices)
+
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now for one event's data (not `[DONE]`).
 

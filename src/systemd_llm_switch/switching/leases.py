@@ -21,11 +21,12 @@ from systemd_llm_switch.waiting import Client, Signal
 class Lease:
     """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for, and
     `restore_s` is the part of the switch that read a context back. `start` names the start of the unit that serves it.
-    Whoever waits may set `beginning`, what the request begins with."""
+    Whoever waits may set `beginning`, what the request begins with, and `may_pause`: it can go on later, from where it
+    was, once `is_paused` was set and its exchange was ended."""
 
     __slots__ = (
-        "_error", "_on_interrupt", "_signal", "beginning", "interruption", "model", "number", "queue_s", "resident",
-        "restore_s", "start", "submitted", "switch_s",
+        "_error", "_on_interrupt", "_signal", "beginning", "interruption", "is_paused", "may_pause", "model", "number",
+        "queue_s", "resident", "restore_s", "start", "submitted", "switch_s",
     )  # fmt: skip
 
     def __init__(self, number: int, model: Model) -> None:
@@ -37,6 +38,8 @@ class Lease:
         self.restore_s = 0.0
         self.start = ""
         self.beginning = NOTHING
+        self.may_pause = False
+        self.is_paused = False
         self.resident: Resident | None = None
         self.interruption: ProxyError | None = None
         self._error: ProxyError | None = None
@@ -66,7 +69,7 @@ class Lease:
     def on_interrupt(self, callback: Callable[[], None]) -> None:
         """Has another thread call `callback` when the lease must end; calls it at once if it must already."""
         self._on_interrupt = callback
-        if self.interruption is not None:
+        if self.interruption is not None or self.is_paused:
             callback()
 
     @property
@@ -99,6 +102,14 @@ class Lease:
         callback = self._on_interrupt  # read once: the request's thread may give the lease back meanwhile
         if callback is not None:
             callback()
+
+    def pause(self) -> None:
+        """The running request must give its model back now, and goes on after the hold."""
+        if self.may_pause and not self.is_paused:
+            self.is_paused = True
+            callback = self._on_interrupt
+            if callback is not None:
+                callback()
 
     def forget(self) -> None:
         """The lease was given back. A raised error keeps its frames, and they keep this lease; the process and the

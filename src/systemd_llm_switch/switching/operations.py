@@ -65,9 +65,9 @@ class Operations:
         self._wait(unloading, client)
         return [model for model in models if model.unit in present]
 
-    def hold(self, left_s: float, force: bool, client: Client) -> str | None:
-        """Frees all VRAM and rejects requests for `left_s` seconds (inf: until released). Returns a warning for the
-        operator, if there is one.
+    def hold(self, left_s: float, force: bool, pause: bool, client: Client) -> str | None:
+        """Frees all VRAM and rejects requests for `left_s` seconds (inf: until released). With `pause`, running answers
+        go on afterwards. Returns a warning for the operator, if there is one.
 
         Raises: as `unload` does; the hold is in force all the same.
         """
@@ -78,7 +78,7 @@ class Operations:
             except OSError as error:
                 log.error("hold_not_saved path=%s reason=%r", self._file.path, str(error))
                 warning = f"a restart of the proxy ends the hold, since {self._file.path} cannot be written: {error}"
-            self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force)
+            self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force, pause)
         self.complete(client)
         return warning
 

@@ -39,6 +39,7 @@ from systemd_llm_switch.switching.switch_thread import SwitchThread
 from systemd_llm_switch.switching.timer import Timer
 from systemd_llm_switch.switching.unloading import Unloading, Unloadings
 from systemd_llm_switch.systemd.manager import Systemd
+from systemd_llm_switch.waiting import Signal
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Switcher:
     def __init__(self, systemd: Systemd, config: Config, contexts: Contexts) -> None:
         self.history = History()
         self._config = config
+        self._contexts = contexts
         self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
         self._lock = threading.Lock()
         self._timer = Timer(self._lock, self._scheduler.next_deadline, self._tick)
@@ -68,6 +70,7 @@ class Switcher:
         self._unloadings = Unloadings(self.history.last_error)
         self._read_ahead = ReadAhead(systemd)
         self._switches = SwitchThread(systemd, self._read_ahead, contexts, self._end_switch)
+        self._hold_enders: list[Signal] = []
         self._is_closing = False
         # Both threads start now, so that a decision never needs a new one: the kernel might refuse it.
         self._timer.start()
@@ -169,16 +172,40 @@ class Switcher:
         pass an `unloading`, and `forget` it afterwards."""
         self._decide(lambda now: self._scheduler.unload(units, force, now), unloading)
 
-    def hold(self, until: float | None, force: bool) -> None:
+    def hold(self, until: float | None, force: bool, pause: bool = False) -> None:
         """Rejects requests until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that is
-        known to be loaded. Does not block."""
+        known to be loaded. With `pause`, running requests that can go on later are paused first. Does not block."""
+        if pause:
+            self._decide(lambda now: self._scheduler.hold(until, False, now))
+            with self._lock:
+                running = [lease for lease in self._leases.all() if lease.is_resolved]
+            for lease in running:
+                lease.pause()
         self._decide(lambda now: self._scheduler.hold(until, force, now))
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
 
     def release_hold(self) -> None:
         """Serves requests again."""
         self._decide(self._scheduler.release_hold)
+        self._wake_paused()
         log.info("hold_released")
+
+    def note_paused(self, lease: Lease, beginning: Beginning, message: bytes) -> None:
+        """A running request was cut, and goes on after the hold: what its process has read is worth saving."""
+        self._contexts.note_paused(lease.model.unit, lease.start, beginning, message)
+
+    def await_hold_end(self, signal: Signal) -> None:
+        """Has `signal` set once requests are served again, or the proxy is being stopped. Does not block."""
+        with self._lock:
+            self._hold_enders.append(signal)
+        self._wake_paused()
+
+    def _wake_paused(self) -> None:
+        with self._lock:
+            is_over = self._is_closing or not self._scheduler.on_hold
+            signals, self._hold_enders = (self._hold_enders, []) if is_over else ([], self._hold_enders)
+        for signal in signals:
+            signal.set()
 
     def watch(self, unloading: Unloading) -> None:
         """Has `unloading` resolved once its units have stopped. Does not block; `forget` it afterwards."""
@@ -198,6 +225,7 @@ class Switcher:
             self._resolve_unloadings()
         for lease in waiting:
             lease.reject(_shutting_down())
+        self._wake_paused()
 
     def interrupt_all(self) -> None:
         """Ends what still runs while the proxy is being stopped; each request gets an error that says so."""
@@ -328,6 +356,7 @@ class Switcher:
                 self._leases.perform(action, self._config)
             elif isinstance(action, HoldEnded):
                 log.info("hold_ended")
+                self._wake_paused()
 
     def _end_switch(self, run: SwitchRun, outcome: Outcome) -> None:
         """The switch under way is over. Called in the thread for switches."""

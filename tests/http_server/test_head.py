@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from support.cheroots import read_by_cheroot
@@ -208,7 +208,8 @@ LINES = st.sampled_from(
 @example("GET /a HTTP/1.1", [("Host", "a"), ("Connection", " close")])
 @example("GET /a HTTP/1.1", [("Host", "a"), ("X-a", ""), ("X_a", " 5")])
 def test_what_is_understood_another_parser_understands_the_same(line: str, fields: list[tuple[str, str]]) -> None:
-    """Cheroot's, which is written in another way and takes more."""
+    """Cheroot's, which is written in another way and takes more. What follows two slashes is a host to it."""
+    assume(" //" not in line)
     data = "".join([f"{line}\r\n", *(f"{name}:{value}\r\n" for name, value in fields), "\r\n"]).encode("latin-1")
     ours = read_or_refuse(data)
     if ours is None:

@@ -110,3 +110,12 @@ def test_a_process_is_compared_by_its_whole_command() -> None:
 
 def test_a_model_for_embeddings_has_no_conversations(make: Make) -> None:
     assert "embeddings" in str(make("--embedding").problem)
+
+
+def test_a_unit_without_a_command_has_the_problem_of_one_without_the_flag() -> None:
+    """One that is missing, say."""
+    assert "--slot-save-path" in str(Command.of([]).problem)
+
+
+def test_a_flag_without_a_value_is_no_folder(make: Make) -> None:
+    assert make("--slot-save-path").folder is None

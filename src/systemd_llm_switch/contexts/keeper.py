@@ -29,6 +29,7 @@ from systemd_llm_switch.contexts.store import Store
 from systemd_llm_switch.contexts.support import refusal
 from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.contexts.worth import Rates
+from systemd_llm_switch.quoting import quoted
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class Contexts:
     def _leave_alone(self, session: Session) -> None:
         """Restoring brings nothing to this unit as it is."""
         unit, store = session.unit, session.store
-        log.warning("context_useless model=%s reason=%r", session.loaded.model.id, USELESS)
+        log.warning("context_useless model=%s reason=%s", session.loaded.model.id, quoted(USELESS))
         self._supports[unit] = _Support(USELESS)
         self._useless.pop(unit, None)
         store.drop([entry for entry in store.entries if entry.unit == unit])
@@ -300,4 +301,4 @@ class Contexts:
 
 
 def _log_skipped(model: str, reason: str) -> None:
-    log.info("context_skipped model=%s reason=%r", model, reason)
+    log.info("context_skipped model=%s reason=%s", model, quoted(reason))

@@ -16,6 +16,7 @@ from systemd_llm_switch.contexts.fingerprint import Fingerprint
 from systemd_llm_switch.contexts.records import Awaited, Restored
 from systemd_llm_switch.contexts.session import Session
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS
+from systemd_llm_switch.quoting import quoted
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Restoring:
                 self._restore(chosen.first, 0, began + bound_s)
             self._restore_others(chosen.others, is_first_free=not self.restored)
         except (SlotError, OSError) as error:
-            log.info("context_skipped model=%s reason=%r", session.loaded.model.id, str(error))
+            log.info("context_skipped model=%s reason=%s", session.loaded.model.id, quoted(str(error)))
         except Exception:
             log.exception("context_restore_crashed model=%s", session.loaded.model.id)
         return Restored(len(self.restored), sum(entry.tokens for entry in self.restored), time.monotonic() - began)
@@ -95,7 +96,7 @@ class Restoring:
         name = session.loaded.model.id
         if not store.is_whole(entry):
             store.drop([entry])
-            log.info("context_skipped model=%s reason=%r", name, "its file was cut, or is another one")
+            log.info("context_skipped model=%s reason=%s", name, quoted("its file was cut, or is another one"))
             return
         try:
             done = session.slots.restore(slot, entry.context_name, deadline)

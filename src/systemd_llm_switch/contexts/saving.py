@@ -16,6 +16,7 @@ from systemd_llm_switch.contexts.entry import Entry, FileMark
 from systemd_llm_switch.contexts.fingerprint import NOTHING
 from systemd_llm_switch.contexts.session import Session
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS, Worth
+from systemd_llm_switch.quoting import quoted
 
 log = logging.getLogger(__name__)
 
@@ -169,4 +170,4 @@ class Saving:
         )  # fmt: skip
 
     def _log_skipped(self, reason: str) -> None:
-        log.info("context_skipped model=%s reason=%r", self._session.loaded.model.id, reason)
+        log.info("context_skipped model=%s reason=%s", self._session.loaded.model.id, quoted(reason))

@@ -12,6 +12,7 @@ import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from systemd_llm_switch.systemd.unit import UnitStatus
@@ -89,7 +90,7 @@ class Command:
     def _option(self, *flags: str) -> str | None:
         """The value of the last of these flags: llama-server takes that one."""
         found = None
-        for word, following in zip(self.words, (*self.words[1:], ""), strict=True):
+        for word, following in pairwise((*self.words, "")):
             name, sign, value = word.partition("=")
             if name in flags:
                 found = value if sign else following

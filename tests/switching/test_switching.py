@@ -187,7 +187,7 @@ def test_a_broken_edit_is_told_and_the_last_good_config_stays(stack: Stack, pair
     good = stack.config_path.read_text()
     stack.config_path.write_text("models: {a: [nonsense")
     assert proxy.chat("a").status == 200
-    assert "no valid YAML" in proxy.status()["config"]["error"]
+    assert "not valid YAML" in proxy.status()["config"]["error"]
     wait_for(lambda: "config_broken" in proxy.log)
     stack.config_path.write_text(good)
     assert proxy.chat("a").status == 200

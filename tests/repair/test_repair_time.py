@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from corpus.cases import load_cases
+from support.leaked import MARKED
 from support.replies import calling, saying
-from systemd_llm_switch.repair import RequestFacts, parse_reply, repair_history, repair_reply
+from systemd_llm_switch.repair import Budget, RequestFacts, parse_reply, repair_history, repair_reply
 
 SMALL, LARGE = 250_000, 1_000_000
 MAX_RATIO = 10  # four would be linear; the rest is noise of a shared machine
@@ -129,6 +130,29 @@ def test_more_values_than_any_call_has_are_left_as_they_are() -> None:
 @pytest.mark.parametrize("shape", CONTENTS)
 def test_words_that_may_hold_calls(shape: str) -> None:
     assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(CONTENTS[shape](length)))
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_a_form_with_a_megabyte_in_it(form: str) -> None:
+    """One call with a large file, whole and without its end."""
+
+    def whole(length: int) -> Any:
+        return saying(MARKED[form]("write_to_file", {"path": "a", "content": filled('print("a")\n', length)}))
+
+    assert_linear(lambda reply: repair_reply(reply, FILES), whole)
+    assert_linear(
+        lambda reply: repair_reply(reply, FILES),
+        lambda length: saying(whole(length)["choices"][0]["message"]["content"][:length]),
+    )
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_a_form_over_and_over(form: str) -> None:
+    """A model in a loop; the budget would hide it, so there is plenty."""
+    call = MARKED[form]("read_file", {"path": "a"})
+    assert_linear(
+        lambda reply: repair_reply(reply, FILES, Budget(base_s=60)), lambda length: saying(filled(f"{call}\n", length))
+    )
 
 
 @pytest.mark.parametrize("shape", WANTED_JSON)

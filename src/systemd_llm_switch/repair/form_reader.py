@@ -41,6 +41,7 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
 _OPEN = _any_of(OPENS)
 _OPEN_OR_END = _any_of(OPENS | ENDS)
 _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
+_STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
 
 
@@ -142,7 +143,7 @@ def _read(source: Source, form: Form, at: int) -> Found:
     if form.style == "json":
         return written.json_behind_name(source, name, start)
     if form.style == "quoted":
-        return written.quoted(source, name, start, form.quote, form.ends)
+        return written.quoted(source, name, start, form.quote, _STOPS[form.name])
     found = (written.parameters if form.style == "parameters" else written.pairs)(source, name, start)
     return found if _is_plausible(source, form, found[1]) else ([], at)
 

@@ -21,7 +21,7 @@ _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "too
 _TAG = r"<(?:[｜|]DSML[｜|]|antml:)?+"
 _END_TAG = r"</(?:[｜|]DSML[｜|]|antml:)?+"
 _PARAMETER = re.compile(
-    rf"\s*+{_TAG}parameter(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
+    rf"\s*+{_TAG}parameter(?:=|(?P<attribute>\s{{1,9}}+name=))[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
     r"(?:\s++string=[\"'](?P<string>true|false)[\"'])?+\s*+>"
 )
 _PARAMETER_END = re.compile(
@@ -52,6 +52,8 @@ _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?:\.call)?+\(")
 _MAX_PYTHON = 20_000
+"""So many characters outside of strings: Python's parser cannot be stopped."""
+_MAX_PYTHON_STRINGS = 2_000_000
 _PYTHON_NAMES = {"true": True, "false": False, "null": None}
 Members = Callable[[str], Collection[str]]
 
@@ -122,22 +124,30 @@ def parameters(source: Source, name: str, start: int) -> Found:
     at, is_cut = start, False
     while not is_cut and (parameter := _PARAMETER.match(text, at)):
         source.budget.check()
-        raw, at, is_cut = _parameter_value(text, parameter.end(), declared)
+        raw, at, is_cut = _parameter_value(text, parameter, declared)
         values[parameter["name"]] = _as_declared(raw, parameter["string"])
     if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
         at, is_cut = len(text), True
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
 
 
-def _parameter_value(text: str, start: int, declared: Collection[str]) -> tuple[str, int, bool]:
-    """A value, where reading goes on, and whether the text ends within it."""
+def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str]) -> tuple[str, int, bool]:
+    """A value, where reading goes on, and whether the text ends within it.
+
+    Templates with `name=` put no newlines around a value: one at its end is then its own, unless the end tag is
+    doubled.
+    """
+    start = opening.end()
     end = _nested_end(text, start, declared)
     if end < 0:
         plain = _PARAMETER_END.search(text, start)
         if plain is None:
             return _value(_CUT_TAG.sub("", text[start:])), len(text), True
         end = plain.start()
-    return _value(text[start:end]), _behind_ends(text, end), False
+    behind = _behind_ends(text, end)
+    raw = text[start:end]
+    is_own = opening["attribute"] and not raw.startswith("\n") and text.count("</", end, behind) < 2
+    return raw if is_own else _value(raw), behind, False
 
 
 def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
@@ -208,10 +218,10 @@ def pairs(source: Source, name: str, start: int) -> Found:
 # -- {p:<|"|>value<|"|>} -----------------------------------------------------------------------------------
 
 
-def quoted(source: Source, name: str, start: int, quote: str, ends: tuple[str, ...]) -> Found:
+def quoted(source: Source, name: str, start: int, quote: str, ends: re.Pattern[str]) -> Found:
     """An object whose strings stand between tokens, so that nothing in them is escaped."""
-    stops = [end for token in ends if (end := source.text.find(token, start)) >= 0]
-    stop = min(stops, default=len(source.text))
+    ending = ends.search(source.text, start)
+    stop = ending.start() if ending else len(source.text)
     parts = source.text[start:stop].split(quote)
     written = "".join(part if position % 2 == 0 else encode(part) for position, part in enumerate(parts))
     is_cut = len(parts) % 2 == 0
@@ -219,8 +229,8 @@ def quoted(source: Source, name: str, start: int, quote: str, ends: tuple[str, .
     reading = inside.json_at(0)
     if reading is None or not isinstance(reading.value, dict):
         return _NOTHING
-    if stops or reading.end == len(written.rstrip()):
-        return [LeakedCall(name, written[: reading.end], is_open=not stops, is_cut=is_cut)], stop
+    if ending or reading.end == len(written.rstrip()):
+        return [LeakedCall(name, written[: reading.end], is_open=ending is None, is_cut=is_cut)], stop
     return _NOTHING
 
 
@@ -253,8 +263,10 @@ def python_calls(source: Source, start: int) -> Found:
 
 def _closing(text: str, at: int) -> int:
     """Behind the bracket that closes the one here; -1 if there is none, or if it is too far away."""
-    depth, limit = 0, at + _MAX_PYTHON
-    while at < limit and (part := _PYTHON_PART.match(text, at)):
+    depth = code = 0
+    limit = at + _MAX_PYTHON_STRINGS
+    while at < limit and code < _MAX_PYTHON and (part := _PYTHON_PART.match(text, at)):
+        code += 0 if part[0][0] in "\"'" else len(part[0])
         depth += (part[0] in ("(", "[", "{")) - (part[0] in (")", "]", "}"))
         at = part.end()
         if depth == 0:

@@ -45,7 +45,7 @@ _HEADLESS = re.compile(r"[\"'][\w$.-]++[\"']\s*+:")
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
+class Repaired:
     """Arguments as they are to be sent, and the kinds of repair that led there."""
 
     text: str
@@ -67,20 +67,20 @@ class _Found:
     """How it was read; None where the text was valid JSON, or empty."""
 
 
-def mend_arguments(
+def repair_arguments(
     arguments: object, schema: Node | None, budget: Budget, *, truncated: bool, tool: str = ""
-) -> Mended:
+) -> Repaired:
     """The arguments as a string with a JSON object that fits the tool's schema (None: the tool is not known).
 
     `truncated` says that the model was stopped: then only the outermost bracket may be missing, and only if all that
     the tool needs is there. Raises ValueError or RecursionError for arguments that are no text and not even JSON.
     """
     if isinstance(arguments, str):
-        return _Mending(schema, truncated, budget, tool).mended(arguments)
+        return _Attempt(schema, truncated, budget, tool).repaired(arguments)
     if arguments is None:
-        return _Mending(schema, truncated, budget, tool).mended("")
-    mended = _Mending(schema, truncated, budget, tool).mended(encode(arguments))
-    return replace(mended, kinds=("arguments_object", *mended.kinds))
+        return _Attempt(schema, truncated, budget, tool).repaired("")
+    repaired = _Attempt(schema, truncated, budget, tool).repaired(encode(arguments))
+    return replace(repaired, kinds=("arguments_object", *repaired.kinds))
 
 
 def has_all_needed(text: str, schema: Node) -> bool:
@@ -89,7 +89,7 @@ def has_all_needed(text: str, schema: Node) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mending:
+class _Attempt:
     """One attempt to repair the arguments of one call."""
 
     schema: Node | None
@@ -97,12 +97,12 @@ class _Mending:
     budget: Budget
     tool: str
 
-    def mended(self, text: str) -> Mended:
+    def repaired(self, text: str) -> Repaired:
         """The arguments repaired, or the text as it is with the reason. Raises BudgetSpent."""
         try:
             value = decode(text)
             if type(value) is dict and (self.schema is None or self.fits(value)):
-                return Mended(text)
+                return Repaired(text)
         except (ValueError, RecursionError):
             value = None
         self.budget.allow(len(text))
@@ -111,7 +111,7 @@ class _Mending:
             found = self.found_in(value, text)
             return self.settled(text, found)
         except (ValueError, RecursionError):
-            return Mended(text, (UNREPAIRABLE,))
+            return Repaired(text, (UNREPAIRABLE,))
 
     def fits(self, value: object) -> bool:
         return self.schema is not None and Judge(self.budget).fits(value, self.schema)
@@ -195,21 +195,21 @@ class _Mending:
 
     # -- making it fit -----------------------------------------------------------------------------------
 
-    def settled(self, text: str, found: _Found) -> Mended:
+    def settled(self, text: str, found: _Found) -> Repaired:
         """The object as it can be sent. Raises Unreadable where it cannot be had whole."""
         if self.schema is None:
             self.check_whole(found, found.value)
-            return Mended(encode(found.value), found.kinds)
+            return Repaired(encode(found.value), found.kinds)
         value, changed = self.fitted(text, found, self.schema)
         self.check_whole(found, value)
         miss = Judge(self.budget).misfit(value, self.schema)
         if miss and not found.kinds:
-            return Mended(text, (UNFIT,))
+            return Repaired(text, (UNFIT,))
         if miss is Misfit.MISSING:
             raise Unreadable("a required member is missing")
         if miss:
-            return Mended(encode(found.value), (*found.kinds, UNFIT))
-        return Mended(encode(value), (*found.kinds, *sorted(changed)))
+            return Repaired(encode(found.value), (*found.kinds, UNFIT))
+        return Repaired(encode(value), (*found.kinds, *sorted(changed)))
 
     def fitted(self, text: str, found: _Found, schema: Node) -> tuple[dict[str, object], frozenset[RepairKind]]:
         """The object with names and types set right, taken out of a wrapper that models like to add."""
@@ -276,7 +276,7 @@ def _unwrapped(value: object) -> object:
 
 
 def _without_call(value: object, tool: str) -> object:
-    """The arguments of a whole call to this tool that stands where only its arguments should."""
+    """The arguments of a whole call to this tool in the place of its arguments."""
     if type(value) is not dict or not value.keys() <= _CALL_KEYS or fold(str(value.get("name"))) != fold(tool):
         return None
     inner = next((value[name] for name in ("arguments", "parameters", "args", "input") if name in value), None)

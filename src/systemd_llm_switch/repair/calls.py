@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .arguments import UNREPAIRABLE, mend_arguments
+from .arguments import UNREPAIRABLE, repair_arguments
 from .budget import Budget, BudgetSpent
 from .model import Repair, RequestFacts
 
@@ -23,13 +23,13 @@ def repair_tool_calls(
     repairs: list[Repair] = []
     taken: set[str] = set()
     last = len(calls) - 1
-    mended = [
-        _mended_call(call, facts, budget, truncated and position == last, taken, repairs)
+    repaired = [
+        _repaired_call(call, facts, budget, truncated and position == last, taken, repairs)
         for position, call in enumerate(calls)
     ]
-    if all(new is old for new, old in zip(mended, calls, strict=True)):
+    if all(new is old for new, old in zip(repaired, calls, strict=True)):
         return calls, tuple(repairs)
-    return mended, tuple(repairs)
+    return repaired, tuple(repairs)
 
 
 def repair_function(
@@ -48,16 +48,16 @@ def repair_function(
     written = function.get(key)
     try:
         schema = None if known is None else facts.schema_of(known)
-        mended = mend_arguments(written, schema, budget, truncated=truncated, tool=tool or "")
+        repaired = repair_arguments(written, schema, budget, truncated=truncated, tool=tool or "")
     except BudgetSpent:
         return {**function, **changes} if changes else function, (*repairs, Repair("repair_budget", tool))
     except (ValueError, RecursionError):
         return {**function, **changes} if changes else function, (*repairs, Repair(UNREPAIRABLE, tool))
-    repairs += [Repair(kind, tool) for kind in mended.kinds]
-    if not changes and key == "arguments" and mended.text == written:
+    repairs += [Repair(kind, tool) for kind in repaired.kinds]
+    if not changes and key == "arguments" and repaired.text == written:
         return function, tuple(repairs)
     others = {name: part for name, part in function.items() if name != key}
-    return {**others, **changes, "arguments": mended.text}, tuple(repairs)
+    return {**others, **changes, "arguments": repaired.text}, tuple(repairs)
 
 
 def new_call_id() -> str:
@@ -75,7 +75,7 @@ def function_of(call: Call) -> Call | None:
     return None
 
 
-def _mended_call(
+def _repaired_call(
     call: Call, facts: RequestFacts, budget: Budget, truncated: bool, taken: set[str], repairs: list[Repair]
 ) -> Call:
     function = function_of(call) if isinstance(call, dict) else None

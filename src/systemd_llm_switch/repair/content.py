@@ -30,7 +30,7 @@ def repair_content(content: str, facts: RequestFacts, budget: Budget) -> tuple[s
     if not facts.wants_json or not content or content.isspace():
         return content, ()
     try:
-        return _Mending(facts.content_schema(), budget).mended(content)
+        return _Attempt(facts.content_schema(), budget).repaired(content)
     except BudgetSpent:
         return content, (Repair("repair_budget"),)
 
@@ -49,7 +49,7 @@ def _candidates(content: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mending:
+class _Attempt:
     """One attempt to repair the content of one choice."""
 
     schema: Node
@@ -58,7 +58,7 @@ class _Mending:
     def fits(self, value: object) -> bool:
         return Judge(self.budget).fits(value, self.schema)
 
-    def mended(self, content: str) -> tuple[str, tuple[Repair, ...]]:
+    def repaired(self, content: str) -> tuple[str, tuple[Repair, ...]]:
         """The content repaired, or as it is with the reason. Raises BudgetSpent."""
         try:
             value = decode(content)

@@ -28,7 +28,7 @@ _DSML = r"(?:[｜|]DSML[｜|]|antml:)?+"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form. The call's name stands where `head` says, or in the arguments.
+    """One form. The call's name is where `head` says, or in the arguments.
 
     `opens` are the wrappers and tokens that come before a call, `ends` what comes behind it; both go with the call.
     `bare` are patterns of a start that needs no wrapper.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from .arguments import mend_arguments
+from .arguments import repair_arguments
 from .budget import Budget, BudgetSpent
 from .model import Repair, RepairKind
 from .schema import ANYTHING
@@ -33,13 +33,13 @@ def repair_history(
     if not isinstance(messages, list):
         return body, ()
     with budget or Budget() as allowance:
-        mending = _Mending(allowance)
-        mended = [mending.message(message) for message in messages]
-    repairs = tuple(mending.repairs)
-    return ({**body, "messages": mended}, repairs) if repairs else (body, ())
+        attempt = _Attempt(allowance)
+        repaired = [attempt.message(message) for message in messages]
+    repairs = tuple(attempt.repairs)
+    return ({**body, "messages": repaired}, repairs) if repairs else (body, ())
 
 
-class _Mending:
+class _Attempt:
     """The repair of one request's history; `repairs` grows."""
 
     def __init__(self, budget: Budget) -> None:
@@ -53,9 +53,9 @@ class _Mending:
         message = self.without_null_id(message, "tool_call_id")
         calls = message.get("tool_calls")
         if isinstance(calls, list):
-            mended = [self.call(call) for call in calls]
-            if any(new is not old for new, old in zip(mended, calls, strict=True)):
-                changes["tool_calls"] = mended
+            repaired = [self.call(call) for call in calls]
+            if any(new is not old for new, old in zip(repaired, calls, strict=True)):
+                changes["tool_calls"] = repaired
         legacy = message.get("function_call")
         if isinstance(legacy, dict) and (function := self.function(legacy)) is not legacy:
             changes["function_call"] = function
@@ -67,8 +67,8 @@ class _Mending:
         call = self.without_null_id(call, "id")
         if not isinstance(function := call.get("function"), dict):
             return call
-        mended = self.function(function)
-        return call if mended is function else {**call, "function": mended}
+        repaired = self.function(function)
+        return call if repaired is function else {**call, "function": repaired}
 
     def without_null_id(self, owner: Message, name: str) -> Message:
         if name not in owner or owner[name] is not None:
@@ -90,9 +90,9 @@ class _Mending:
         try:
             text = arguments if isinstance(arguments, str) else encode(arguments)
             try:
-                mended = mend_arguments(arguments, ANYTHING, self.budget, truncated=False)
-                if mended.is_sound and _is_sound(mended.text):
-                    return mended.text
+                repaired = repair_arguments(arguments, ANYTHING, self.budget, truncated=False)
+                if repaired.is_sound and _is_sound(repaired.text):
+                    return repaired.text
             except BudgetSpent:
                 self.repairs.append(Repair("repair_budget", tool))
             return encode({MALFORMED: text.encode(errors="replace").decode()})

@@ -55,7 +55,7 @@ class Reading:
     is_cut: bool
     """The text ends inside a string, a number, a word or a member."""
     doubts: int
-    """How many strings end where they do only because no place was better, and names that come twice."""
+    """How many strings end where they do only because no place was better, and names that are duplicates."""
     strange_names: int
     """How many members have a name that is not expected."""
     valueless: tuple[str, ...]
@@ -70,7 +70,7 @@ class Reading:
     """Some strings hold newlines that are not escaped, so that quotes may not be either."""
     text: str = field(repr=False)
     spans: dict[int, tuple[object, int, int]] = field(repr=False)
-    """Each bracketed part of the value (by its `id`), and where it stands in the text."""
+    """Each bracketed part of the value (by its `id`), and its place in the text."""
 
     def source(self, value: object) -> str | None:
         """How this very part of the value was written; None where that is not known."""

@@ -27,12 +27,12 @@ _CALL_NUMBER = re.compile(r":\d{1,4}\Z")
 
 
 class UnrepairableReply(ValueError):
-    """The backend's body is no JSON object, and none can be made of it without inventing."""
+    """The backend's body is not a JSON object, and none can be made of it without inventing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """One thing that was mended (or, for `unrepairable_*` and `unfit_*`, could not be).
+    """One thing that was repaired (or, for `unrepairable_*` and `unfit_*`, could not be).
 
     `kind` is stable, as the status and the journal count by it; `tool` names the tool it happened to.
     """

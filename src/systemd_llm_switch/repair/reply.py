@@ -18,7 +18,7 @@ from .thoughts import split_thoughts
 
 Reply = dict[str, object]
 _Part = TypeVar("_Part")
-_NO_OBJECT = "the backend's reply is no JSON object"
+_NO_OBJECT = "the backend's reply is not a JSON object"
 _BODY_START = re.compile(r"[\ufeff\s]*+(?=\{)")
 _BODY_END = re.compile(r"[\s}\]]*+\Z")
 
@@ -76,13 +76,13 @@ def repair_reply(reply: Reply, facts: RequestFacts, budget: Budget | None = None
     if not isinstance(choices, list):
         return reply, ()
     with budget or Budget() as allowance:
-        mending = _Mending(facts, allowance)
+        attempt = _Attempt(facts, allowance)
         is_full = _used_up(reply, facts)
-        mended = [mending.choice(choice, is_full) for choice in choices]
-    repairs = tuple(mending.repairs)
-    if all(new is old for new, old in zip(mended, choices, strict=True)):
+        repaired = [attempt.choice(choice, is_full) for choice in choices]
+    repairs = tuple(attempt.repairs)
+    if all(new is old for new, old in zip(repaired, choices, strict=True)):
         return reply, repairs
-    return {**reply, "choices": mended}, repairs
+    return {**reply, "choices": repaired}, repairs
 
 
 def _used_up(reply: Reply, facts: RequestFacts) -> bool:
@@ -99,7 +99,7 @@ def _finish_reason(finish: object, message: Reply) -> object:
     return "function_call" if message.get("function_call") else "stop"
 
 
-class _Mending:
+class _Attempt:
     """The repair of one reply; `repairs` grows."""
 
     def __init__(self, facts: RequestFacts, budget: Budget) -> None:
@@ -111,17 +111,17 @@ class _Mending:
         if not isinstance(choice, dict):
             return choice
         if isinstance(text := choice.get("text"), str):
-            mended = self.noted(repair_content(text, self.facts, self.budget))
-            return choice if mended is text else {**choice, "text": mended}
+            repaired = self.noted(repair_content(text, self.facts, self.budget))
+            return choice if repaired is text else {**choice, "text": repaired}
         message = choice.get("message")
         if not isinstance(message, dict):
             return choice
         finish = choice.get("finish_reason")
-        mended_message = self.message(message, is_full or finish == "length")
+        repaired_message = self.message(message, is_full or finish == "length")
         changes: Reply = {}
-        if mended_message is not message:
-            changes["message"] = mended_message
-        if (right := _finish_reason(finish, mended_message)) != finish:
+        if repaired_message is not message:
+            changes["message"] = repaired_message
+        if (right := _finish_reason(finish, repaired_message)) != finish:
             changes["finish_reason"] = right
             self.repairs.append(Repair("finish_reason"))
         return {**choice, **changes} if changes else choice

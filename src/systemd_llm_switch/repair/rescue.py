@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 
-from .arguments import has_all_needed, mend_arguments
+from .arguments import has_all_needed, repair_arguments
 from .budget import Budget, BudgetSpent
 from .calls import Call, new_call_id
 from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, read_marked
@@ -54,7 +54,7 @@ _Made = tuple[Call, tuple[Repair, ...]]
 def rescue_calls(
     content: str, facts: RequestFacts, budget: Budget, *, truncated: bool = False, at_end: bool = False
 ) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
-    """The text that stays (None: nothing), the calls that were in it, and what was mended.
+    """The text that stays (None: nothing), the calls that were in it, and what was repaired.
 
     Without any call the text is the identical string. `truncated` says that the model was stopped: a call whose last
     value may not be whole is then not believed. With `at_end`, calls are believed only where nothing comes behind
@@ -208,12 +208,12 @@ class _Rescue:
         schema = None if name is None else self.facts.schema_of(name)
         if name is None or schema is None or (may_be_cut and leaked.is_cut):
             return None
-        mended = mend_arguments(leaked.arguments, schema, self.budget, truncated=may_be_cut)
-        if not mended.is_sound or (may_be_cut and leaked.is_open and not has_all_needed(mended.text, schema)):
+        repaired = repair_arguments(leaked.arguments, schema, self.budget, truncated=may_be_cut)
+        if not repaired.is_sound or (may_be_cut and leaked.is_open and not has_all_needed(repaired.text, schema)):
             return None
-        function = {"name": name, "arguments": mended.text}
+        function = {"name": name, "arguments": repaired.text}
         call: Call = {"id": new_call_id(), "type": "function", "function": function}
-        return call, (Repair("rescued_call", name), *(Repair(kind, name) for kind in mended.kinds))
+        return call, (Repair("rescued_call", name), *(Repair(kind, name) for kind in repaired.kinds))
 
 
 @lru_cache(maxsize=32)

@@ -32,7 +32,7 @@ def second_opinion(text: str) -> object:
 
 def _is_faithful(value: object, text: str) -> bool:
     """Whether the value has the text's letters and digits, all of them and in their order, and each string in it
-    stands in the text with its white space, and with no quote of the syntax left on it."""
+    is in the text with its white space, and with no quote of the syntax left on it."""
     strings = list(_strings(value))
     return _letters(encode(value)) == _letters(text) and all(
         part in text and not part.startswith(_ESCAPED_QUOTE) and not part.endswith(_ESCAPED_QUOTE) for part in strings

@@ -87,7 +87,7 @@ class StringReader:
         return unescape(self.text[start:end], closer)
 
     def triple_quoted_end(self) -> int | None:
-        """Where a string in Python's triple quotes ends; None if this is none."""
+        """Where a string in Python's triple quotes ends; None if it is not one."""
         quotes = self.text[self.at : self.at + 3]
         if quotes not in ('"""', "'''", "```") or self.text.startswith(quotes[0], self.at + 3):
             return None
@@ -311,7 +311,7 @@ def unescape(raw: str, quote: str = '"') -> str:
     if "\\" not in raw or _is_verbatim(raw, quote):
         return raw
 
-    def mend(match: re.Match[str]) -> str:
+    def repaired_escape(match: re.Match[str]) -> str:
         found = match[0]
         if found == '"':
             return '\\"'
@@ -327,7 +327,7 @@ def unescape(raw: str, quote: str = '"') -> str:
         value, end = _scan(f'{raw}"', 0, False)
     except ValueError:
         end = -1
-    return value if end == len(raw) + 1 else str(json.loads(f'"{_ESCAPE.sub(mend, raw)}"', strict=False))
+    return value if end == len(raw) + 1 else str(json.loads(f'"{_ESCAPE.sub(repaired_escape, raw)}"', strict=False))
 
 
 def _is_verbatim(raw: str, quote: str) -> bool:

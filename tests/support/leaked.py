@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 Json = dict[str, Any]
+_M3 = "]<]minimax[>["
 
 
 def _named(name: str, arguments: Json, key: str = "arguments") -> str:
@@ -34,6 +35,11 @@ def _invoke(name: str, arguments: Json, prefix: str = "") -> str:
         f'<{prefix}parameter name="{key}">{_plain(value)}</{prefix}parameter>\n' for key, value in arguments.items()
     )
     return f'<{prefix}invoke name="{name}">\n{parameters}</{prefix}invoke>'
+
+
+def _elements(arguments: Json, token: str = "") -> str:
+    """Each parameter as an element, with a token before each tag."""
+    return "".join(f"{token}<{key}>{_plain(value)}{token}</{key}>" for key, value in arguments.items())
 
 
 def _python_dict(name: str, arguments: Json) -> str:
@@ -85,6 +91,10 @@ MARKED: dict[str, Callable[[str, Json], str]] = {
     ),
     "DSML": lambda name, it: f"<｜DSML｜function_calls>\n{_invoke(name, it, '｜DSML｜')}\n</｜DSML｜function_calls>",
     "MiniMax M2": lambda name, it: f"<minimax:tool_call>\n{_invoke(name, it)}\n</minimax:tool_call>",
+    "MiniMax M3": lambda name, it: (
+        f'{_M3}<tool_call>\n{_M3}<invoke name="{name}">{_elements(it, _M3)}{_M3}</invoke>\n{_M3}</tool_call>'
+    ),
+    "Cline": lambda name, it: f"<{name}>\n{_elements(it)}\n</{name}>",
     "Claude": lambda name, it: f"<function_calls>\n{_invoke(name, it)}\n</function_calls>",
     "Seed-OSS": lambda name, it: (
         _qwen_coder(name, it).replace("<tool_call>", "<seed:tool_call>").replace("</tool_call>", "</seed:tool_call>")

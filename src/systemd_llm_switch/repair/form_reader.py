@@ -39,7 +39,7 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 _OPEN = _any_of(OPENS)
-_OPEN_OR_END = _any_of(OPENS | ENDS)
+_OPEN_OR_END = _any_of(OPENS | {token for token in ENDS if token.startswith(("<", "[/", "]<]"))})
 _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
 _STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}

@@ -24,6 +24,7 @@ Style = Literal["call", "json", "parameters", "pairs", "python", "quoted", "elem
 
 NAME = r"(?P<name>[\w./:-]{1,99}+)"
 _DSML = r"(?:[｜|]DSML[｜|]|antml:)?+"
+_M3 = "]<]minimax[>["
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,36 +144,37 @@ FORMS = (
         bare=(r"<(?:function|tool_call)(?:=|\s{1,9}name=)",),
     ),
     # MiniMax M2: docs/tool_calling_guide.md of MiniMaxAI/MiniMax-M2; vLLM, minimax_m2_tool_parser.py. DeepSeek V3.2's
-    # DSML:
-    # encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2. The tags without wrapper are Claude's.
+    # DSML: encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2. MiniMax M3 puts its token before each tag and names a
+    # parameter by its tag: vLLM, minimax_m3_tool_parser.py. The tags without wrapper are Claude's.
     Form(
         "invoke tags",
         "parameters",
         opens=(
+            f"{_M3}<tool_call>",
             "<minimax:tool_call>",
             "<｜DSML｜function_calls>",
             "<｜DSML｜tool_calls>",
             "<|DSML|function_calls>",
             "<|DSML|tool_calls>",
             "<function_calls>",
-            "<function_calls>",
             "<tool_call>",
             "<tool_calls>",
         ),
-        head=rf"<{_DSML}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
+        head=rf"(?:{re.escape(_M3)})?+<{_DSML}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
         ends=(
             *(f"</{prefix}invoke>" for prefix in ("", "｜DSML｜", "|DSML|", "antml:")),
+            f"{_M3}</invoke>",
+            f"{_M3}</tool_call>",
             "</minimax:tool_call>",
             "</｜DSML｜function_calls>",
             "</｜DSML｜tool_calls>",
             "</|DSML|function_calls>",
             "</|DSML|tool_calls>",
             "</function_calls>",
-            "</function_calls>",
             "</tool_call>",
             "</tool_calls>",
         ),
-        bare=(r"<(?:[｜|]DSML[｜|]|antml:)?invoke(?:=|\s{1,9}name=)",),
+        bare=(rf"(?:{re.escape(_M3)})?<(?:[｜|]DSML[｜|]|antml:)?invoke(?:=|\s{{1,9}}name=)",),
     ),
     # GLM 4.5 to 5: chat template of zai-org/GLM-4.5; vLLM, glm4_moe_tool_parser.py. A tag of the first pair is often
     # lost.

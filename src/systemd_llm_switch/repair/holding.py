@@ -51,6 +51,7 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
         "<function=",
         "<invoke=",
         "<invoke name=",
+        "]<]minimax[>[<invoke name=",
         "<function name=",
         "<tool_call=",
         "<tool_call name=",

@@ -20,6 +20,8 @@ MAX_CALLS = 64
 _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "tool_call_id"})
 _TAG = r"<(?:[｜|]DSML[｜|]|antml:)?+"
 _END_TAG = r"</(?:[｜|]DSML[｜|]|antml:)?+"
+_SPACE_TAG = r"(?:\]<\]minimax\[>\[)?+"
+_CALL_END = r"</(?:invoke|function)>"
 _PARAMETER = re.compile(
     rf"\s*+{_TAG}parameter(?:=|(?P<attribute>\s{{1,9}}+name=))[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
     r"(?:\s++string=[\"'](?P<string>true|false)[\"'])?+\s*+>"
@@ -119,8 +121,11 @@ def parameters(source: Source, name: str, start: int) -> Found:
     json_start = source.skip(start)
     if text[json_start : json_start + 1] == "{":
         return json_behind_name(source, name, json_start)
-    values: dict[str, object] = {}
     declared = source.members(name)
+    within, at = _elements(source, name, start, _CALL_END)
+    if within:
+        return [LeakedCall(name, encode(within), is_open=True)], at
+    values: dict[str, object] = {}
     at, is_cut = start, False
     while not is_cut and (parameter := _PARAMETER.match(text, at)):
         source.budget.check()
@@ -312,23 +317,31 @@ def _plain(node: ast.expr) -> object:
 
 def elements(source: Source, name: str, start: int) -> Found:
     """A tool as an element, with an element for each of its parameters, up to the tool's own end tag."""
-    text, declared = source.text, source.members(name)
-    values: dict[str, object] = {}
-    at = source.skip(start)
-    opening = re.compile(rf"\s*+<({'|'.join(map(re.escape, sorted(declared, key=len, reverse=True))) or '(?!)'})>")
-    while tag := opening.match(text, at):
-        source.budget.check()
-        end = re.compile(rf"</{re.escape(tag[1])}>(?=\s*+(?:<{opening.pattern[5:]}|</{re.escape(name)}>))").search(
-            text, tag.end()
-        )
-        if end is None:
-            return _NOTHING
-        values[tag[1]] = _value(text[tag.end() : end.start()])
-        at = end.end()
+    values, at = _elements(source, name, start, rf"</{re.escape(name)}>")
     closing = source.skip(at)
-    if not text.startswith(f"</{name}>", closing):
+    if values is None or not source.text.startswith(f"</{name}>", closing):
         return _NOTHING
     return [LeakedCall(name, encode(values))], closing + len(name) + 3
+
+
+def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict[str, object] | None, int]:
+    """The values of declared parameters that are written as elements, and where they end.
+
+    A value ends where another parameter, or the call's own end tag, comes behind its end tag.
+    """
+    declared = "|".join(map(re.escape, sorted(source.members(name), key=len, reverse=True))) or "(?!)"
+    opening = re.compile(rf"\s*+{_SPACE_TAG}<({declared})>")
+    values: dict[str, object] = {}
+    at = source.skip(start)
+    while tag := opening.match(source.text, at):
+        source.budget.check()
+        ending = rf"{_SPACE_TAG}</{re.escape(tag[1])}>(?=\s*+{_SPACE_TAG}(?:<(?:{declared})>|{closing}))"
+        end = re.compile(ending).search(source.text, tag.end())
+        if end is None:
+            return None, at
+        values[tag[1]] = _value(source.text[tag.end() : end.start()])
+        at = end.end()
+    return values, at
 
 
 # -- {"name": …, "arguments": {…}} -------------------------------------------------------------------------

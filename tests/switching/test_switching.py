@@ -269,6 +269,19 @@ def test_unload_drains_and_force_does_not(stack: Stack, pair: dict[str, str]) ->
     assert forced[0].error["code"] == "model_unloaded"
 
 
+def test_an_unload_ends_though_a_waiting_request_loads_the_model_again(stack: Stack, pair: dict[str, str]) -> None:
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 2})) as running:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(lambda: proxy.post("/api/unload", {"model": "a"}, timeout_s=30)) as unloads:
+            wait_for(lambda: proxy.state("a") == "draining")
+            waited = proxy.chat("a")
+    assert running[0].text == waited.text == "hello from a"
+    assert unloads[0].status == 200
+    assert len(proxy.status()["switches"]) == 3
+
+
 def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str]) -> None:
     proxy = stack.run(pair)
     stack.systemctl("start", pair["b"])

@@ -157,3 +157,9 @@ def test_a_malformed_body_has_the_budget_too() -> None:
             parse_reply(body)
 
     assert cpu_s(refused) < 2
+
+
+def test_a_recursive_schema_does_not_use_up_the_budget() -> None:
+    """Each pair of a value and a part of the schema is judged once."""
+    reply = calling("f", '{"a":' * 50 + '"x"' + "}" * 50)
+    assert repair_reply(reply, RequestFacts(tools={"f": RECURSIVE})) == (reply, ())

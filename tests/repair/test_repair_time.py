@@ -86,10 +86,15 @@ WANTED_JSON: dict[str, Callable[[int], str]] = {
 
 
 def assert_linear(work: Callable[[Any], object], made: Callable[[int], Any]) -> None:
-    """By the CPU time of this thread: a busy machine does not count. A second run decides when the first was slow."""
-    most = min(BOUND_S, MAX_RATIO * max(_seconds(work, made(SMALL)), NOISE_S))
-    large = _seconds(work, made(LARGE))
-    assert large < most or _seconds(work, made(LARGE)) < most
+    """By the CPU time of this thread, so that a busy machine does not count; the best of up to six runs each."""
+    small = large = float("inf")
+    given = made(SMALL), made(LARGE)
+    for _ in range(6):
+        small, large = min(small, _seconds(work, given[0])), min(large, _seconds(work, given[1]))
+        if large < BOUND_S and large < MAX_RATIO * max(small, NOISE_S):
+            return
+    assert large < BOUND_S
+    assert large < MAX_RATIO * max(small, NOISE_S)
 
 
 def _seconds(work: Callable[[Any], object], given: object) -> float:
@@ -136,14 +141,11 @@ def test_words_that_may_hold_calls(shape: str) -> None:
 def test_a_form_with_a_megabyte_in_it(form: str) -> None:
     """One call with a large file, whole and without its end."""
 
-    def whole(length: int) -> Any:
-        return saying(MARKED[form]("write_to_file", {"path": "a", "content": filled('print("a")\n', length)}))
+    def whole(length: int) -> str:
+        return MARKED[form]("write_to_file", {"path": "a", "content": 'print("a")\n' * (length // 11)})
 
-    assert_linear(lambda reply: repair_reply(reply, FILES), whole)
-    assert_linear(
-        lambda reply: repair_reply(reply, FILES),
-        lambda length: saying(whole(length)["choices"][0]["message"]["content"][:length]),
-    )
+    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(whole(length)))
+    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(whole(length)[:-20]))
 
 
 @pytest.mark.parametrize("form", MARKED)

@@ -214,9 +214,13 @@ class Load(Handler):
     """Loads a model by hand; answers when it is ready."""
 
     def POST(self) -> Answer:
-        model = self.named_model(self.read_order("model"))
+        body = self.read_order("model", "wait")
+        model = self.named_model(body)
         with self.services.aside():
-            self.services.operations.load(model, self.client)
+            if _read_flag(body, "wait", default=True):
+                self.services.operations.load(model, self.client)
+            else:
+                self.services.operations.begin_load(model)
         status = self.services.report.models()[model.id]
         return self.write({"success": True, "model": model.id, **dataclasses.asdict(status)})
 
@@ -234,12 +238,12 @@ class Unload(Load):
     """Frees the VRAM of one model, or of all; answers when it is free."""
 
     def POST(self) -> Answer:
-        body = self.read_order("model", "force")
-        force = _read_flag(body, "force")
+        body = self.read_order("model", "force", "wait")
+        force, client = _read_flag(body, "force"), self.client if _read_flag(body, "wait", default=True) else None
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
         with self.services.aside():
-            unloaded = self.services.operations.unload(models, force, self.client)
+            unloaded = self.services.operations.unload(models, force, client)
         return self.write({"success": True, "models": [model.id for model in unloaded]})
 
 
@@ -259,11 +263,12 @@ class Hold(Handler):
     """Keeps the VRAM free for something else; answers when it is free."""
 
     def POST(self) -> Answer:
-        body = self.read_order("minutes", "force", "pause")
+        body = self.read_order("minutes", "force", "pause", "wait")
         minutes, force, pause = self.read_minutes(body), _read_flag(body, "force"), _read_flag(body, "pause")
+        client = self.client if _read_flag(body, "wait", default=True) else None
         left_s = math.inf if minutes is None else minutes * 60
         with self.services.aside():
-            warning = self.services.operations.hold(left_s, force, pause, self.client)
+            warning = self.services.operations.hold(left_s, force, pause, client)
         return self.write(_success(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 
     def read_minutes(self, body: Json) -> float | None:
@@ -295,8 +300,8 @@ def _success(warning: str | None, **fields: object) -> Json:
     return {"success": True, **fields} | ({"warning": warning} if warning else {})
 
 
-def _read_flag(body: Json, name: str) -> bool:
-    flag = body.get(name, False)
-    if not isinstance(flag, bool):
+def _read_flag(body: Json, name: str, *, default: bool = False) -> bool:
+    value = body.get(name, default)
+    if not isinstance(value, bool):
         raise InvalidRequest(f"`{name}` must be true or false", param=name)
-    return flag
+    return value

@@ -26,6 +26,17 @@ class Verb:
 
 VERBS: Mapping[str, Verb] = {
     "serve": Verb("run the proxy; also what happens without a verb", "serve"),
+    "status": Verb("show what is loaded, who waits, what went wrong", "status"),
+    "ps": Verb("the same as status", "status"),
+    "models": Verb("list the configured models", "models"),
+    "load": Verb("load a model", "load"),
+    "unload": Verb("unload a model, or all of them", "unload"),
+    "hold": Verb("keep the VRAM free, for a time or until release", "hold"),
+    "release": Verb("end a hold", "release"),
+    "logs": Verb("show the log of a model, or of the proxy", "logs"),
+    "requests": Verb("show the last requests", "requests"),
+    "chat": Verb("ask a model", "chat"),
+    "forget": Verb("delete saved contexts", "forget"),
     "setup": Verb("set everything up for you, or bring it up to date", "setup"),
     "check": Verb("show what is missing or failed, and what fixes it", "check"),
     "config": Verb("show which config file is in force, and why", "config"),

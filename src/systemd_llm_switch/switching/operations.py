@@ -7,10 +7,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from systemd_llm_switch.config.records import Model
-from systemd_llm_switch.errors import ModelStartFailed
+from systemd_llm_switch.errors import ModelStartFailed, ProxyError
 from systemd_llm_switch.switching.adoption import Adoption
 from systemd_llm_switch.switching.hold_file import Held, HoldFile
 from systemd_llm_switch.switching.switcher import Switcher
@@ -49,9 +49,13 @@ class Operations:
         finally:
             self._switcher.release(lease)
 
-    def unload(self, models: Collection[Model], force: bool, client: Client) -> list[Model]:
+    def begin_load(self, model: Model) -> None:
+        """The same without a wait; the status shows what becomes of it."""
+        self._begin("load", lambda: self.load(model, Client(None)))
+
+    def unload(self, models: Collection[Model], force: bool, client: Client | None) -> list[Model]:
         """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
-        that ran.
+        that ran; at once, without a `client` who waits.
 
         Raises:
             ClientGone, ShuttingDown: the wait is over; the unloading goes on.
@@ -60,12 +64,15 @@ class Operations:
         units = [model.unit for model in models]
         self._adoption.find(units)
         present = self._switcher.present
-        unloading = Unloading(units)
-        self._switcher.unload(units, force, unloading)
-        self._wait(unloading, client)
+        if client is None:
+            self._switcher.unload(units, force)
+        else:
+            unloading = Unloading(units)
+            self._switcher.unload(units, force, unloading)
+            self._wait(unloading, client)
         return [model for model in models if model.unit in present]
 
-    def hold(self, left_s: float, force: bool, pause: bool, client: Client) -> str | None:
+    def hold(self, left_s: float, force: bool, pause: bool, client: Client | None) -> str | None:
         """Frees all VRAM and rejects requests for `left_s` seconds (inf: until released). With `pause`, running answers
         go on afterwards. Returns a warning for the operator, if there is one.
 
@@ -79,7 +86,10 @@ class Operations:
                 log.error("hold_not_saved path=%s reason=%r", self._file.path, str(error))
                 warning = f"a restart of the proxy ends the hold, since {self._file.path} cannot be written: {error}"
             self._switcher.hold(None if left_s == math.inf else time.monotonic() + left_s, force, pause)
-        self.complete(client)
+        if client is None:
+            self._begin("hold", lambda: self.complete(Client(None)))
+        else:
+            self.complete(client)
         return warning
 
     def release(self) -> str | None:
@@ -144,6 +154,18 @@ class Operations:
         finally:
             self._looked_at = time.monotonic()
             self._looking.release()
+
+    @staticmethod
+    def _begin(name: str, do: Callable[[], None]) -> None:
+        """Does something that nobody waits for."""
+
+        def run() -> None:
+            try:
+                do()
+            except ProxyError as error:
+                log.error("%s_failed reason=%r", name, error.message)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _wait(self, unloading: Unloading, client: Client) -> None:
         try:

@@ -53,7 +53,7 @@ def test_the_set_up_needs_the_standard_library_only() -> None:
 def test_the_help_lists_every_verb_and_what_it_does() -> None:
     shown = run("--help").stdout
     for name, verb in VERBS.items():
-        assert f"  {name.ljust(9)}  {verb.does}\n" in shown
+        assert f"  {name.ljust(max(map(len, VERBS)))}  {verb.does}\n" in shown
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -66,7 +66,7 @@ def test_each_verb_has_its_help(name: str) -> None:
 def test_an_unknown_verb_is_wrong_usage() -> None:
     ran = run("stup")
     assert ran.returncode == 2
-    assert "'stup' is not a verb; did you mean 'setup'? (serve, setup," in ran.stderr
+    assert "'stup' is not a verb; did you mean 'setup'? (serve, " in ran.stderr
 
 
 @pytest.mark.parametrize("words", [["--prot", "1"], ["serve", "--port", "0"], ["setup", "--demo"], ["check", "now"]])

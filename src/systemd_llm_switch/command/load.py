@@ -1,0 +1,43 @@
+"""`llm-switch load`: loads a model, and waits until it is ready."""
+
+from __future__ import annotations
+
+import argparse
+
+from systemd_llm_switch.command.proxy_client import ProxyClient, add_config_argument, run_with_proxy
+from systemd_llm_switch.command.status import states
+from systemd_llm_switch.command.tables import as_json, duration
+from systemd_llm_switch.command.waiting_line import waiting_line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="its id, or an alias")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the load is asked for")
+    parser.add_argument("--json", action="store_true", help="what /api/load answers, for programs")
+    add_config_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    def do(client: ProxyClient) -> None:
+        body = {"model": arguments.model} | ({"wait": False} if arguments.no_wait else {})
+        with waiting_line(lambda: _describe(client, arguments.model)):
+            answer = client.post("/api/load", body)
+        if arguments.json:
+            print(as_json(answer))
+        elif arguments.no_wait:
+            print(f"{answer['model']} is being loaded.")
+        else:
+            took = answer["last_load_s"]
+            print(f"{answer['model']} is ready" + (f" (it loads in {duration(took)})." if took else "."))
+
+    return run_with_proxy(arguments, do)
+
+
+def _describe(client: ProxyClient, name: str) -> str:
+    models = states(client)
+    model = models.get(name)
+    if model is None or model["state"] in ("starting", "ready"):
+        usual = model["last_load_s"] if model else None
+        return f"loading {name}" + (f", last time {duration(usual)}" if usual else "")
+    others = [f"{other} is {it['state']}" for other, it in models.items() if it["state"] in ("draining", "stopping")]
+    return f"{name} waits for its turn" + (f": {', '.join(others)}" if others else "")

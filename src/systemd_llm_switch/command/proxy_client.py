@@ -1,0 +1,149 @@
+"""The running proxy, asked over HTTP: at the address and with the key of the config in force."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
+from systemd_llm_switch.config.file import find, load
+from systemd_llm_switch.config.records import Config, ConfigError
+
+Json = dict[str, Any]
+
+_UNIT = "llm-switch.service"
+_CONNECT_TIMEOUT_S = 5.0
+_REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to reach a bind address by
+
+
+class Refused(Exception):
+    """The proxy refused, or what was asked failed; the message is the proxy's."""
+
+
+class NoProxy(Exception):
+    """No proxy answers; the message says where, and what to do."""
+
+
+class ProxyClient:
+    """One proxy. Each call has a connection of its own.
+
+    Raises, from every method that asks: Refused, NoProxy.
+    """
+
+    def __init__(self, host: str, port: int, key: str | None = None) -> None:
+        self._address = (_REACHABLE.get(host, host), port)
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    @property
+    def url(self) -> str:
+        host, port = self._address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def get(self, path: str) -> Any:
+        """The JSON of a GET."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Json) -> Any:
+        """The JSON of a POST; waits for as long as that takes."""
+        return self._ask("POST", path, body)
+
+    def events(self, method: str, path: str, body: Json | None = None) -> Iterator[tuple[str, str]]:
+        """The events of a stream, each with its name (empty for most) and its data. Closing the iterator ends it."""
+        with self._reply(method, path, body) as reply:
+            name = ""
+            for raw in reply:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                if line.startswith("event:"):
+                    name = line[6:].strip()
+                elif line.startswith("data:"):
+                    yield name, line[5:].strip()
+                elif not line:
+                    name = ""
+
+    def _ask(self, method: str, path: str, body: Json | None) -> Any:
+        with self._reply(method, path, body) as reply:
+            return json.loads(reply.read())
+
+    @contextmanager
+    def _reply(self, method: str, path: str, body: Json | None) -> Iterator[http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(*self._address, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+            connection.sock.settimeout(None)  # a load takes minutes
+            connection.request(method, path, None if body is None else json.dumps(body), self._headers)
+            reply = connection.getresponse()
+            if reply.status >= 400:
+                raise Refused(_message(reply.status, reply.read()))
+            yield reply
+        except (OSError, http.client.HTTPException) as error:
+            raise NoProxy(
+                f"no proxy answers at {self.url} ({error or type(error).__name__}); "
+                f"`systemctl --user status {_UNIT}` shows why, `systemctl --user start {_UNIT}` starts it"
+            ) from error
+        except ValueError as error:
+            raise NoProxy(f"what answers at {self.url} is not the proxy: its reply is not JSON") from error
+        finally:
+            connection.close()
+
+
+def _message(status: int, raw: bytes) -> str:
+    """What the proxy said of its refusal."""
+    try:
+        return str(json.loads(raw)["error"]["message"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoProxy(f"what answers is not the proxy: it returned status {status} without a message") from error
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """`--config`, which every verb that asks the proxy takes."""
+    parser.add_argument("--config", metavar="FILE", help="the proxy's config: its address and its key; as for serve")
+
+
+def configured(arguments: argparse.Namespace) -> Config:
+    """The config in force.
+
+    Raises:
+        ConfigError
+    """
+    return load(find(arguments.config, os.environ))
+
+
+def client_of(config: Config) -> ProxyClient:
+    """The proxy of a config. `$LLM_SWITCH_API_KEY` goes before the config's first key."""
+    key = os.environ.get("LLM_SWITCH_API_KEY") or next(iter(config.server.api_keys), None)
+    return ProxyClient(config.server.host, config.server.port, key)
+
+
+def run_with_proxy(arguments: argparse.Namespace, do: Callable[[ProxyClient], int | None]) -> int:
+    """Does something with the running proxy; tells on stderr what went wrong. Returns the exit code."""
+    try:
+        return do(client_of(configured(arguments))) or DONE
+    except ConfigError as error:
+        return complain(f"the config cannot be used: {error}", FAILED)
+    except Refused as error:
+        return complain(str(error), FAILED)
+    except NoProxy as error:
+        return complain(str(error), NO_PROXY)
+    except KeyboardInterrupt:
+        return complain("", FAILED)
+    except BrokenPipeError:  # `llm-switch logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def complain(message: str, code: int) -> int:
+    """To stderr; returns the exit code."""
+    print(message, file=sys.stderr)
+    return code
+
+
+def model_query(model: str) -> str:
+    """A model's id as a part of a query."""
+    return f"model={quote(model, safe='')}"

@@ -62,8 +62,7 @@ def _show(line: Json, is_json: bool) -> None:
 
 
 def _read_journal(arguments: argparse.Namespace) -> int:
-    from systemd_llm_switch.systemd.journal import JournalError
-    from systemd_llm_switch.systemd.journal_reader import last_lines
+    from systemd_llm_switch.systemd.journal_reader import JournalError, last_lines
 
     try:
         unit = configured(arguments).find_model(arguments.model).unit if arguments.model else _PROXY_UNIT

@@ -48,6 +48,7 @@ missing_packages() {
     command -v promtool >/dev/null || echo prometheus
     command -v node >/dev/null || echo nodejs
     command -v npm >/dev/null || echo npm
+    command -v chromium >/dev/null || echo chromium
 }
 
 provide_packages() {

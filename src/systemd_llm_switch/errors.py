@@ -126,6 +126,13 @@ class ModelNotFound(RequestError):
         super().__init__(f"the model {quoted(name)} does not exist; this proxy has: {_listed(known)}", param="model")
 
 
+class RequestNotFound(RequestError):
+    """No request of that number waits."""
+
+    status = 404
+    code = "request_not_found"
+
+
 class ModelNotLoaded(RequestError):
     """The route needs a loaded model, and does not load one."""
 
@@ -210,6 +217,14 @@ class TooManyWatchers(ProxyError):
 
     status = 503
     code = "too_many_watchers"
+
+
+class Cancelled(ProxyError):
+    """An operator took a waiting request out of the queue. A client must not send it again by itself."""
+
+    status = 503
+    code = "request_cancelled"
+    permanent = True
 
 
 class Unloaded(ProxyError):

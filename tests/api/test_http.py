@@ -139,7 +139,7 @@ def chunked(*chunks: bytes) -> bytes:
 # --- errors -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nope", "/v1/models/", "/static/x", "/docs", "/%ff%fe", "/..%2f"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nope", "/v1/models/", "/static", "/docs", "/%ff%fe", "/..%2f"])
 def test_an_unknown_path_is_a_404_that_lists_the_routes(proxy: Proxy, path: str) -> None:
     answer = proxy.get(path)
     assert answer.status == 404
@@ -671,11 +671,16 @@ def test_the_status_tells_what_is_loaded_and_what_happened(proxy: Proxy, stack: 
     proxy.chat("broken")
     proxy.chat("a")
     status = proxy.status()
-    assert set(status) == {"models", "waiting", "on_hold", "hold_until", "switches", "repairs", "config"}
+    assert set(status) == {
+        *("models", "waiting", "queue", "on_hold", "hold_until", "switches", "contexts", "repairs", "config"),
+    }
     assert (status["waiting"], status["on_hold"]) == (0, False)
     assert status["config"] == {"path": str(stack.config_path), "error": None}
     loaded, broken = status["models"]["a"], status["models"]["broken"]
-    assert set(loaded) == {"state", "unit", "in_flight", "waiting", "loaded_since", "last_load_s", "last_error"}
+    assert set(loaded) == {
+        *("state", "unit", "in_flight", "waiting", "loaded_since", "loading_since", "last_load_s", "last_error"),
+        "contexts",
+    }
     assert (loaded["state"], loaded["in_flight"], loaded["waiting"]) == ("ready", 0, 0)
     assert loaded["unit"] == f"{stack.prefix}-a.service"
     assert abs(loaded["loaded_since"] - time.time()) < 30

@@ -263,14 +263,6 @@ def test_refusals_of_one_kind_are_counted(bed: Stack, proxy: Proxy) -> None:
     wait_for(count_left_out)
 
 
-def test_a_look_whether_somebody_answers_is_no_warning(bed: Stack, proxy: Proxy) -> None:
-    own = bed.start_proxy()
-    assert own.request("HEAD", "/").status == 404
-    assert own.get("/").status == 404
-    lines = [line for line in own.log.splitlines() if "refused path=/ " in line]
-    assert ["WARNING" in line for line in lines] == [False, True]
-
-
 # --- limits -------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ from systemd_llm_switch.errors import ForbiddenOrigin, InvalidApiKey
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.wsgi import Headers
 
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = ("/health", "/")  # the page has to ask for the key
+_OPEN_FOLDER = "/static/"
 _EXPOSED_HEADERS = "Server-Timing, X-LLM-Switch-Repaired, Retry-After"
 _PREFLIGHT_AGE_S = "600"
 _MOST_ASKED_CHARACTERS = 2000
@@ -62,7 +63,8 @@ class Access:
         return is_preflight
 
     def _is_open(self, path: str) -> bool:
-        return path in _OPEN_PATHS or (path == "/metrics" and self._server.metrics_open)
+        is_page = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        return is_page or (path == "/metrics" and self._server.metrics_open)
 
     def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
         """Whether a listed page asks if it may send a request; browsers never send a key along with that."""

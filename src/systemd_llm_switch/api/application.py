@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 import web
 
-from systemd_llm_switch.api import observation
+from systemd_llm_switch.api import observation, page
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.api.handlers import (
+    Cancel,
     Forget,
     Forwarded,
     Handler,
@@ -65,12 +66,14 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/load|/models/load", Load),
     (r"/api/unload|/models/unload", Unload),
     (r"/api/contexts/forget", Forget),
+    (r"/api/requests/cancel", Cancel),
     (r"/api/hold", Hold),
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),
     *observation.ROUTES,
+    *page.ROUTES,
 )
-POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release")
+POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release", "/api/requests/cancel")
 GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *observation.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
@@ -160,8 +163,6 @@ def _log_refusal(environ: Environ, error: ProxyError) -> None:
     if unlogged is None:
         return
     level = logging.WARNING if error.status < 500 else logging.ERROR
-    if environ["REQUEST_METHOD"] == "HEAD" and environ["PATH_INFO"] == "/":
-        level = logging.INFO  # clients ask it to see whether somebody answers
     path, reason = _quoted(environ["PATH_INFO"]), quoted(error.message, _MOST_REASON_CHARACTERS)
     log.log(level, "refused path=%s status=%d reason=%s unlogged=%d", path, error.status, reason, unlogged)
 

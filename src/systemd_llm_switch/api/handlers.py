@@ -19,6 +19,7 @@ from systemd_llm_switch.errors import (
     InvalidRequest,
     MissingModel,
     ModelNotFound,
+    RequestNotFound,
     UnknownUrl,
 )
 from systemd_llm_switch.forward.answer import Answer, Start
@@ -82,6 +83,10 @@ class Handler:
         except ValueError as error:
             raise InvalidRequest(f"the query has more than {_MOST_QUERY_FIELDS} fields") from error
         return fields.get(name, [""])[0]
+
+    def read_header(self, name: str) -> str:
+        """A field of the request's head, or an empty string."""
+        return str(web.ctx.env.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
 
     def write(self, value: object) -> Answer:
         """Answers with JSON."""
@@ -284,6 +289,18 @@ class Hold(Handler):
                 param="minutes",
             )
         return minutes
+
+
+class Cancel(Handler):
+    """Takes a waiting request out of the queue."""
+
+    def POST(self) -> Answer:
+        number: object = self.read_order("id").get("id")
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InvalidRequest("`id` must be the number of a request in `queue` of /api/status", param="id")
+        if not self.services.switcher.cancel(number):
+            raise RequestNotFound(f"no request {quoted(str(number))} waits; `queue` in /api/status lists those that do")
+        return self.write({"success": True, "id": number})
 
 
 class Release(Handler):

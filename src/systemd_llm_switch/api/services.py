@@ -63,6 +63,7 @@ class Services:
         return {
             "models": {name: dataclasses.asdict(state) for name, state in overview.models.items()},
             "waiting": overview.waiting,
+            "queue": [dataclasses.asdict(entry) for entry in overview.queue],
             "on_hold": overview.on_hold,
             "hold_until": overview.hold_until,
             "switches": [record.as_json() for record in overview.switches],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.contexts.records import Totals
+from systemd_llm_switch.switching.queue import QueueEntry, describe
 from systemd_llm_switch.switching.status import ModelStatus, SwitchRecord, UnitSnapshot
 from systemd_llm_switch.switching.switcher import Switcher
 
@@ -19,6 +20,7 @@ class Overview:
 
     models: dict[str, ModelStatus]
     waiting: int
+    queue: Sequence[QueueEntry]
     on_hold: bool
     hold_until: float | None
     switches: Sequence[SwitchRecord]
@@ -43,6 +45,7 @@ class Report:
         return Overview(
             models=self.models(),
             waiting=self._switcher.waiting,
+            queue=describe(self._switcher.waiters(), self._switcher.snapshot(), time.time() - time.monotonic()),
             on_hold=hold_until is not None,
             hold_until=None if hold_until is None or hold_until == math.inf else _as_epoch(hold_until),
             switches=self._switcher.history.switches,
@@ -57,6 +60,7 @@ class Report:
             in_flight=snapshot.in_flight,
             waiting=snapshot.waiting,
             loaded_since=snapshot.loaded_since,
+            loading_since=None if snapshot.load_began is None else _as_epoch(snapshot.load_began),
             last_load_s=history.last_load_s(unit),
             last_error=history.last_error(unit),
             contexts=self._contexts.model_status(snapshot.model),

@@ -11,24 +11,28 @@ from systemd_llm_switch.scheduler import State
 
 @dataclass(frozen=True, slots=True)
 class UnitSnapshot:
-    """A configured model's unit at one moment. `loaded_since` is seconds since the epoch."""
+    """A configured model's unit at one moment. `loaded_since` is seconds since the epoch; `load_began` is when the
+    switch to it began (`time.monotonic`), while it lasts."""
 
     model: Model
     state: State
     in_flight: int
     waiting: int
     loaded_since: float | None
+    load_began: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model. `state` is the scheduler's word in lower case, `loaded_since` seconds since the epoch."""
+    """One model. `state` is the scheduler's word in lower case; `loaded_since`, and `loading_since` while it loads, are
+    seconds since the epoch."""
 
     state: str
     unit: str
     in_flight: int
     waiting: int
     loaded_since: float | None
+    loading_since: float | None
     last_load_s: float | None
     last_error: str | None
     contexts: ModelContexts

@@ -15,7 +15,7 @@ from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
 from systemd_llm_switch.contexts.keeper import Contexts
-from systemd_llm_switch.errors import ModelNotLoaded, ShuttingDown
+from systemd_llm_switch.errors import Cancelled, ModelNotLoaded, ShuttingDown
 from systemd_llm_switch.scheduler import (
     Abort,
     Action,
@@ -30,6 +30,7 @@ from systemd_llm_switch.scheduler import (
     Switch,
 )
 from systemd_llm_switch.switching.leases import Lease, Leases
+from systemd_llm_switch.switching.queue import Waiter
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.switching.status import UnitSnapshot
@@ -216,6 +217,16 @@ class Switcher:
         with self._lock:
             self._unloadings.discard(unloading)
 
+    def cancel(self, number: int) -> bool:
+        """Rejects the waiting request of that number; False where none waits. Does not block."""
+        with self._lock:
+            lease = next((it for it in self._leases.waiting() if it.number == number), None)
+        if lease is None:
+            return False
+        lease.reject(Cancelled("an operator took this request out of the queue"))
+        log.info("request_cancelled model=%s", lease.model.id)
+        return True
+
     def close(self) -> None:
         """Rejects waiting requests; running ones go on, models stay loaded."""
         with self._lock:
@@ -278,13 +289,20 @@ class Switcher:
         if state is State.STOPPING and run is not None and run.has_stopped and unit in run.others:
             state = State.STOPPED
         since = resident.since if resident is not None else None
-        return UnitSnapshot(model, state, scheduler.in_flight(unit), scheduler.waiting(unit), since)
+        is_target = run is not None and run.target is not None and run.target.model.unit == unit
+        began = run.began if run is not None and is_target else None
+        return UnitSnapshot(model, state, scheduler.in_flight(unit), scheduler.waiting(unit), since, began)
 
     @property
     def present(self) -> frozenset[str]:
         """The units whose process may exist, as far as is known."""
         with self._lock:
             return self._scheduler.residents
+
+    def waiters(self) -> list[Waiter]:
+        """The requests that wait for their turn, the oldest first."""
+        with self._lock:
+            return [Waiter(it.number, it.model, it.submitted) for it in self._leases.waiting()]
 
     @property
     def waiting(self) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from .form_reader import LIST_OF_CALLS, element_marker
 from .forms import ENDS, MARK, OPENS
-from .thoughts import THOUGHTS_END, may_be_thoughts, split_thoughts
+from .thoughts import THOUGHTS_END, is_thoughts_start, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
 _CALL_IN_FENCE = re.compile(r"[^\n]*+(?:\n\s*+(?:[{\[<]|\Z)|\Z)")
@@ -137,4 +137,6 @@ def take_thoughts(text: str) -> tuple[str, str] | None:
     if not may_be_thoughts(text):
         return "", text
     thoughts, answer = split_thoughts(text)
+    if answer is text:
+        return None if is_thoughts_start(text) else ("", text)
     return (thoughts, answer) if answer.strip() else None

@@ -38,6 +38,13 @@ def may_be_thoughts(begun: str) -> bool:
     return any(start.startswith(body[: len(start)]) for start in _STARTS)
 
 
+def is_thoughts_start(begun: str) -> bool:
+    """Whether a text is no more than the beginning of what starts thoughts, or of gpt-oss's without its tokens."""
+    body = begun.lstrip()
+    is_prefix = any(start.startswith(body) for start in (*_STARTS, "analysis"))
+    return is_prefix or _WORD_START.match(body) is not None
+
+
 def split_thoughts(content: str) -> tuple[str, str]:
     """The thoughts in a content (empty: none), and the answer; the identical content if there are none."""
     blocks: list[str] = []

@@ -270,3 +270,19 @@ def test_a_command_of_ones_own_stays(settled: Newcomer) -> None:
     settled.setup("--uninstall")
     assert link.read_text() == "#!/bin/sh\necho mine\n"
     link.unlink()
+
+
+def test_the_man_page_and_the_completions_come_and_go_with_the_command(settled: Newcomer) -> None:
+    data = settled.home / ".local/share"
+    files = [
+        data / "man/man1/llm-switch.1",
+        data / "bash-completion/completions/llm-switch",
+        data / "zsh/site-functions/_llm-switch",
+        data / "fish/vendor_completions.d/llm-switch.fish",
+    ]
+    assert [path for path in files if not path.exists()] == []
+    files[1].write_text("# mine\n")
+    ran = settled.setup("--uninstall")
+    assert "bash-completion/completions/llm-switch" in ran.stdout
+    assert [path for path in files if path.exists()] == [files[1]]
+    files[1].unlink()

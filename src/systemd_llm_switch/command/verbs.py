@@ -13,7 +13,7 @@ from pathlib import Path
 from systemd_llm_switch import __version__
 from systemd_llm_switch.command.exits import USAGE
 
-_DESCRIPTION = "An OpenAI-compatible proxy that switches llama-server units of systemd --user."
+DESCRIPTION = "An OpenAI-compatible proxy that switches llama-server units of systemd --user."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def run(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=_program(),
         usage="%(prog)s [VERB] [options]",
-        description=_DESCRIPTION,
+        description=DESCRIPTION,
         epilog=_list_verbs(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

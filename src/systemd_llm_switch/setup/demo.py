@@ -10,7 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from systemd_llm_switch.setup import command_link, console, demo_config, install, llama_server, running_proxy
+from systemd_llm_switch.setup import (
+    command_link,
+    console,
+    demo_config,
+    install,
+    llama_server,
+    running_proxy,
+    shell_files,
+)
 from systemd_llm_switch.setup.ledger import Ledger, Outcome
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
@@ -63,6 +71,7 @@ def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> No
     console.heading("Units")
     _install(places, systemd, ledger, sources, binary, ports)
     command_link.put(places, systemd.env, ledger)
+    shell_files.put(places, ledger)
     systemd.restart(running_proxy.UNIT)
     config = running_proxy.ProxyConfig.read(places, _with_config(systemd.env, places, ledger))
     if config.problems:

@@ -24,7 +24,7 @@ _RECORDED = {
     **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command"), str),
     **dict.fromkeys(("linger", "manager"), bool),
     **dict.fromkeys(("demo_units", "wheel_files"), list),
-    "units": dict,
+    **dict.fromkeys(("units", "shell_files"), dict),
 }
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|slice)")
 
@@ -47,6 +47,7 @@ class Ledger:
     wheel_files: list[str] = field(default_factory=list)  # what pip put into the wheels' folder, relative to it
     config: str = ""  # the demo's config file, and its checksum
     config_sum: str = ""
+    shell_files: dict[str, str] = field(default_factory=dict)  # name of a man page or completion -> its checksum
     command: str = ""  # what our ~/.local/bin/llm-switch points to
     llama_server: str = ""  # the answers of the last run are the next run's defaults
     models_dir: str = ""
@@ -102,6 +103,22 @@ class Ledger:
         if outcome is not Outcome.KEPT:
             self.config, self.config_sum = str(path), checksum(text)
         return outcome
+
+    def put_shell_file(self, name: str, path: Path, text: str) -> Outcome:
+        """Writes a man page or a completion, unless a person's file is there."""
+        outcome = self._put(path, text, self.shell_files.get(name, ""))
+        if outcome is not Outcome.KEPT:
+            self.shell_files[name] = checksum(text)
+        return outcome
+
+    def remove_shell_file(self, name: str, path: Path) -> Outcome:
+        recorded = self.shell_files.pop(name, "")
+        if not recorded or not path.exists():
+            return Outcome.UNCHANGED
+        if _sum_of(path) != recorded:
+            return Outcome.KEPT
+        path.unlink()
+        return Outcome.WRITTEN
 
     def wrote_config(self, path: Path) -> bool:
         """Did the demo write this file, edited since or not?"""

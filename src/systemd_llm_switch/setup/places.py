@@ -113,6 +113,17 @@ class Places:
     def command_link(self) -> Path:
         return self.home / ".local/bin/llm-switch"
 
+    @property
+    def shell_files(self) -> dict[str, Path]:
+        """The man page and the completions in deploy/command, and where man, bash, zsh and fish look for theirs."""
+        data = self.data_home
+        return {
+            "llm-switch.1": data / "man/man1/llm-switch.1",
+            "llm-switch.bash": data / "bash-completion/completions/llm-switch",
+            "_llm-switch": data / "zsh/site-functions/_llm-switch",
+            "llm-switch.fish": data / "fish/vendor_completions.d/llm-switch.fish",
+        }
+
     def how_to(self, step: str = "setup") -> str:
         """What a person types for a step of the set-up."""
         if self.checkout is None:

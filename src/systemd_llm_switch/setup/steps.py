@@ -22,6 +22,7 @@ from systemd_llm_switch.setup import (
     lock,
     python_env,
     running_proxy,
+    shell_files,
     uninstall,
 )
 from systemd_llm_switch.setup.ledger import Ledger
@@ -176,6 +177,7 @@ def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: 
     running_proxy.wait_until_healthy(config.url)
     console.done(f"{running_proxy.UNIT} runs and is started at log-in: {config.url}/v1")
     command_link.put(places, environ, ledger)
+    shell_files.put(places, ledger)
     _provide_linger(ledger, systemd)
     return config
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from systemd_llm_switch.setup import command_link, console, demo_config
+from systemd_llm_switch.setup import command_link, console, demo_config, shell_files
 from systemd_llm_switch.setup.ledger import Ledger, Outcome, is_inside, remove_empty
 from systemd_llm_switch.setup.places import Places
 from systemd_llm_switch.setup.running_proxy import UNIT
@@ -51,6 +51,7 @@ def _remove_files(places: Places, ledger: Ledger) -> list[str]:
         for name in list(ledger.units)
         if ledger.remove_unit(name, places) is Outcome.KEPT
     ]
+    kept += shell_files.remove(places, ledger)
     edited = demo_config.remove(places, ledger)
     return [*kept, places.short(edited)] if edited else kept
 

@@ -110,6 +110,7 @@ def test_a_query_of_the_dashboard_finds_series(prometheus: Prometheus, load: Loa
     wait_for(finds_series, timeout_s=60, what=query)
 
 
+@pytest.mark.systemd  # pure tests run without Debian's prometheus
 def test_the_rules_alert_as_they_say() -> None:
     """promtool runs alerts_test.yml: when each alert fires, and when not."""
     for arguments in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):

@@ -1,0 +1,151 @@
+"""What goes wrong with a save or a restore costs a context, never a switch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from contexts.bed import story
+from contexts.slots_standin import SIZE
+from support.stack import Answer, Proxy, Stack, in_background, wait_for
+
+STANDIN = Path(__file__).with_name("slots_standin.py")
+
+
+@pytest.fixture
+def folder(stack: Stack) -> Path:
+    folder = stack.folder / "contexts"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def unit(stack: Stack, folder: Path, name: str, *options: str) -> str:
+    words = [sys.executable, str(STANDIN), "--port", str(stack.port), "--slot-save-path", str(folder), *options]
+    return stack.unit(name, shlex.join(words), service="TimeoutStopSec=1")
+
+
+def ask(proxy: Proxy, model: str, number: int = 1) -> Answer:
+    messages = [{"role": "user", "content": story(number, 900)}]
+    return proxy.post("/v1/chat/completions", {"model": model, "messages": messages}, timeout_s=120)
+
+
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob("*.part"))
+
+
+def test_a_save_that_hangs_delays_the_switch_by_its_bound_only(stack: Stack, folder: Path) -> None:
+    proxy = stack.run({"a": unit(stack, folder, "a", "--hang", "save"), "b": stack.standin("b")})
+    ask(proxy, "a")
+    assert proxy.chat("b").status == 200
+    assert "context_skipped model=a reason='POST /slots/0?action=save: no answer in time'" in proxy.log
+    wait_for(lambda: not list(folder.iterdir()))
+
+
+def test_a_backend_killed_in_a_save_delays_nobody(stack: Stack, folder: Path) -> None:
+    a = unit(stack, folder, "a", "--hang", "save")
+    proxy = stack.run({"a": a, "b": stack.standin("b")})
+    ask(proxy, "a")
+    pid = stack.main_pid(a)
+    with in_background(lambda: proxy.chat("b")) as results:
+        wait_for(lambda: parts(folder))
+        os.kill(pid, signal.SIGKILL)
+    assert results[0].status == 200
+    assert list(folder.iterdir()) == []
+
+
+def test_a_proxy_killed_in_a_save_leaves_no_half_context(stack: Stack, folder: Path) -> None:
+    proxy = stack.run({"a": unit(stack, folder, "a", "--hang", "save"), "b": stack.standin("b")})
+    ask(proxy, "a")
+    with in_background(lambda: _ignore(lambda: proxy.chat("b"))):
+        wait_for(lambda: parts(folder))
+        left = parts(folder)
+        proxy.kill()
+    proxy = stack.start_proxy()
+    assert proxy.chat("b").status == 200
+    assert ask(proxy, "a").status == 200
+    assert not any(file.exists() for file in left)
+
+
+def test_a_restore_that_hangs_delays_the_request_by_its_bound_only(stack: Stack, folder: Path) -> None:
+    proxy = stack.run({"a": unit(stack, folder, "a", "--hang", "restore"), "b": stack.standin("b")})
+    ask(proxy, "a")
+    proxy.chat("b")
+    reply = ask(proxy, "a")
+    assert reply.status == 200
+    assert "context_skipped model=a reason='POST /slots/0?action=restore: no answer in time'" in proxy.log
+    assert reply.timing("restore") >= 2000
+
+
+def test_a_backend_killed_in_a_restore_is_started_again(stack: Stack, folder: Path) -> None:
+    a = unit(stack, folder, "a", "--hang", "restore")
+    proxy = stack.run({"a": a, "b": stack.standin("b")})
+    ask(proxy, "a")
+    proxy.chat("b")
+    with in_background(lambda: ask(proxy, "a")) as results:
+        pid = wait_for(lambda: _restoring(stack, a, proxy))
+        os.kill(pid, signal.SIGKILL)
+    assert results[0].status == 200
+
+
+def test_a_proxy_killed_in_a_restore_keeps_the_context(stack: Stack, folder: Path) -> None:
+    a = unit(stack, folder, "a", "--hang", "restore")
+    proxy = stack.run({"a": a, "b": stack.standin("b")})
+    ask(proxy, "a")
+    proxy.chat("b")
+    before = sorted(folder.iterdir())
+    with in_background(lambda: _ignore(lambda: ask(proxy, "a"))):
+        wait_for(lambda: _restoring(stack, a, proxy))
+        proxy.kill()
+    proxy = stack.start_proxy()
+    wait_for(lambda: proxy.status()["models"]["a"]["contexts"]["kept"] == 1)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_whatever_happens_nothing_is_lost_and_the_limit_holds(stack: Stack, folder: Path) -> None:
+    """Random requests, switches, kills, restarts and forgetting, in one order for each seed."""
+    chance = random.Random(11)
+    limit = 3 * SIZE
+    models = {name: unit(stack, folder, name) for name in ("a", "c")} | {"b": stack.standin("b")}
+    stack.write_config(models, contexts={"max_gb": limit / 1e9})
+    proxy = stack.start_proxy()
+    for _ in range(40):
+        action = chance.choice(["ask"] * 6 + ["b", "unload", "forget", "kill", "restart"])
+        model = chance.choice(["a", "c"])
+        if action == "ask":
+            assert ask(proxy, model, chance.randrange(6)).status == 200
+        elif action == "b":
+            assert proxy.chat("b").status == 200
+        elif action == "unload":
+            assert proxy.post("/api/unload", {}).status == 200
+        elif action == "forget":
+            assert proxy.post("/api/contexts/forget", {"model": model}).status == 200
+            assert proxy.status()["models"][model]["contexts"]["kept"] == 0
+        elif action == "kill":
+            stack.systemctl("kill", "--signal=SIGKILL", models[model], check=False)
+            wait_for(lambda: stack.active_state(models[model]) != "active")  # noqa: B023  (used at once)
+        else:
+            proxy.kill()
+            proxy = stack.start_proxy()
+        assert sum(file.stat().st_size for file in folder.glob("*.ctx")) <= limit
+    proxy.post("/api/unload", {})
+    proxy.post("/api/contexts/forget", {})
+    assert list(folder.iterdir()) == []
+    assert "Traceback" not in proxy.log
+
+
+def _restoring(stack: Stack, name: str, proxy: Proxy) -> int:
+    """The process that is ready and not granted yet."""
+    is_loaded = stack.active_state(name) == "active" and proxy.state("a") == "starting"
+    return stack.main_pid(name) if is_loaded else 0
+
+
+def _ignore(call: object) -> None:
+    with contextlib.suppress(OSError):
+        call()  # type: ignore[operator]

@@ -30,6 +30,11 @@ def test_a_slow_disk_is_not_written() -> None:
     assert rates(bps=10e6).judge(20_000).reason is not None
 
 
+def test_a_file_that_takes_nearly_as_long_as_reading_is_not_written() -> None:
+    assert rates(bps=500e6).judge(20_000).reason is None
+    assert rates(bps=30e6).judge(20_000).reason is not None  # 133 s instead of 200
+
+
 def test_a_gain_that_nobody_notices_is_not_worth_it() -> None:
     assert rates(tokens_per_s=1000).judge(200).reason is not None
 

@@ -48,7 +48,7 @@ class Store:
         with self._lock:
             names = self.folder.names()
             found = {name.removeprefix(PREFIX).partition(".")[0] for name in names}
-            entries = [entry for key in found - self._unfinished if (entry := self._read(key)) is not None]
+            entries = [entry for key in found if (entry := self._read(key)) is not None]
             good = [entry for entry in entries if self._is_whole(entry) and entry.used_at >= oldest]
             keep = {name for entry in good for name in (entry.context_name, entry.facts_name)}
             keep |= {f"{PREFIX}{key}{UNFINISHED}" for key in self._unfinished}

@@ -1,15 +1,14 @@
-"""The reader of a backend's events, and how the end of a stream is recognised."""
+"""The reader of a backend's events."""
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from systemd_llm_switch.openai.sse import EventReader, is_last_event
+from systemd_llm_switch.openai.sse import EventReader
 
 STREAM = b'data: {"a": 1}\n\n: a comment\n\ndata: two\r\n\r\nevent: x\ndata: one\ndata: more\n\ndata: [DONE]\n\n'
 DATA = [b'{"a": 1}', b"two", b"one\nmore", b"[DONE]"]
@@ -42,35 +41,3 @@ def test_an_endless_event_is_not_copied_for_each_of_its_pieces() -> None:
     assert len(reader._pieces) == 2000  # as they came: none was put together
     assert reader.feed(b"\n\n") == []
     assert reader.is_between_events
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"[DONE]",
-        b'{"type":"response.completed","response":{}}',
-        b'{"response": {"status": "failed"}, "type": "response.failed"}',
-        b'{"type": "response.incomplete"}',
-        b'{"type":"message_stop"}',
-        b'{"type":"error","error":{"type":"overloaded_error"}}',
-        b'{"error":{"message":"no"}}',
-    ],
-)
-def test_the_last_event_of_a_stream_is_recognised(data: bytes) -> None:
-    assert is_last_event(data)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        json.dumps({"type": "response.output_text.delta", "delta": "response.completed"}).encode(),
-        json.dumps({"type": "content_block_delta", "delta": {"text": '{"type":"message_stop"}'}}).encode(),
-        json.dumps({"type": "content_block_delta", "delta": {"text": "an error"}}).encode(),
-        b"message_stop",
-        b'["message_stop"]',
-        b"[DONE",
-        b"",
-    ],
-)
-def test_words_in_a_text_do_not_end_a_stream(data: bytes) -> None:
-    assert not is_last_event(data)

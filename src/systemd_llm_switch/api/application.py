@@ -147,14 +147,14 @@ def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Env
         raise
     except ProxyError as error:
         _log_refusal(environ, error)
-        return Answer.of_error(error)
+        return Answer.of_error(error, path)
     except Exception as error:
         refusal = unexpected(error)
         if isinstance(refusal, InternalError):
             log.exception("route_crashed path=%s", _quoted(path))
         else:
             _log_refusal(environ, refusal)
-        return Answer.of_error(refusal)
+        return Answer.of_error(refusal, path)
 
 
 def _log_refusal(environ: Environ, error: ProxyError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
+from systemd_llm_switch.dialects.routes import error_of_route
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.openai.shapes import JSON_TYPE, dump
 from systemd_llm_switch.wsgi import Headers, Write
@@ -28,9 +29,10 @@ class Answer(NamedTuple):
     body: bytes
 
     @classmethod
-    def of_error(cls, error: ProxyError, more: Iterable[tuple[str, str]] = ()) -> Answer:
-        """An error in OpenAI's shape; `more` are further headers."""
-        return cls(error.status, (JSON_TYPE, *error.headers(), *more), dump(error.body()))
+    def of_error(cls, error: ProxyError, path: str, more: Iterable[tuple[str, str]] = ()) -> Answer:
+        """An error in the shape of that route; `more` are further headers."""
+        body = error_of_route(path, error.status, error.body())
+        return cls(error.status, (JSON_TYPE, *error.headers(), *more), dump(body))
 
     def send(self, start: Start, *, has_body: bool = True) -> None:
         """Sends it; without its body, if that must only be described (HEAD)."""

@@ -12,7 +12,8 @@ import time
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.contexts.fingerprint import fingerprint
-from systemd_llm_switch.errors import BackendError, ClientGone, ModelStartTimeout, Unloaded
+from systemd_llm_switch.dialects.routes import error_of_route
+from systemd_llm_switch.errors import BackendError, ModelStartTimeout, Unloaded
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused
@@ -25,8 +26,7 @@ from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, 
 from systemd_llm_switch.openai.sse import (
     SSE_HEADERS,
     EventReader,
-    foreign_error_frame,
-    is_last_event,
+    may_get_better,
     raw_frame,
     sse_frames,
 )
@@ -239,18 +239,13 @@ class Forwarding:
 
     def _relay_bytes(self, exchange: Exchange) -> None:
         """A stream of another protocol: every byte as it came."""
-        reader, is_complete = EventReader(), False
-        try:
-            while received := exchange.read_some():
-                self._record.note_first_token()
-                is_complete = any(map(is_last_event, reader.feed(received))) or is_complete
-                self._responder.is_mid_event = not reader.is_between_events
-                self._responder.stream(received)
-        except ClientGone:
-            if not is_complete:
-                raise
-            # It has the whole answer, and did not wait for the end of the stream.
-        if not self._responder.has_started or (self._request.says_when_complete and not is_complete):
+        reader = EventReader()
+        while received := exchange.read_some():
+            self._record.note_first_token()
+            reader.feed(received)
+            self._responder.is_mid_event = not reader.is_between_events
+            self._responder.stream(received)
+        if not self._responder.has_started:
             raise BrokenStream("the stream ended early")
 
     def _is_refusal(self, reply: Reply) -> bool:
@@ -310,16 +305,18 @@ class Forwarding:
     def _answer_repaired(self, reply: Reply) -> None:
         parsed, body = self._repair(reply)
         self._record.note_reply(parsed)
-        if not self._request.is_streamed:
-            self._send(reply.status, (JSON_TYPE,), body)
-            return
-        if not choices_of(parsed):  # as a stream it would be empty, and clients would not know why
+        dialect = self._responder.dialect
+        if not choices_of(parsed) and (self._request.is_streamed or dialect.is_translation):
+            # It would become an empty answer, and clients would not know why.
             raise BackendError(f"the reply of {self._model.id!r} holds no choices")
+        if not self._request.is_streamed:
+            self._send(reply.status, (JSON_TYPE,), dialect.whole(parsed, body))
+            return
         frames = b"".join(sse_frames(parsed, self._request.is_chat, self._request.wants_usage))
         if self._responder.has_started:
             self._finish_stream(200, frames)
         else:
-            self._send(200, SSE_HEADERS, frames)
+            self._send(200, SSE_HEADERS, dialect.events(frames))
 
     def _repair(self, reply: Reply) -> tuple[Json, bytes]:
         """The reply as an object and as bytes: the backend's own bytes where it was sound."""
@@ -339,9 +336,10 @@ class Forwarding:
         body = foreign_error(reply.status, reply.body)
         body["error"]["message"] += self._warning
         if self._responder.has_started:
-            self._finish_stream(reply.status, foreign_error_frame(reply.status, body, self._request.path))
+            self._record.status = reply.status
+            self._responder.stream_error(reply.status, body, may_get_better=may_get_better(reply.status))
         else:
-            self._send(reply.status, (JSON_TYPE,), dump(body))
+            self._send(reply.status, (JSON_TYPE,), dump(error_of_route(self._record.path, reply.status, body)))
 
     def _finish_stream(self, status: int, frames: bytes) -> None:
         self._record.status = status

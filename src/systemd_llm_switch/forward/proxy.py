@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message, Reply, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.dialects.routes import translate
 from systemd_llm_switch.errors import (
     BackendError,
     BackendTimeout,
@@ -26,7 +27,7 @@ from systemd_llm_switch.forward.forwarding import Forwarding
 from systemd_llm_switch.forward.record import Observer, Record
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import parse_request
-from systemd_llm_switch.openai.sse import error_frame
+from systemd_llm_switch.openai.sse import may_get_better
 from systemd_llm_switch.quoting import field
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.losses import Losses
@@ -75,6 +76,7 @@ class Proxy:
         request = parse_request(record.path, raw, config.models, content_type, self._find_only_loaded)
         model = config.find_model(request.model)
         record.model, record.is_streamed = model.id, request.is_streamed
+        request, responder.dialect = translate(request)
         if request.is_streamed:
             responder.expect_stream()
         Forwarding(self._switcher, self._losses, config, request, model, responder, record).run()
@@ -90,9 +92,10 @@ class Proxy:
             log.exception("request_crashed model=%s path=%s", record.model, record.path)
         record.status, record.error = error.status, error.code
         if responder.has_started:
-            responder.stream_error(error_frame(error, record.path))
+            is_hopeless = error.permanent or not may_get_better(error.status)
+            responder.stream_error(error.status, error.body(), may_get_better=not is_hopeless)
         else:
-            responder.answer(Answer.of_error(error, record.headers()))
+            responder.answer(Answer.of_error(error, record.path, record.headers()))
 
     def _conclude(self, record: Record) -> None:
         """Counts and logs what was repaired (never the text of it), writes the journal line, calls the observers."""

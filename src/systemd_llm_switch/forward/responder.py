@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import time
 
+from systemd_llm_switch.dialects.dialect import Dialect
 from systemd_llm_switch.errors import ClientGone
 from systemd_llm_switch.forward.answer import Answer, Start
 from systemd_llm_switch.forward.record import Record
+from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.openai.sse import KEEP_ALIVE, SSE_HEADERS
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import Write
@@ -27,7 +29,7 @@ class Responder(Client):
     Raises, from every method that waits or sends: ClientGone.
     """
 
-    __slots__ = ("_due", "_record", "_start", "_write", "is_mid_event")
+    __slots__ = ("_due", "_record", "_start", "_write", "dialect", "is_mid_event")
 
     def __init__(self, fd: int | None, start: Start, record: Record) -> None:
         super().__init__(fd)
@@ -35,6 +37,7 @@ class Responder(Client):
         self._record = record
         self._write: Write | None = None
         self._due = math.inf  # when the client must next hear something
+        self.dialect = Dialect()  # what the client speaks
         self.is_mid_event = False  # half an event was sent: a comment would break it
 
     @property
@@ -53,8 +56,18 @@ class Responder(Client):
         except OSError as error:
             raise ClientGone("the client closed its connection, or reads nothing") from error
 
-    def stream(self, data: bytes) -> None:
-        """Sends a part of a stream, and its head before the first part."""
+    def stream(self, frames: bytes) -> None:
+        """Sends a part of a stream in the client's dialect, and its head before the first part."""
+        if events := self.dialect.events(frames):
+            self._send(events)
+
+    def stream_error(self, status: int, body: Json, *, may_get_better: bool) -> None:
+        """Sends an error, which has OpenAI's shape, as the last event of a stream. An event that was cut off ends
+        before it."""
+        events = self.dialect.error_events(status, body["error"], may_get_better=may_get_better)
+        self._send(b"\n\n" + events if self.is_mid_event else events)
+
+    def _send(self, data: bytes) -> None:
         try:
             if self._write is None:
                 self._write = self._start(200, (*SSE_HEADERS, *self._record.headers()))
@@ -62,10 +75,6 @@ class Responder(Client):
         except OSError as error:
             raise ClientGone("the client closed its connection, or reads nothing") from error
         self._due = time.monotonic() + KEEP_ALIVE_S
-
-    def stream_error(self, frame: bytes) -> None:
-        """Sends an error as the last event of a stream; one that was cut off ends before it."""
-        self.stream(b"\n\n" + frame if self.is_mid_event else frame)
 
     def _wait(self, fd: int, events: int, timeout_s: float) -> int:
         if self._due == math.inf:
@@ -83,4 +92,4 @@ class Responder(Client):
         if self.is_mid_event:
             self._due = time.monotonic() + KEEP_ALIVE_S
         else:
-            self.stream(KEEP_ALIVE)
+            self._send(KEEP_ALIVE)

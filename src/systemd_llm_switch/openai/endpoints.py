@@ -11,18 +11,21 @@ class ReplyKind(Enum):
 
     CHAT = "chat"  # repaired; streamed live, or split when it is finished
     TEXT = "text"  # the same, for text completions
+    TRANSLATED = "translated"  # becomes a chat, and its reply goes back in the client's dialect
     PLAIN = "plain"  # forwarded unchanged; streamed as it comes if the client asks for a stream
 
 
+CHAT_PATH = "/v1/chat/completions"
+
 FORWARDED: dict[str, ReplyKind] = {
-    "/v1/chat/completions": ReplyKind.CHAT,
+    CHAT_PATH: ReplyKind.CHAT,
     "/v1/completions": ReplyKind.TEXT,
     "/v1/embeddings": ReplyKind.PLAIN,
     "/v1/rerank": ReplyKind.PLAIN,
     "/v1/reranking": ReplyKind.PLAIN,
     "/rerank": ReplyKind.PLAIN,
-    "/v1/responses": ReplyKind.PLAIN,
-    "/v1/messages": ReplyKind.PLAIN,
+    "/v1/responses": ReplyKind.TRANSLATED,
+    "/v1/messages": ReplyKind.TRANSLATED,
     "/v1/messages/count_tokens": ReplyKind.PLAIN,
     "/v1/audio/transcriptions": ReplyKind.PLAIN,
     "/infill": ReplyKind.PLAIN,
@@ -39,6 +42,3 @@ TAKEN: Mapping[str, str] = _SHORT | {path: path for path in FORWARDED}
 
 # llama-server's own routes. Its clients name no model there, since it has but one.
 MODEL_IS_OPTIONAL = frozenset(("/infill", "/tokenize", "/detokenize", "/apply-template"))
-
-# Plain routes whose streams end with an event that says so. A stream without it was cut off.
-SAY_WHEN_COMPLETE = frozenset(("/v1/responses", "/v1/messages"))

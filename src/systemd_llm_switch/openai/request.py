@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
-from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, SAY_WHEN_COMPLETE, ReplyKind
+from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
 from systemd_llm_switch.quoting import printable, quoted
 
@@ -38,11 +38,6 @@ class Request:
     @property
     def is_chat(self) -> bool:
         return FORWARDED.get(self.path) is ReplyKind.CHAT
-
-    @property
-    def says_when_complete(self) -> bool:
-        """Whether the end of a stream of this route is an event."""
-        return self.path in SAY_WHEN_COMPLETE
 
     @property
     def is_repairable(self) -> bool:

@@ -6,10 +6,8 @@ docs/design.md, "For clients", says what real clients need.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 
-from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
 
 SSE_HEADERS = (
@@ -24,17 +22,6 @@ DONE = b"data: [DONE]\n\n"
 # Older Open WebUI dies at lines of 128 KiB. A character takes at most 12 bytes as JSON: 48 KiB a line.
 _PIECE_CHARS = 4096
 _LOGPROBS_A_CHUNK = 16
-_LAST_TYPES = ("response.completed", "response.incomplete", "response.failed", "message_stop", "error")
-_LAST_WORDS = (b"response.completed", b"response.incomplete", b"response.failed", b"message_stop", b"error")
-# https://docs.claude.com/en/api/errors
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 _WORTH_A_RETRY = (408, 409, 429)
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _TEXT_FIELDS = ("reasoning_content", "reasoning", "content")
@@ -80,20 +67,6 @@ def _data_of(event: bytes) -> bytes:
     return b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
 
 
-def is_last_event(data: bytes) -> bool:
-    """Whether a stream is complete with this event, in any of the protocols that say so: OpenAI's chat, its responses,
-    and Anthropic's messages."""
-    if data == b"[DONE]":
-        return True
-    if not any(word in data for word in _LAST_WORDS):  # nearly always, and parsing would cost more
-        return False
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(event, dict) and (event.get("type") in _LAST_TYPES or "error" in event)
-
-
 def frame(chunk: object) -> bytes:
     """One event of a stream."""
     return b"data: " + dump(chunk) + b"\n\n"
@@ -104,30 +77,19 @@ def raw_frame(body: bytes) -> bytes:
     return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
 
 
-def error_frame(error: ProxyError, path: str) -> bytes:
-    """An error after the headers are sent, as clients of that route read it."""
-    may_get_better = not error.permanent and (error.status >= 500 or error.status in _WORTH_A_RETRY)
-    return _error_frame(error.body(), path, error.status, may_get_better)
+def may_get_better(status: int) -> bool:
+    """Whether a retry can help after an error of this status."""
+    return status >= 500 or status in _WORTH_A_RETRY
 
 
-def foreign_error_frame(status: int, body: Json, path: str) -> bytes:
-    """A backend's own error (of `foreign_error`) after the headers are sent."""
-    return _error_frame(body, path, status, may_get_better=status >= 500 or status in _WORTH_A_RETRY)
+def error_event(error: Json, *, may_get_better: bool) -> bytes:
+    """An error after the headers are sent; `error` has OpenAI's shape, without the object around it.
 
-
-def _error_frame(body: Json, path: str, status: int, may_get_better: bool) -> bytes:
-    """If a retry cannot help, the *message* must say so: litellm looks at nothing else before it sends the request
+    If a retry cannot help, the *message* must say so: litellm looks at nothing else before it sends the request
     again, up to eight times (measured; docs/design.md, "For clients")."""
-    error = body["error"]
-    if path == "/v1/messages":  # Anthropic's SDKs ignore an event without a name, and take what came for the answer
-        kind = _ANTHROPIC_TYPES.get(status, "api_error")
-        return b"event: error\n" + frame({"type": "error", "error": error | {"type": kind}})
-    if path == "/v1/responses":
-        fields = {name: error.get(name) for name in ("code", "message", "param")}
-        return b"event: error\n" + frame({"type": "error", **fields, "sequence_number": 0, "error": error})
     if not may_get_better:
-        body = {"error": error | {"message": f"invalid_request_error: {error['message']}"}}
-    return frame(body)
+        error = error | {"message": f"invalid_request_error: {error['message']}"}
+    return frame({"error": error})
 
 
 def sse_frames(reply: Json, is_chat: bool, wants_usage: bool) -> Iterator[bytes]:

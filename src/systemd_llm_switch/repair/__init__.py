@@ -5,6 +5,7 @@ Must not do I/O, log or start threads. docs/repair.md has the rules. Start readi
 
 from .budget import Budget
 from .form_reader import starts_with_call
+from .history import MALFORMED as MALFORMED_ARGUMENTS
 from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
@@ -12,6 +13,7 @@ from .reply import parse_reply, repair_reply
 from .thoughts import THOUGHTS_END
 
 __all__ = [
+    "MALFORMED_ARGUMENTS",
     "THOUGHTS_END",
     "Budget",
     "Holding",

@@ -16,11 +16,12 @@ class Policy:
 
     queue_limit: int = 64  # tickets that may wait
     in_flight_limit: int = IN_FLIGHT_LIMIT  # tickets that may run, over all units
-    vram_gib: float | None = None  # the card; None: one unit at a time, CPU units apart
-    max_wait_s: float | None = None  # the waiter's part of the right of way; None: one switch cost
-    min_resident_s: float | None = None  # the resident's part, and what an idle unit stays; None: one cost, 0
-    drain_timeout_s: float = 1800.0  # how long running tickets may hold off a switch
-    abandon_after_s: float = 1.5  # a load for nobody goes on so long: clients that time out resend at once
+    vram_gib: float | None = None  # the card; None: one unit at a time, not counting CPU units
+    max_wait_s: float | None = None  # the waiter's part of the right of way; None: the cost of one switch
+    # The resident's part of the right of way, None: the cost of a round trip; and how long an idle unit stays, None: 0.
+    min_resident_s: float | None = None
+    drain_timeout_s: float = 1800.0  # how long running tickets may delay a switch
+    abandon_after_s: float = 1.5  # how long a load goes on without a waiter: clients that time out resend at once
 
     @classmethod
     def of(cls, server: ServerSettings) -> Policy:
@@ -41,7 +42,7 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-    STOPPING = "stopping"  # it was asked to stop and that is not confirmed: still resident
+    STOPPING = "stopping"  # it was asked to stop, which is not confirmed yet: still resident
     FAILED = "failed"
 
 
@@ -73,11 +74,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Stop `evict`, then start `target` (None: only stop); of the card's models, nothing but `keep` may stay loaded
-    beside it.
+    """Stop `evict`, then start `target` (None: only stop). Of the card's models, only `keep` may stay loaded beside it.
 
-    Answered by `switch_done`, `switch_failed`, `switch_aborted` or `switch_refused`; until then there is no other
-    Switch.
+    The answer is one of `switch_done`, `switch_failed`, `switch_aborted` and `switch_refused`. No other Switch comes
+    before it.
     """
 
     target: str | None
@@ -87,7 +87,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Nobody wants the target of the Switch under way any more: stop it again."""
+    """The target of the switch in progress is no longer wanted: stop it again."""
 
     target: str
 

@@ -28,7 +28,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """A loaded unit as seen by somebody who needs its place."""
+    """A loaded unit, as a unit that needs its place sees it."""
 
     spec: Spec
     takeable_at: float  # the moment from which it may be taken, now at the earliest; inf: not at all
@@ -37,7 +37,8 @@ class Occupant:
 
 
 def needed_gib(spec: Spec, card_gib: float | None) -> float:
-    """The unit's share of a card (of 1 where no size is known: then each unit but a CPU one takes it all)."""
+    """The part of the card that the unit needs. Where the card's size is not known it counts as 1, and each unit takes
+    all of it, except for CPU units."""
     if spec.vram_gib == 0:
         return 0.0
     if card_gib is None:
@@ -46,17 +47,17 @@ def needed_gib(spec: Spec, card_gib: float | None) -> float:
 
 
 def fit_together(specs: Collection[Spec], card_gib: float | None) -> bool:
-    """Whether these units may be loaded at once: each on a url of its own, their sum on the card."""
+    """Whether these units may be loaded at once: no two share a url, and together they fit on the card."""
     if len({spec.url for spec in specs}) < len(specs):
         return False
     return _fit_on_card(specs, card_gib)
 
 
 def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: float | None) -> tuple[str, ...]:
-    """The units to stop so that `target` fits: as few as needed, in the order in which they go.
+    """The units to stop so that `target` fits: as few as possible, in the order in which they go.
 
-    Whoever listens on the target's url goes in any case. Of the others, those go first that may be taken soonest: idle
-    before busy, then the least recently used. None of the units returned could stay.
+    A unit on the target's url always goes. Of the others, those that may be taken soonest go first: idle before busy,
+    then the least recently used. None of the units returned could stay.
     """
     order = sorted(residents, key=lambda it: (it.takeable_at, it.is_busy, it.used_at))
     conflicts = [it.spec for it in order if it.spec.url == target.url]

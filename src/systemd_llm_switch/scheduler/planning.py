@@ -1,6 +1,6 @@
 """Who must make room for whom, and when: the policy of docs/scheduling.md. Only reads the units.
 
-Decides nothing by itself; the scheduler acts on the placements that are due.
+Changes nothing: `decider` acts on the placements that are due.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ UNMEASURED_COST_S = 10.0  # the assumed cost of a switch before any was measured
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a waiting unit can be loaded: who goes, who stays, and when the last right of way ends."""
+    """How a waiting unit can be loaded: which units go, which stay, and when the last right of way ends."""
 
     unit: Unit
     victims: tuple[Unit, ...]
     keeps: tuple[Unit, ...]
-    due: float  # inf: not before something else happens
+    due: float  # inf: not before the next event
     is_blocked: bool  # an older waiter will need what it would take
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """The view at one moment: the units that are loaded, or will be once the switch under way is over."""
+    """Plans for one moment, over the units that will be loaded once the switch in progress is over."""
 
     policy: Policy
     present: Sequence[Unit]
@@ -55,7 +55,7 @@ class Planner:
         return placements, draining
 
     def cost_s(self, unit: Unit) -> float:
-        """What a switch to the unit costs: as measured, otherwise as the others cost."""
+        """What a switch to the unit costs: its measured cost, or else the mean of the others."""
         return self.typical_cost_s if unit.cost_s is None else unit.cost_s
 
     def _place(self, unit: Unit, older: set[Unit], before: Sequence[Placement]) -> Placement:
@@ -73,7 +73,7 @@ class Planner:
         return Placement(unit, victims, keeps, due, is_blocked)
 
     def takeable_at(self, victim: Unit, waiter: Unit, older: set[Unit]) -> float:
-        """The moment, now or later, from which `victim` may be drained and stopped for `waiter`."""
+        """From when `victim` may be drained and stopped for `waiter`: now or later."""
         if victim.state is State.STARTING or victim in older:
             return math.inf  # its own waiters come first
         if victim.is_busy:
@@ -94,7 +94,7 @@ class Planner:
         )
 
     def _would_delay(self, unit: Unit, victims: Sequence[Unit], older: Placement) -> bool:
-        """Whether loading `unit` would take what the older waiter's unit is going to need."""
+        """Whether loading `unit` would take room that the older waiter's unit is going to need."""
         if older.unit.is_alone:
             return True
         kept = [it.loaded for it in older.keeps if it not in victims and it.loaded is not None]
@@ -102,6 +102,6 @@ class Planner:
 
 
 def typical_cost_s(units: Iterable[Unit]) -> float:
-    """The mean of what was measured."""
+    """The mean of the measured costs."""
     known = [unit.cost_s for unit in units if unit.cost_s is not None]
     return sum(known) / len(known) if known else UNMEASURED_COST_S

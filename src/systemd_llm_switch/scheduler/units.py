@@ -1,6 +1,6 @@
-"""What the scheduler remembers of one unit: its state, its tickets, and what was measured.
+"""What the scheduler remembers about one unit: its state, its tickets and its measured costs.
 
-Knows nothing of other units. The clock is passed in, in seconds, monotonic.
+Knows nothing of other units. The caller passes the time in (seconds, monotonic).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from .decisions import State
 from .placement import Spec
 
-PATIENCE_S = 2.0  # an agent's next request comes within this time after the last reply, if it comes soon at all
-PATIENCE_WORTH = 5.0  # waiting for it pays where a switch costs more than this many times the patience
+PATIENCE_S = 2.0  # a request that follows a reply within this time came "soon", as an agent's next request does
+PATIENCE_WORTH = 5.0  # waiting for it is worthwhile if a switch costs more than this many times the patience
 RETURNS_SMOOTHING = 0.3  # the weight of the last request in the share that returned soon
 COST_SMOOTHING = 0.5  # the weight of the last measured switch
 
@@ -28,12 +28,12 @@ class Unit:
     running: dict[int, bool] = field(default_factory=dict)  # ticket: whether it was interrupted
     waiting: dict[int, float] = field(default_factory=dict)  # ticket: since when; the oldest first
     ready_since: float = -math.inf
-    drain_since: float = -math.inf  # of the present drain, or the last one
-    used_at: float = -math.inf  # its last request ended, or it became ready
-    spared_until: float = -math.inf  # its eviction failed; not tried again before, unless for a waiter
+    drain_since: float = -math.inf  # when the current drain began, or the last one
+    used_at: float = -math.inf  # when its last request ended, or it became ready
+    spared_until: float = -math.inf  # its eviction failed, and is not tried again earlier unless a request waits for it
     is_leaving: bool = False  # an operator wants it unloaded
-    is_alone: bool = False  # it ran out of memory beside others: the next start is without them
-    cost_s: float | None = None  # of a switch to it, smoothed; None: not measured yet
+    is_alone: bool = False  # it ran out of memory beside others, so they are evicted for its next start
+    cost_s: float | None = None  # the smoothed cost of a switch to it; None: not measured yet
     returns: float = 0.0  # share of the requests that followed the last reply within PATIENCE_S, smoothed
 
     @property
@@ -55,21 +55,21 @@ class Unit:
 
     @property
     def is_stale(self) -> bool:
-        """Its process listens where the config no longer looks."""
+        """Its process listens at a url that the config no longer names."""
         return self.loaded is not None and self.loaded.url != self.spec.url
 
     @property
     def idles_out_at(self) -> float:
-        """The moment its idle time is over; inf for a unit that is busy or stays for ever."""
+        """When its idle time is over; inf for a unit that is busy or never idles out."""
         return math.inf if self.spec.ttl_s is None or self.is_busy else self.used_at + self.spec.ttl_s
 
     def expected_until(self, cost_s: float) -> float:
-        """Until when its next request is waited for, because its agent usually comes back at once."""
+        """Until when to wait for its next request, because its agent usually sends one at once."""
         is_worth_it = cost_s > PATIENCE_WORTH * PATIENCE_S and self.returns >= 0.5
         return self.used_at + PATIENCE_S if is_worth_it else -math.inf
 
     def note_request(self, now: float) -> None:
-        """Learns how soon requests for it follow its last reply, whether it is loaded or not."""
+        """Learns how soon requests follow the unit's last reply, whether it is loaded or not."""
         is_soon = now <= self.used_at + PATIENCE_S
         self.returns += RETURNS_SMOOTHING * (is_soon - self.returns)
 
@@ -78,7 +78,7 @@ class Unit:
         self.cost_s = COST_SMOOTHING * cost_s + (1 - COST_SMOOTHING) * known_s
 
     def interrupt(self) -> list[int]:
-        """The running tickets that were not interrupted before; each is returned once."""
+        """Marks the running tickets as interrupted. Returns those that were not before."""
         tickets = [ticket for ticket, was_interrupted in self.running.items() if not was_interrupted]
         self.running.update(dict.fromkeys(tickets, True))
         return tickets

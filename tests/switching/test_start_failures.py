@@ -94,7 +94,7 @@ def test_a_silent_failure_is_quoted_the_managers_words(stack: Stack) -> None:
     unit = stack.unit("m", "/bin/false")
     (message,) = failures(stack, unit, 1)
     assert "Result: exit-code, exit status 1" in message
-    assert "The journal has none of its words." in message
+    assert "The journal has no lines of it." in message
 
 
 @pytest.mark.real

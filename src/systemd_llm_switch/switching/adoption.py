@@ -1,4 +1,4 @@
-"""Models that run without the switcher's doing: found, and adopted where they are ready."""
+"""Models that run although the switcher did not start them: finds them, and adopts those that are ready."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class Adoption:
     def adopt(self, *, is_look: bool = False) -> None:
         """Adopts what runs already and is ready, so that a restarted proxy reloads nothing.
 
-        Units that run on the same port are left to the next switch: nobody can say which of them answers. A mere look
-        leaves alone what could not stay: what does not fit beside the others, and everything during a hold.
+        Units that run on the same port are left to the next switch, because it is unknown which of them answers. If
+        this `is_look`, units that could not stay are left alone: those that do not fit beside the others, and all units
+        during a hold.
 
         Raises:
             SystemdError: systemd cannot be asked.
         """
-        self._switcher.notice_losses()  # what is gone is in nobody's way
+        self._switcher.notice_losses()  # a process that has ended must not block an adoption
         models = {model.unit: model for model in self._switcher.models()}
         known = self._switcher.present
         statuses = self._systemd.show(models)
@@ -81,8 +82,8 @@ class Adoption:
         """The running unit as a resident.
 
         Raises:
-            ProxyError, LoadAborted: it is not ready: what still loads is left to the first request for it.
-            OSError: there is no room for one more open file.
+            ProxyError, LoadAborted: it is not ready. A unit that still loads is left to the first request for it.
+            OSError: no file descriptor is left.
         """
         abort_fd = os.eventfd(1, os.EFD_CLOEXEC)
         try:

@@ -1,5 +1,5 @@
-"""Why a start failed, in words that name the cause and the next step. Only reads: systemd's status, the journal, and
-what can be checked by hand."""
+"""Messages that say why a start failed and what to do next. Only reads: systemd's status, the journal, and what can be
+checked from outside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
 
 
 class PortTaken(ModelStartFailed):
-    """Something that is not one of our units listens where the model would; its own unit is not to blame."""
+    """A process that we do not manage holds the model's port. The model's own unit has not failed."""
 
 
 class Diagnosis:
@@ -38,9 +38,9 @@ class Diagnosis:
         self._backend = backend
 
     def failure(self, status: UnitStatus, reason: str = "") -> ModelStartFailed:
-        """The error with all that is known: systemd's result, what was checked by hand, the next step, and the last
-        lines of this start. The lines come last: they are long, and a client may show the beginning only. `reason` is
-        systemd's answer to the start, if it refused."""
+        """The error with systemd's result, our own findings, the next step, and the last journal lines of this start.
+        The lines come last because they are long and a client may show only the beginning. `reason` is systemd's answer
+        if it refused the start."""
         excerpt = journal.read(status.last_process, has_ended=not status.main_pid)
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, reason)}."]
         parts += self._findings(status, excerpt)
@@ -51,7 +51,7 @@ class Diagnosis:
         return ModelStartFailed(" ".join(parts), permanent=_is_permanent(status, memory), out_of_memory=memory)
 
     def timeout(self, after_s: float, seen: str, process: MainProcess) -> ModelStartTimeout:
-        """The error for a backend that was not ready in time; `seen` is what was seen of it instead."""
+        """The error for a backend that was not ready in time; `seen` is its state as we last saw it."""
         lines = journal.read(process).lines
         return ModelStartTimeout(
             f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): {seen} at "
@@ -73,7 +73,7 @@ class Diagnosis:
         return PortTaken(f"model {self._model.id!r} was not started: {self._taken_by()}")
 
     def _findings(self, status: UnitStatus, excerpt: journal.Excerpt) -> list[str]:
-        """What the failed process may not have said, as sentences. llama-server loses its last words now and then."""
+        """What we find out ourselves, as sentences: llama-server's last lines are sometimes lost."""
         if not _has_failed(status):
             return []
         found = _missing_files(status.command)
@@ -81,26 +81,25 @@ class Diagnosis:
             found += _unknown_options(status.command)
             if not self._backend.is_silent():
                 found.append(f"{self._taken_by()}.")
-            found = found or ["The journal has none of its words."]
+            found = found or ["The journal has no lines of it."]
         return found
 
     def _taken_by(self) -> str:
         return f"{self._backend.url} is taken by {self._taker()}"
 
     def _taker(self) -> str:
-        """Who listens where the model would, and how to stop it. Most often it is the unit of a model that was removed
-        from the config while it ran."""
+        """What holds the model's port, and how to stop it. Most often it is the unit of a model that was removed from
+        the config while it ran."""
         for group in control_groups(listening_sockets(self._backend.port)):
             unit = group.rpartition("/")[2]
             # A unit of that name may be another user's, or the system's.
             if unit.endswith(".service") and self._systemd.show([unit])[unit].control_group == group:
-                return f"unit {unit}: `systemctl --user stop {unit}` stops it; in the config, it would be switched"
-        return "something that is none of the configured units; find it with `ss -ltnp` and stop it"
+                return f"unit {unit}; stop it (`systemctl --user stop {unit}`) or add it to the config"
+        return "a process that this proxy does not manage; find it with `ss -ltnp` and stop it"
 
 
 def quote_journal(lines: Sequence[str]) -> str:
-    """The last lines of a start as a sentence, the oldest left out where they are too many; empty where there are
-    none."""
+    """The last lines of a start as a sentence. Leaves out the oldest if they are too long; empty without lines."""
     shown: list[str] = []
     left = _MAX_QUOTE
     for line in reversed([printable(line) for line in lines]):
@@ -126,12 +125,12 @@ def _next_step(status: UnitStatus) -> str:
 
 
 def _has_failed(status: UnitStatus) -> bool:
-    """Whether its process ended by itself, with an error."""
+    """Whether the unit's process ended by itself, with an error."""
     return status.exec_code == os.CLD_EXITED and status.exec_status != 0
 
 
 def _missing_files(command: str) -> list[str]:
-    """A sentence on the first model file that is not there or cannot be read."""
+    """A sentence about the first model file that is missing or cannot be read."""
     for file in model_files(command):
         name = quoted(str(file))
         try:
@@ -146,7 +145,7 @@ def _missing_files(command: str) -> list[str]:
 
 
 def _unknown_options(command: str) -> list[str]:
-    """A sentence on the options that the unit's llama-server does not know. Only a llama-server is asked: another
+    """A sentence about the options that the unit's llama-server does not know. Only a llama-server is run: another
     program might do anything with `--help`."""
     program, *words = command.split() or [""]
     if not Path(program).name.startswith("llama-server"):
@@ -163,7 +162,7 @@ def _unknown_options(command: str) -> list[str]:
 
 
 def _is_permanent(status: UnitStatus, memory: bool) -> bool:
-    """Whether a client's own retries cannot help: a missing file stays missing until somebody acts."""
+    """Whether a client's retries cannot help: a missing file stays missing until a person acts."""
     return status.is_missing or (_has_failed(status) and not memory)
 
 

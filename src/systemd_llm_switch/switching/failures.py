@@ -1,6 +1,6 @@
-"""Starts that failed again and again: whether one more is worth stopping another model for.
+"""Each unit's failed starts in a row, and whether one more attempt is worth stopping another model.
 
-The unit's status and the clock (seconds, monotonic) are passed in.
+The caller passes in the unit's status and the time (seconds, monotonic).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ PAUSE_S = 30.0
 
 
 class Fingerprint(NamedTuple):
-    """What differs once somebody has worked on a unit: `reset-failed` clears the result, an edit changes the files."""
+    """Changes when someone works on the unit: `reset-failed` clears the result, and an edit changes the files."""
 
-    files: tuple[tuple[str, int], ...]  # path, time of change in ns
+    files: tuple[tuple[str, int], ...]  # path and modification time in ns
     needs_daemon_reload: bool
     active_state: str
     result: str
@@ -27,7 +27,7 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, status: UnitStatus) -> Self:
-        """The unit's fingerprint now. Looks at the times of its files."""
+        """The unit's fingerprint now. Reads the modification times of its files."""
         files = tuple((path, _changed_at_ns(path)) for path in status.files)
         return cls(files, status.needs_daemon_reload, status.active_state, status.result, status.invocation_id)
 
@@ -47,17 +47,17 @@ class Failures:
         self._series: dict[str, _Series] = {}
 
     def note_failure(self, unit: str, error: ProxyError, fingerprint: Fingerprint, now: float) -> None:
-        """One more start failed; `fingerprint` is of the unit after it was stopped again."""
+        """One more start failed; `fingerprint` is taken after the unit was stopped again."""
         before = self._series.get(unit)
         count = before.count + 1 if before is not None else 1
         self._series[unit] = _Series(count, now, error, fingerprint)
 
     def note_success(self, unit: str) -> None:
-        """The unit came up."""
+        """The unit became ready."""
         self._series.pop(unit, None)
 
     def refusal(self, unit: str, fingerprint: Fingerprint, now: float) -> ProxyError | None:
-        """The error to give at once, instead of one more attempt; None where an attempt is worth it."""
+        """The error to raise instead of one more attempt; None if an attempt is worthwhile."""
         series = self._series.get(unit)
         if series is None or series.fingerprint != fingerprint:
             self._series.pop(unit, None)

@@ -1,4 +1,4 @@
-"""Remembers a hold (the VRAM is kept free) across restarts of the proxy, in one small file. Knows no model, no HTTP."""
+"""The file that remembers a hold (the VRAM is kept free) across restarts of the proxy. Must not know models or HTTP."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A hold that is in force. `until` is seconds since the epoch; `math.inf`: until it is released. `is_freed` says
-    that everything was unloaded for it, so what runs now was started by hand."""
+    """A hold that is in force. `until` is seconds since the epoch; `math.inf`: until it is released. With `is_freed`,
+    everything was unloaded for it, so what runs now was started by hand."""
 
     until: float
     is_freed: bool = False
 
 
 class HoldFile:
-    """The file that an earlier proxy may have left. Thread-safe."""
+    """Reads and writes the file, which an earlier proxy may have left. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "hold.json"
@@ -36,7 +36,7 @@ class HoldFile:
         return cls(Path(named) if named else Path(home) / "systemd-llm-switch")
 
     def read(self) -> Held | None:
-        """The hold that is still in force. A file that cannot be read counts as no hold."""
+        """The hold, if it is still in force. A file that cannot be read counts as no hold."""
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8"))
             until, is_freed = stored["until"], stored.get("is_freed") is True
@@ -55,7 +55,7 @@ class HoldFile:
         """Remembers a hold that begins.
 
         Raises:
-            OSError: it would not survive a restart.
+            OSError: the hold would not survive a restart.
         """
         with self._lock:
             self._write(Held(until))
@@ -72,10 +72,10 @@ class HoldFile:
                 self._write(replace(held, is_freed=True))
 
     def clear(self) -> None:
-        """Forgets it.
+        """Removes the file.
 
         Raises:
-            OSError: it would come back with a restart.
+            OSError: the hold would come back with a restart.
         """
         with self._lock:
             self.path.unlink(missing_ok=True)

@@ -19,10 +19,14 @@ from systemd_llm_switch.waiting import Client, Signal
 
 
 class Lease:
-    """Waited for by one thread, resolved once by another. `queue_s` and `switch_s` are what the wait was for, and
-    `restore_s` is the part of the switch that read a context back. `start` names the start of the unit that serves it.
-    Whoever waits may set `beginning`, what the request begins with, and `may_pause`: it can go on later, from where it
-    was, once `is_paused` was set and its exchange was ended."""
+    """One thread waits for it, another resolves it, once.
+
+    `queue_s` and `switch_s` are the two parts of the wait, and `restore_s` is the part of the switch that read a
+    context back. `start` names the start of the unit that serves the request.
+
+    The thread that waits may set `beginning`, the fingerprint of the request's beginning, and `may_pause`: the request
+    can go on later, where it was, after `is_paused` was set and its exchange was ended.
+    """
 
     __slots__ = (
         "_error", "_on_interrupt", "_signal", "beginning", "interruption", "is_paused", "may_pause", "model", "number",
@@ -50,7 +54,7 @@ class Lease:
         """Blocks until the model may be used (True) or the time is over (False).
 
         Raises:
-            ProxyError: the request was turned away, or its model failed to start.
+            ProxyError: the request was rejected, or its model failed to start.
             ClientGone: the client hung up first.
         """
         if not self._signal.wait(client, timeout_s):
@@ -61,20 +65,20 @@ class Lease:
 
     @property
     def granted(self) -> Resident:
-        """The process that may be used, from the end of a `wait` until the lease is given back."""
+        """The process that may be used: from a successful `wait` until the lease is given back."""
         if self.resident is None:
             raise InternalError("a lease was used before it was granted")
         return self.resident
 
     def on_interrupt(self, callback: Callable[[], None]) -> None:
-        """Has another thread call `callback` when the lease must end; calls it at once if it must already."""
+        """Has another thread call `callback` when the lease must end; calls it at once if it must end already."""
         self._on_interrupt = callback
         if self.interruption is not None or self.is_paused:
             callback()
 
     @property
     def waited_s(self) -> tuple[float, float]:
-        """Seconds in the queue and for the switch. Until the lease is resolved, all of it counts for the queue."""
+        """Seconds in the queue and for the switch. Until the lease is resolved, all the time counts as queue."""
         return (self.queue_s if self.is_resolved else time.monotonic() - self.submitted), self.switch_s
 
     @property
@@ -112,15 +116,15 @@ class Lease:
                 callback()
 
     def forget(self) -> None:
-        """The lease was given back. A raised error keeps its frames, and they keep this lease; the process and the
-        connection behind it must not wait until Python's collector finds that cycle."""
+        """The lease was given back. A raised error keeps its frames, and they keep this lease. So the references are
+        cleared: the process and the connection must not wait until Python's collector finds that cycle."""
         self.resident = self.interruption = self._error = None
         self._on_interrupt = None
 
 
 class Leases:
-    """The leases that are out, by number. `issue`, `withdraw`, `promise` and the lists need the switcher's lock;
-    `perform` does not."""
+    """The leases that are in use, by number. `perform` needs no lock; for everything else the caller must hold the
+    switcher's lock."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -133,11 +137,11 @@ class Leases:
         return lease
 
     def withdraw(self, lease: Lease) -> bool:
-        """Takes a lease back; False if it was back already."""
+        """Takes a lease back; False if it was given back before."""
         return self._leases.pop(lease.number, None) is not None
 
     def promise(self, number: int, residents: Mapping[str, Resident]) -> None:
-        """Notes the process that a lease is about to be granted."""
+        """Notes the process for a lease that is about to be granted."""
         lease = self._leases[number]
         resident = lease.resident = residents[lease.model.unit]
         lease.start = resident.loaded.start
@@ -151,7 +155,7 @@ class Leases:
         return list(self._leases.values())
 
     def perform(self, action: Grant | Reject | Interrupt, config: Config) -> None:
-        """Lets a lease know what was decided of it."""
+        """Resolves or interrupts a lease, as was decided."""
         lease = self._leases.get(action.ticket)
         if lease is None:
             return  # it was given back meanwhile
@@ -175,7 +179,7 @@ def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
     if action.reason is Reason.UNKNOWN_UNIT:
         return ModelNotFound(model.id, config.models)
     if isinstance(action.cause, ProxyError):
-        return copy.copy(action.cause)  # each thread raises one of its own
+        return copy.copy(action.cause)  # each thread must raise its own copy
     return InternalError("the switch failed; see the proxy's journal")
 
 

@@ -1,4 +1,4 @@
-"""Why a backend's connection broke: its process ended, or is about to."""
+"""Explains why a backend's connection broke: its process has ended, or is about to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _ENDING_S = 0.25
 
 
 class Losses:
-    """Explains broken connections, and reports lost processes to the switcher. Thread-safe."""
+    """Explains broken connections and reports lost processes to the switcher. Thread-safe."""
 
     def __init__(self, switcher: Switcher, systemd: Systemd) -> None:
         self._switcher = switcher
         self._systemd = systemd
 
     def explain(self, lease: Lease) -> str | None:
-        """What systemd and the journal say if the backend's process ended; None if it lives on.
+        """What systemd and the journal say if the backend's process has ended; None if it still lives.
 
-        Blocks for up to a quarter of a second: a connection may break a moment before its process is gone. A process
-        that takes longer to end, as systemd asked it to, is waited for before its unit is used again.
+        Blocks for up to a quarter of a second, because a connection may break a moment before its process is gone. If
+        systemd is stopping a process that takes longer, its unit is not used again before it has stopped.
         """
         resident = lease.resident
         if resident is None:
@@ -42,7 +42,7 @@ class Losses:
         return " ".join(word for word in words if word)
 
     def _explain_end(self, unit: str) -> str | None:
-        """What systemd says of a unit whose process lives; None if it is not being stopped."""
+        """The state of a unit whose process still lives; None if it is not being stopped."""
         try:
             status = self._systemd.show([unit])[unit]
         except SystemdError as error:

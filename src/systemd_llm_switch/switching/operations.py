@@ -1,5 +1,5 @@
-"""What an operator asks for: load, unload, hold, release. Each blocks until it is done; a file remembers a hold across
-restarts. Knows no HTTP."""
+"""The operator's commands: load, unload, hold, release. Each blocks until it is done. A file remembers a hold across
+restarts. Must not know HTTP."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
-_LOOK_TIMEOUT_S = 0.5  # systemd answers within milliseconds, or not at all
+_LOOK_TIMEOUT_S = 0.5  # systemd answers within milliseconds or not at all
 _LOOK_PAUSE_S = 0.25
 
 
 class Operations:
-    """Thread-safe. A caller that hangs up ends its wait, not what it asked for."""
+    """Thread-safe. A caller that hangs up ends its wait, but not the operation."""
 
     def __init__(self, switcher: Switcher, adoption: Adoption, file: HoldFile) -> None:
         self._switcher = switcher
@@ -40,7 +40,7 @@ class Operations:
 
         Raises:
             ProxyError: it cannot be loaded.
-            ClientGone: the caller hung up; without another request for it, so does the load.
+            ClientGone: the caller hung up. The load ends too, unless another request waits for the model.
         """
         lease = self._switcher.lease(model)
         try:
@@ -50,12 +50,12 @@ class Operations:
             self._switcher.release(lease)
 
     def begin_load(self, model: Model) -> None:
-        """The same without a wait; the status shows what becomes of it."""
+        """Loads a model without waiting; the status shows the outcome."""
         self._begin("load", lambda: self.load(model, Client(None)))
 
     def unload(self, models: Collection[Model], force: bool, client: Client | None) -> list[Model]:
-        """Stops models, whoever started them, after their running requests or, with `force`, at once. Returns those
-        that ran; at once, without a `client` who waits.
+        """Stops models after their running requests or, with `force`, at once; also models that were started by hand.
+        Returns the models that ran. Without a `client`, does not wait for the stop.
 
         Raises:
             ClientGone, ShuttingDown: the wait is over; the unloading goes on.
@@ -113,8 +113,8 @@ class Operations:
         return held
 
     def complete(self, client: Client) -> None:
-        """Unloads everything for the hold, unless that ends meanwhile, and remembers that it is done: what is started
-        by hand later may run on, even when the proxy restarts.
+        """Unloads everything for the hold, unless the hold ends first, and remembers that this is done. What is started
+        by hand later may then go on running, even when the proxy restarts.
 
         Raises: as `unload` does.
         """
@@ -131,8 +131,8 @@ class Operations:
             log.warning("hold_not_saved path=%s reason=%r", self._file.path, str(error))
 
     def look(self) -> None:
-        """Notices models that were started by hand, or were still loading when the proxy started, so that the status is
-        true before a request asks for one of them. Blocks for half a second at most; never raises."""
+        """Notices models that were started by hand, or were still loading when the proxy started. So the status is
+        right before a request asks for one of them. Blocks for half a second at most; never raises."""
         is_idle = not (self._switcher.is_switching or self._switcher.on_hold)
         if not is_idle or time.monotonic() - self._looked_at < _LOOK_PAUSE_S:
             return
@@ -149,7 +149,7 @@ class Operations:
     def _look(self) -> None:
         try:
             self._adoption.adopt(is_look=True)
-        except (SystemdError, OSError) as error:  # OSError: no descriptor is left
+        except (SystemdError, OSError) as error:  # OSError: no file descriptor is left
             log.warning("look_failed %s", error)
         finally:
             self._looked_at = time.monotonic()
@@ -157,7 +157,7 @@ class Operations:
 
     @staticmethod
     def _begin(name: str, do: Callable[[], None]) -> None:
-        """Does something that nobody waits for."""
+        """Runs an operation in the background."""
 
         def run() -> None:
             try:

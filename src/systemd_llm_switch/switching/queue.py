@@ -1,4 +1,4 @@
-"""Who waits, and for what: the waiting requests as the status shows them. Pure."""
+"""The waiting requests as the status shows them, and why each waits. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from systemd_llm_switch.switching.status import UnitSnapshot
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A request that waits. `submitted` is of `time.monotonic`."""
+    """A request that waits. `submitted` is `time.monotonic`."""
 
     number: int
     model: Model
@@ -21,10 +21,11 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """The same, as the status shows it. `since` is seconds since the epoch; `behind` are the models that it waits for.
+    """A waiting request as the status shows it. `since` is seconds since the epoch; `behind` are the models that it
+    waits for.
 
-    `why` is one of: loading (its model, or those of `behind` before it), stopping, draining (running requests come to
-    their end), right_of_way (the loaded model may serve its next requests first), turn (it is the next to be decided).
+    `why` is one of: loading (its model, or those of `behind` first), stopping, draining (running requests are being
+    finished), right_of_way (the loaded model may serve its next requests first), turn (it is decided next).
     """
 
     id: int
@@ -43,7 +44,7 @@ _CAUSES = (
 
 
 def describe(waiters: Iterable[Waiter], units: Sequence[UnitSnapshot], epoch_offset_s: float) -> list[QueueEntry]:
-    """Each waiter with its reason, the oldest first. `epoch_offset_s` is what the epoch is ahead of `monotonic`."""
+    """Each waiter with its reason, the oldest first. `epoch_offset_s` is `time.time()` minus `time.monotonic()`."""
     states = {unit.model.id: unit.state for unit in units}
     rivals = {unit.model.id: unit.state for unit in units if unit.model.vram != 0}
     entries = []

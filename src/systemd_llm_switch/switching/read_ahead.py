@@ -1,7 +1,7 @@
 """Reads the next model's file into the page cache while the loaded one still drains or stops.
 
-A load is mostly reading, and what is in memory when the switch begins need not be read then. Only memory that nothing
-uses is taken; what a running model has mapped counts as used. Knows files and memory; its caller decides when to read.
+A load is mostly reading, and pages that are in memory when the switch begins need not be read then. Only unused memory
+is taken; what a running model has mapped counts as used. Knows files and memory; its caller decides when to read.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ReadAhead:
         self._read_at: dict[str, float] = {}
 
     def begin(self, unit: str, is_wanted: Callable[[], bool], command: str | None = None) -> None:
-        """Has the unit's model read, for as long as it is wanted; does nothing while another one is read. `command` is
-        what the unit runs, where that is known already."""
+        """Has the unit's model read as long as it is wanted; does nothing while another one is read. `command` is the
+        unit's command line, if that is known already."""
         now = time.monotonic()
         with self._lock:
             if self._is_reading or now < self._read_at.get(unit, -_PAUSE_S) + _PAUSE_S:
@@ -69,8 +69,8 @@ class ReadAhead:
 
 
 def model_files(command: str) -> list[Path]:
-    """The files of the model in a llama-server's command line, all parts of a split one; empty where it names none
-    (`-hf`, say)."""
+    """The model files in a llama-server's command line: all parts of a split model. Empty if it names no file (`-hf`,
+    for example)."""
     named = _MODEL.search(command)
     if named is None:
         return []
@@ -83,8 +83,8 @@ def model_files(command: str) -> list[Path]:
 
 
 def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
-    """Has the kernel read files into the page cache, piece by piece; returns the bytes asked for: 0 where memory does
-    not allow all of them, fewer than all once they are not wanted.
+    """Has the kernel read files into the page cache, piece by piece. Returns the number of bytes that it was asked to
+    read: 0 if the files do not fit in unused memory, fewer than all if they are no longer wanted.
 
     Raises:
         OSError: a file cannot be opened.
@@ -114,8 +114,8 @@ def _read(file: Path, is_wanted: Callable[[], bool]) -> Iterator[int]:
 
 
 def unused_memory() -> int:
-    """Bytes that can be filled without taking anything from a running program: available memory (proc(5)) holds what
-    the kernel could reclaim, and with it the pages of files that a loaded model has mapped."""
+    """How many bytes can be filled without taking memory from a running program. MemAvailable (proc(5)) alone is too
+    much: it counts the file pages that a loaded model has mapped, because the kernel could reclaim them."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return max(0, kib["MemAvailable"] - kib["Mapped"]) * 1024

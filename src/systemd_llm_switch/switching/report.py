@@ -1,4 +1,4 @@
-"""What /api/status and /v1/models report: each model, who waits, the hold, the last switches. Only reads."""
+"""What /api/status and /v1/models report: models, waiting requests, the hold, the last switches. Only reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from systemd_llm_switch.switching.switcher import Switcher
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One moment. `hold_until` is seconds since the epoch; None without a hold, and for one without an end."""
+    """The state at one moment. `hold_until` is seconds since the epoch; None if there is no hold or it has no end."""
 
     models: dict[str, ModelStatus]
     waiting: int
@@ -35,12 +35,12 @@ class Report:
         self._contexts = contexts
 
     def models(self) -> dict[str, ModelStatus]:
-        """Every configured model, by id. Costs one poll for each loaded unit, no fork."""
+        """Every configured model, by id. Costs one poll for each loaded unit, and no fork."""
         self._switcher.notice_losses()
         return {it.model.id: self._describe(it) for it in self._switcher.snapshot()}
 
     def overview(self) -> Overview:
-        """All of it."""
+        """The whole report."""
         hold_until = self._switcher.hold_until
         return Overview(
             models=self.models(),

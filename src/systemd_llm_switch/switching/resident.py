@@ -1,4 +1,4 @@
-"""A loaded model: the process that was ready, and what is known of its start."""
+"""A loaded model: the process that became ready, and facts about its start."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch
 class Resident:
     """A unit whose backend was ready: which process it is, and how it was started.
 
-    `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`; `restore_s` is how much of that time
-    was for a context.
+    `since` is seconds since the epoch; `began` and `ready` are `time.monotonic`; `restore_s` is the part of the time
+    between them in which contexts were restored.
     """
 
     def __init__(self, loaded: Loaded, watch: ProcessWatch, process: MainProcess, began: float) -> None:
@@ -27,17 +27,19 @@ class Resident:
         self.since = time.time()
         self.restore_s = 0.0
         self.device_errors = 0
-        """Replies in a row that said the device failed."""
+        """How many replies in a row reported a failed device."""
 
     def note_restored(self, took_s: float) -> None:
-        """Requests reach it only now: saved contexts were read back first."""
+        """Saved contexts were restored first, so the model is ready only now."""
         self.restore_s = took_s
         self.ready = time.monotonic()
 
     def check(self, exchange: Exchange) -> None:
-        """Makes sure that a new connection leads to this process: the process must still live once it is connected.
-        Otherwise another one may have taken the port, and must not answer for it. A kept connection always leads to the
-        process that it was made to.
+        """Makes sure that a connection leads to this process.
+
+        If this process has ended, another one may have taken its port and must not answer in its place. So after a new
+        connection was made, this process must still be alive. A kept connection always leads to the process that it was
+        made to.
 
         Raises:
             BackendLost

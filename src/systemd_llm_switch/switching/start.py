@@ -1,6 +1,6 @@
-"""One unit brought up: checked, started, watched until its backend is ready. Blocks; never called under a lock.
+"""The start of one unit: check it, start it, watch it until its backend is ready. Blocks; never call it under a lock.
 
-Knows nothing of who waits for it; `diagnosis` says why it failed.
+Must not know requests. `diagnosis` explains failures.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from systemd_llm_switch.systemd.manager import JobUnfinished, Systemd, SystemdEr
 from systemd_llm_switch.systemd.unit import MainProcess, ProcessWatch, UnitStatus
 from systemd_llm_switch.waiting import is_readable, remaining_s
 
-# Health is asked for in small steps at first (a small model is ready within a second) and in larger ones later: a
-# fiftieth of the time waited, so that the questions never cost more than 2 % of a load. While nothing listens, a
-# question is a refused connection, some 20 µs; later it takes a millisecond from both sides, and from the load.
+# Health is polled in small steps at first, since a small model is ready within a second. Later a step is a fiftieth of
+# the time waited so far, so that polling never costs more than 2 % of a load. While nothing listens, a poll is a
+# refused connection of some 20 µs; later it costs the proxy and the loading backend a millisecond each.
 _FIRST_STEP_S = 0.001
 _FIRST_LOADING_STEP_S = 0.005
 _LARGEST_STEP_S = 0.25
 _STEP_PART = 0.02
 _HEALTH_TIMEOUT_S = 2.0
 _LAST_HEALTH_TIMEOUT_S = 0.5
-# How long a stopped predecessor's port may take to fall silent; the kernel closes it with the process.
+# How long the port of a stopped unit may still accept connections; the kernel closes it with the process.
 _SILENCE_TIMEOUT_S = 5.0
 
 
 class LoadAborted(Exception):
-    """Nobody wants the model any more; its unit is still to be stopped."""
+    """The model is no longer wanted. Its unit must still be stopped."""
 
 
 class StartRefused(Exception):
-    """A start that cannot succeed was not tried, and nothing was stopped for it; `error` says why."""
+    """The start cannot succeed, so it was not tried and nothing was stopped for it. `error` says why."""
 
     def __init__(self, error: ProxyError) -> None:
         super().__init__(error.message)
@@ -63,8 +63,11 @@ class Launched(NamedTuple):
 
 
 class Start:
-    """Brings one model up, within `health_timeout_s` of its launch. `abort_fd` is readable once nobody wants it any
-    more, which ends every wait; `rivals` are the other units, which somebody may have started by hand."""
+    """Starts one model; it must be ready within `health_timeout_s` of its launch.
+
+    `abort_fd` becomes readable when the model is no longer wanted, which ends every wait. `rivals` are the other units,
+    which may have been started by hand.
+    """
 
     def __init__(
         self,
@@ -99,15 +102,15 @@ class Start:
     def launch(self, status: UnitStatus) -> Launched:
         """Starts the unit unless it runs already.
 
-        `status` is what systemd said of it after everything else was stopped. A unit that runs was started by
-        hand or by an earlier proxy: it is adopted.
+        `status` is the unit's state after everything else was stopped. A unit that runs was started by hand or by an
+        earlier proxy, and is adopted.
 
         Raises:
             ModelStartFailed: it could not be started, or has ended already.
             ModelStartTimeout: systemd did not start it in time.
             LoadAborted: `abort_fd` became readable.
             SystemdError: systemd could not be asked.
-            OSError: there is no room for one more open file.
+            OSError: no file descriptor is left.
         """
         began = time.monotonic()
         process = status.main_process
@@ -123,12 +126,12 @@ class Start:
         return Launched(self._watch(process), process, began, command, status.is_running)
 
     def wait_until_ready(self, launched: Launched) -> Resident:
-        """Waits until the backend of what was launched is ready.
+        """Waits until the backend of the launched unit is ready.
 
         Raises:
-            ModelStartFailed, ModelStartTimeout: it did not come up; its unit may still run.
+            ModelStartFailed, ModelStartTimeout: it did not become ready; its unit may still run.
             LoadAborted: `abort_fd` became readable.
-            OSError: there is no room for one more open file.
+            OSError: no file descriptor is left.
         """
         watch, deadline = launched.watch, launched.began + self._timeout_s
         poll = select.poll()
@@ -157,8 +160,8 @@ class Start:
 
     def _ask(self, last: Health, deadline: float) -> Health:
         if last.readiness is Readiness.SILENT and self._backend.is_silent():
-            return UNREACHED  # `readiness` would need ten times as long to see that
-        # Asked once more at the deadline, so that a unit that became ready just then is not stopped.
+            return UNREACHED  # `readiness` takes ten times as long to find that out
+        # There is one more poll at the deadline, so that a unit that became ready just then is not stopped.
         return self._backend.readiness(min(_HEALTH_TIMEOUT_S, max(_LAST_HEALTH_TIMEOUT_S, remaining_s(deadline))))
 
     def _check_wanted(self) -> None:
@@ -177,7 +180,7 @@ class Start:
         """
         self._check_wanted()
         if not status.is_stopped:
-            # In auto-restart, `start` would wait out RestartSec; while it stops, it would be stopped again.
+            # A unit in auto-restart would wait for RestartSec before it starts; one that stops must stop first.
             self._systemd.stop([status.unit], limit)
             self._systemd.reset_failed(status.unit)
         if status.active_state == "failed":
@@ -194,8 +197,8 @@ class Start:
             self._start_over_the_limit(status.unit, limit)
 
     def _start_over_the_limit(self, unit: str, limit: Limit) -> None:
-        """Models that are switched back and forth are started more often than systemd's start limit allows. The limit
-        is for crash loops, and a crash ends our wait anyway."""
+        """Starts a unit that systemd refuses to start again so soon. Models that are switched back and forth start more
+        often than the start limit allows. It is meant for crash loops, and a crash ends our wait anyway."""
         self._systemd.reset_failed(unit)
         try:
             self._systemd.start(unit, limit)
@@ -205,7 +208,7 @@ class Start:
             raise self._diagnosis.failure(self._show(), str(error)) from error
 
     def _wait_until_silent(self) -> None:
-        """Waits until nothing listens: whoever answers later must be the unit that is about to start."""
+        """Waits until nothing listens on the port, so that what answers later is the unit that is about to start."""
         deadline = time.monotonic() + _SILENCE_TIMEOUT_S
         poll = select.poll()
         poll.register(self._abort_fd, select.POLLIN)
@@ -218,23 +221,24 @@ class Start:
             step_s = min(_LARGEST_STEP_S, step_s * 2)
 
     def _watch(self, process: MainProcess) -> ProcessWatch:
-        """Holds the unit's main process. Since systemd named it, it may have died and its pid been reused."""
+        """Watches the unit's main process. It may have died since systemd reported its pid, and the pid may have been
+        reused: the control group shows that."""
         try:
             watch = ProcessWatch(process.pid)
             cgroup = Path(f"/proc/{process.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
-                raise  # that is our own fault
+                raise  # the proxy has no descriptor left: the unit has not failed
             raise self._diagnosis.failure(self._show()) from error
         if process.control_group and process.control_group not in cgroup:
             raise self._diagnosis.failure(self._show())
         return watch
 
     def _is_a_rivals(self, pid: int) -> bool:
-        """Whether another unit answers: one that somebody started while this one was about to listen. Ours will find
-        the port taken and end; until then it must not pass for ready."""
+        """Whether another unit answers, which was started by hand before this one could listen. This unit will find the
+        port taken and end. Until then it must not count as ready."""
         sockets = listening_sockets(self._backend.port)
-        if holds_any(pid, sockets):  # and so it is, nearly always
+        if holds_any(pid, sockets):  # nearly always
             return False
         running = self._systemd.running(self._rivals)
         return any(holds_any(it.main_pid, sockets) for it in self._systemd.show(running).values() if it.main_pid)
@@ -244,6 +248,6 @@ class Start:
 
 
 def _step_s(health: Health, waited_s: float) -> float:
-    """How long to wait before the next question."""
+    """How long to wait before the next poll."""
     first_s = _FIRST_STEP_S if health.readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
     return min(_LARGEST_STEP_S, max(first_s, waited_s * _STEP_PART))

@@ -1,4 +1,4 @@
-"""What is reported of models and of past switches: records, and their form in /api/status. Pure."""
+"""Records of models and of past switches, and their form in /api/status. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from systemd_llm_switch.scheduler import State
 
 @dataclass(frozen=True, slots=True)
 class UnitSnapshot:
-    """A configured model's unit at one moment. `loaded_since` is seconds since the epoch; `load_began` is when the
-    switch to it began (`time.monotonic`), while it lasts."""
+    """A configured model's unit at one moment. `loaded_since` is seconds since the epoch. `load_began`
+    (`time.monotonic`) is when the switch to it began; None when it does not load."""
 
     model: Model
     state: State
@@ -24,8 +24,8 @@ class UnitSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model. `state` is the scheduler's word in lower case; `loaded_since`, and `loading_since` while it loads, are
-    seconds since the epoch."""
+    """One model. `state` is the value of the scheduler's `State`. `loaded_since`, and `loading_since` while it loads,
+    are seconds since the epoch."""
 
     state: str
     unit: str

@@ -1,4 +1,4 @@
-"""Units stopped, and systemd's word that they are. Blocks; never called under a lock."""
+"""Stops units and has systemd confirm it. Blocks; never call it under a lock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from systemd_llm_switch.systemd.manager import Systemd, SystemdError
 
 
 class StopUnconfirmed(Exception):
-    """Units that had to stop still run, or systemd cannot say whether they do, so what they hold is not free.
+    """Units that had to stop still run, or systemd cannot say whether they do. So their memory and ports may be in use.
 
-    `states` has what each unit does now; `reasons` is what systemd answered.
+    `states` is the state of each unit now; `reasons` are systemd's answers.
     """
 
     def __init__(self, states: Mapping[str, str], reasons: Sequence[str] = ()) -> None:
@@ -20,7 +20,7 @@ class StopUnconfirmed(Exception):
 
 
 def stop_units(systemd: Systemd, units: Sequence[str], beside: Sequence[str] = ()) -> frozenset[str]:
-    """Stops units side by side and confirms it. Returns those of `beside` that run.
+    """Stops units, all at once, and confirms that they stopped. Returns those of `beside` that run.
 
     Raises:
         StopUnconfirmed: some still run, or systemd cannot be asked whether they do.
@@ -30,7 +30,7 @@ def stop_units(systemd: Systemd, units: Sequence[str], beside: Sequence[str] = (
     if units:
         try:
             systemd.stop(units)
-        except SystemdError as error:  # some may have stopped all the same: `running` says which
+        except SystemdError as error:  # some may have stopped anyway: `running` says which
             reasons.append(str(error))
     try:
         running = systemd.running([*units, *beside])

@@ -1,4 +1,4 @@
-"""How the switches went: the last ones, and for each unit how long it loaded and why it last failed."""
+"""The last switches, and for each unit how long it last loaded and why it last failed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMEMBERED_SWITCHES = 20
 
 
 class History:
-    """Written by one switch at a time, and where a unit is adopted; read at any time."""
+    """Written by one switch at a time and when a unit is adopted; may be read at any time."""
 
     def __init__(self) -> None:
         self.switches: tuple[SwitchRecord, ...] = ()

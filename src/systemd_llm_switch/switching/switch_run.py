@@ -1,4 +1,4 @@
-"""One switch, carried out: stop what must go, bring the target up, and say how it went.
+"""One switch: stops the units that must go, starts the target and reports the outcome.
 
 Blocks; runs in the thread for switches. Decides nothing and holds no lock: the switcher acts on the outcome.
 """
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model to bring up, and for how long to wait for it. `beginnings` says what the requests that wait for it
-    begin with."""
+    """The model to start, and how long to wait until it is ready. `beginnings` returns the beginnings of the requests
+    that wait for it."""
 
     model: Model
     backend: Backend
@@ -52,14 +52,14 @@ class Helpers:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a switch went. Without an error, `resident` is the target, or None when there was none or it was aborted."""
+    """How a switch went. Without an error, `resident` is the target; None if there was no target or it was aborted."""
 
     resident: Resident | None = None
     error: ProxyError | None = None
     still_running: frozenset[str] = frozenset()  # units whose stop is not confirmed
     is_aborted: bool = False
     is_refused: bool = False  # the target cannot be started, and nothing was stopped
-    is_own_failure: bool = False  # the target's: not that of a unit that did not stop, or of systemd
+    is_own_failure: bool = False  # the target failed, not systemd or a unit that did not stop
     stop_s: float = 0.0
     load_s: float = 0.0
 
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class SwitchRun:
-    """A switch under way. To make one opens nothing and cannot fail; `abort` may be called from any thread."""
+    """A switch in progress. The constructor opens nothing and cannot fail; any thread may call `abort`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SwitchRun:
         leaving: Sequence[Resident],
     ) -> None:
         self.target = target
-        self.others = others  # every unit that must not run, whoever started it
+        self.others = others  # every unit that must not run, even if it was started by hand
         self.left = tuple(resident.model.id for resident in leaving)
         self.began = time.monotonic()
         self.has_stopped = False  # whether the others stopped, and systemd confirmed it
@@ -94,14 +94,14 @@ class SwitchRun:
         self._is_unwanted = False
 
     def abort(self) -> None:
-        """The target is not wanted any more."""
+        """The target is no longer wanted."""
         with self._abort_lock:
             self._is_unwanted = True
             if self._abort_fd is not None:
                 os.eventfd_write(self._abort_fd, 1)
 
     def carry_out(self) -> Outcome:
-        """Does it all. Never raises."""
+        """Carries out the whole switch. Never raises."""
         outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd says otherwise
         try:
             self._switch(outcome)
@@ -124,7 +124,7 @@ class SwitchRun:
             outcome.error = InternalError("the switch failed; see the proxy's journal")
         finally:
             self._close_abort_fd()
-        # A copy: the error is kept, and its traceback would keep every frame, with their file descriptors.
+        # The error is kept, so it is copied: its traceback would keep every frame with its file descriptors.
         outcome.error = copy.copy(outcome.error)
         if self.target is not None:
             if outcome.resident is None and not outcome.is_refused:
@@ -138,7 +138,7 @@ class SwitchRun:
         Raises:
             StartRefused: nothing was touched.
             StopUnconfirmed, ProxyError, LoadAborted, SystemdError
-            OSError: there is no room for one more open file.
+            OSError: no file descriptor is left.
         """
         systemd = self._systemd.connected()
         if self.target is None:
@@ -159,7 +159,7 @@ class SwitchRun:
             if self._leaving:
                 self._read_ahead.begin(model.unit, lambda: not self._is_over, status.command)
             running = self._stop_others(systemd, outcome, beside=[model.unit])
-            if running or not status.is_stopped:  # it may have ended with the others, or somebody may have started it
+            if running or not status.is_stopped:  # it ended with the others, or was started by hand meanwhile
                 status = systemd.show([model.unit])[model.unit]
             launched = start.launch(status)
         resident = start.wait_until_ready(launched)
@@ -169,7 +169,7 @@ class SwitchRun:
         outcome.resident = resident
 
     def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
-        """Saves what the others have read, and stops them. Returns those of `beside` that run."""
+        """Saves the contexts of the others and stops them. Returns those of `beside` that run."""
         began = time.monotonic()
         for resident in self._leaving:
             self._contexts.save(resident.loaded)
@@ -181,7 +181,7 @@ class SwitchRun:
         return running
 
     def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
-        """Stops a target that did not get ready, so that it is not left half-dead, nor to systemd's own restarts.
+        """Stops a target that did not become ready, so that it neither stays half loaded nor is restarted by systemd.
         Returns the unit if it may still run. Never raises."""
         try:
             stop_units(self._systemd, [unit])
@@ -199,7 +199,7 @@ class SwitchRun:
     def _open_abort_fd(self) -> int:
         """
         Raises:
-            OSError: there is no room for one more open file.
+            OSError: no file descriptor is left.
         """
         with self._abort_lock:
             self._abort_fd = os.eventfd(int(self._is_unwanted), os.EFD_CLOEXEC | os.EFD_NONBLOCK)

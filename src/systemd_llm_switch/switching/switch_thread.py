@@ -1,4 +1,4 @@
-"""The thread that carries switches out, one after the other, and the making of each from the scheduler's decision."""
+"""The thread that carries out switches, one after the other. Makes each from a decision of the scheduler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class SwitchThread:
-    """Carries switches out. `on_end` is called in its thread, with each run and its outcome."""
+    """Carries out switches. Calls `on_end` in its thread, with each run and its outcome."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class SwitchThread:
         backend: Callable[[Model], Backend],
         beginnings: Callable[[str], Sequence[Beginning]],
     ) -> SwitchRun:
-        """Has a switch carried out; returns at once. `backend` finds the backend of a model, and `beginnings` what the
-        requests that wait for a unit begin with."""
+        """Has a switch carried out; returns at once. `backend` finds the backend of a model, and `beginnings` the
+        beginnings of the requests that wait for a unit."""
         models = {model.unit: model for model in config.models.values()}
         others, target = list(switch.evict), None
         if switch.target is not None:
@@ -72,8 +72,8 @@ class SwitchThread:
 
 
 def _units_to_stop(switch: Switch, models: Mapping[str, Model]) -> list[str]:
-    """Every unit that must not run beside the target, whoever started it: all that are not kept, but for those on the
-    CPU with a port of their own. `models` are the configured ones, by unit."""
+    """Every unit that must not run beside the target, even if it was started by hand: all units that are not kept,
+    except for CPU units whose port no kept unit and no target needs. `models` are the configured models, by unit."""
     ports = {model.llama_url for unit, model in models.items() if unit == switch.target or unit in switch.keep}
     harmless = {unit for unit, model in models.items() if model.vram == 0 and model.llama_url not in ports}
     stay = {switch.target, *switch.keep, *(harmless - set(switch.evict))}

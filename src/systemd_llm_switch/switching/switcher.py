@@ -1,7 +1,7 @@
-"""The one lock: turns events into the scheduler's decisions, and performs those on systemd's units.
+"""The one lock: passes events to the scheduler and performs its decisions on systemd's units.
 
-Under the lock decisions are made, nothing else. systemd, HTTP and waiting happen outside it, switches in a thread of
-their own. Knows nothing of HTTP requests: a caller holds a `Lease`.
+Only decisions are made under the lock. systemd, HTTP and waiting happen outside it, and another thread carries out the
+switches. Must not know HTTP requests: a caller holds a `Lease`.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ log = logging.getLogger(__name__)
 class Switcher:
     """Grants leases on models; at most one switch is under way. Thread-safe.
 
-    Every change is made under the lock. Some reads need none: each is one atomic look-up, and a stale result is safe.
+    Every change is made under the lock. Some reads need no lock: each is one atomic look-up, and a stale result is
+    safe.
 
     - `lease` looks for the model's process in `_residents`. If that has ended, `lose` looks again under the lock.
-    - `_perform` looks for the lease of an action. A lease that is missing was given back meanwhile.
+    - `_perform` looks for the lease of an action. A missing lease was given back meanwhile.
     - `loaded` and `notice_losses` look at processes, which may end at any moment anyway.
     - `backend` never replaces an entry of `_backends`.
     - `waiting`, `is_switching`, `on_hold` and `hold_until` are shown to people, or a decision under the lock follows.
@@ -96,7 +97,7 @@ class Switcher:
             self._begin(actions)
         self._perform(actions)
         if not lease.is_resolved and self._run is None and model.unit not in self._residents:
-            # Others drain or have their right of way: by the time they go, the file is in memory.
+            # Other models drain or have their right of way. The file is in memory by the time they go.
             self._read_ahead.begin(model.unit, lambda: self._scheduler.waiting(model.unit) > 0)
         return lease
 
@@ -111,8 +112,8 @@ class Switcher:
         self._perform(actions)
 
     def distrust(self, lease: Lease) -> None:
-        """The backend did not answer in time: has its unit stopped, once nothing runs on it, before it is used again.
-        Does not block."""
+        """Has a unit stopped whose backend did not answer in time, once nothing runs on it. The next request starts it
+        again. Does not block."""
         self.unload([lease.model.unit], force=False)
 
     # --- what happens elsewhere -----------------------------------------------------------------------
@@ -127,13 +128,13 @@ class Switcher:
         self._perform(actions)
 
     def take_in(self, resident: Resident, *, is_look: bool) -> bool:
-        """Uses a process that was found ready; False where it is not wanted. After a mere look, only one that can stay
-        is wanted."""
+        """Uses a process that was found ready; False if it is not wanted. If this `is_look`, only a process that can
+        stay loaded is wanted."""
         unit = resident.model.unit
         with self._lock:
             is_free = self._scheduler.state(unit) in (State.STOPPED, State.FAILED)
             if not is_free or self._is_changing(unit) or resident.watch.has_exited():
-                return False  # a switch that began meanwhile stops it, or did
+                return False  # a switch began meanwhile, and stops it or has stopped it
             if is_look and (self._scheduler.on_hold or not self._scheduler.fits(unit)):
                 return False
             self._residents[unit] = resident
@@ -144,7 +145,7 @@ class Switcher:
         return True
 
     def note_found(self, unit: str) -> None:
-        """The unit runs without our doing, ready or not. Does not block."""
+        """The unit runs, ready or not, and the proxy did not start it. Does not block."""
         self._decide(lambda now: self._scheduler.found(unit, now))
 
     def notice_losses(self) -> None:
@@ -158,7 +159,7 @@ class Switcher:
         unit = resident.model.unit
         with self._lock:
             if self._residents.get(unit) is not resident or self._is_changing(unit):
-                return  # known already, or the switch under way will say what became of it
+                return  # this is known already, or the switch in progress reports it when it ends
             del self._residents[unit]
             actions = self._scheduler.lost(unit, time.monotonic())
             self._begin(actions)
@@ -169,13 +170,13 @@ class Switcher:
     # --- the operator ---------------------------------------------------------------------------------
 
     def unload(self, units: Iterable[str], force: bool, unloading: Unloading | None = None) -> None:
-        """Has units stopped, after their running requests or, with `force`, at once. Does not block; to wait for it,
-        pass an `unloading`, and `forget` it afterwards."""
+        """Has units stopped after their running requests or, with `force`, at once. Does not block. To wait for the
+        end, pass an `unloading`, and `forget` it afterwards."""
         self._decide(lambda now: self._scheduler.unload(units, force, now), unloading)
 
     def hold(self, until: float | None, force: bool, pause: bool = False) -> None:
-        """Rejects requests until `until` (`time.monotonic`) or `release_hold`, and has everything unloaded that is
-        known to be loaded. With `pause`, running requests that can go on later are paused first. Does not block."""
+        """Rejects requests until `until` (`time.monotonic`) or `release_hold`, and unloads everything that is known to
+        be loaded. With `pause`, running requests that can go on later are paused first. Does not block."""
         if pause:
             self._decide(lambda now: self._scheduler.hold(until, False, now))
             with self._lock:
@@ -192,7 +193,7 @@ class Switcher:
         log.info("hold_released")
 
     def note_paused(self, lease: Lease, beginning: Beginning, message: bytes) -> None:
-        """A running request was cut, and goes on after the hold: what its process has read is worth saving."""
+        """A running request was paused and goes on after the hold, so its context is worth saving."""
         self._contexts.note_paused(lease.model.unit, lease.start, beginning, message)
 
     def await_hold_end(self, signal: Signal) -> None:
@@ -213,12 +214,12 @@ class Switcher:
         self._decide(self._scheduler.tick, unloading)
 
     def forget(self, unloading: Unloading) -> None:
-        """Nobody waits for it any more. Idempotent; the units go on stopping."""
+        """Ends a wait whose caller has gone. Idempotent; the units go on stopping."""
         with self._lock:
             self._unloadings.discard(unloading)
 
     def cancel(self, number: int) -> bool:
-        """Rejects the waiting request of that number; False where none waits. Does not block."""
+        """Rejects the waiting request with that number; False if there is none. Does not block."""
         with self._lock:
             lease = next((it for it in self._leases.waiting() if it.number == number), None)
         if lease is None:
@@ -278,14 +279,14 @@ class Switcher:
         return [model.unit for model in self.models()]
 
     def snapshot(self) -> list[UnitSnapshot]:
-        """Every configured model's unit, all at one moment."""
+        """The units of all configured models at one moment."""
         with self._lock:
             return [self._unit_snapshot(model) for model in self.models()]
 
     def _unit_snapshot(self, model: Model) -> UnitSnapshot:
         unit, scheduler, run = model.unit, self._scheduler, self._run
         resident, state = self._residents.get(unit), scheduler.state(unit)
-        # The scheduler hears only at the end of a switch that the others were stopped in its course.
+        # The scheduler learns only at the end of a switch that the others have stopped.
         if state is State.STOPPING and run is not None and run.has_stopped and unit in run.others:
             state = State.STOPPED
         since = resident.since if resident is not None else None
@@ -295,7 +296,7 @@ class Switcher:
 
     @property
     def present(self) -> frozenset[str]:
-        """The units whose process may exist, as far as is known."""
+        """The units that are known to have a process, or may have one."""
         with self._lock:
             return self._scheduler.residents
 
@@ -332,7 +333,7 @@ class Switcher:
     # --- performing what was decided ------------------------------------------------------------------
 
     def _decide(self, event: Callable[[float], list[Action]], unloading: Unloading | None = None) -> None:
-        """One event for the scheduler, and what follows from it."""
+        """Passes one event to the scheduler and performs the actions."""
         with self._lock:
             if unloading is not None:
                 self._unloadings.add(unloading)
@@ -344,7 +345,7 @@ class Switcher:
         self._decide(self._scheduler.tick)
 
     def _begin(self, actions: Sequence[Action]) -> None:
-        """What must change together with a decision, under the lock."""
+        """Makes the changes that belong to a decision. The caller must hold the lock."""
         for action in actions:
             if isinstance(action, Grant):
                 self._leases.promise(action.ticket, self._residents)
@@ -358,7 +359,7 @@ class Switcher:
             self._resolve_unloadings()
 
     def _beginnings(self, unit: str) -> list[Beginning]:
-        """What the requests that wait for a unit begin with, the oldest first."""
+        """The beginnings of the requests that wait for a unit, the oldest first."""
         with self._lock:
             return [lease.beginning for lease in self._leases.waiting() if lease.model.unit == unit]
 
@@ -368,7 +369,7 @@ class Switcher:
         self._unloadings.resolve(loaded, self._scheduler.on_hold, closing, is_switching=self.is_switching)
 
     def _perform(self, actions: Sequence[Action]) -> None:
-        """What follows from a decision, outside the lock."""
+        """Performs actions. The caller must not hold the lock."""
         for action in actions:
             if isinstance(action, Grant | Reject | Interrupt):
                 self._leases.perform(action, self._config)
@@ -377,10 +378,10 @@ class Switcher:
                 self._wake_paused()
 
     def _end_switch(self, run: SwitchRun, outcome: Outcome) -> None:
-        """The switch under way is over. Called in the thread for switches."""
+        """Ends the switch in progress. Called in the thread for switches."""
         try:
             self.history.note(run, outcome)
-        finally:  # else no switch would ever follow
+        finally:  # without this, no other switch could ever begin
             with self._lock:
                 self._run = None
                 actions = self._conclude(run, outcome)
@@ -388,7 +389,7 @@ class Switcher:
             self._perform(actions)
 
     def _conclude(self, run: SwitchRun, outcome: Outcome) -> list[Action]:
-        """Takes in what is loaded now; returns the scheduler's answer to it."""
+        """Notes what is loaded now, and returns the scheduler's actions. The caller must hold the lock."""
         now = time.monotonic()
         if outcome.is_refused:
             return self._scheduler.switch_refused(now, outcome.error)

@@ -1,4 +1,4 @@
-"""A thread that acts when the scheduler's next deadline has come."""
+"""The thread that acts on the scheduler's next deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from systemd_llm_switch.waiting import LONGEST_WAIT_S
 
 log = logging.getLogger(__name__)
 
-_PAUSE_S = 1.0  # after an error that should never happen: not a thousand times a second
+_PAUSE_S = 1.0  # after an unexpected error, so that it does not repeat a thousand times a second
 
 
 class Timer:
@@ -47,11 +47,11 @@ class Timer:
                 if self._wait():
                     self._on_due()
             except Exception:
-                log.exception("timer_crashed")  # the next deadline is another event
+                log.exception("timer_crashed")  # the thread must go on: later deadlines are other events
                 time.sleep(_PAUSE_S)
 
     def _wait(self) -> bool:
-        """Blocks until something happens; whether the deadline has come."""
+        """Blocks until the deadline has come (True) or may have changed (False)."""
         with self._wakeup:
             deadline = self._deadline = self._next_deadline()
             left_s = None if deadline is None else deadline - time.monotonic()

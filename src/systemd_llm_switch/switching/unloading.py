@@ -1,4 +1,4 @@
-"""Waiting until units have stopped, for whoever asked for it. The switcher resolves it; the caller's thread waits."""
+"""Waits for units to stop. The caller's thread waits; the switcher ends the wait."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from systemd_llm_switch.waiting import LONGEST_WAIT_S, Client, Signal
 
 
 class Unloading:
-    """Units that were asked to stop. Waited for by one thread, resolved by another, once.
+    """One wait for units that were asked to stop. One thread waits, another resolves it, once.
 
-    `units` is None where the wait is for a hold: then it is for everything that is loaded while the hold lasts.
+    If `units` is None, the wait is for a hold: it ends when nothing is loaded, or when the hold ends.
     """
 
     def __init__(self, units: Collection[str] | None) -> None:
@@ -38,20 +38,20 @@ class Unloading:
         self._stopped.update(units)
 
     def left(self, loaded: Collection[str], on_hold: bool) -> list[str]:
-        """Those of the loaded units that have still to stop."""
+        """The loaded units that must still stop."""
         if self._units is None:
             return list(loaded) if on_hold else []
         return [unit for unit in loaded if unit in self._units and unit not in self._stopped]
 
     def resolve(self, error: ProxyError | None = None) -> None:
-        """The wait is over."""
-        self._error = copy.copy(error)  # each thread raises one of its own
+        """Ends the wait."""
+        self._error = copy.copy(error)  # each thread must raise its own copy
         self._signal.set()
 
 
 class Unloadings:
-    """The waits that are under way. Not thread-safe: the switcher has the lock. `last_error` says why a unit did not
-    stop, if that is known."""
+    """All waits in progress. Not thread-safe: the switcher holds the lock. `last_error` says why a unit did not stop,
+    if that is known."""
 
     def __init__(self, last_error: Callable[[str], str | None]) -> None:
         self._waits: list[Unloading] = []
@@ -61,11 +61,11 @@ class Unloadings:
         return bool(self._waits)
 
     def add(self, unloading: Unloading) -> None:
-        """Somebody waits, from now on."""
+        """Begins a wait."""
         self._waits.append(unloading)
 
     def discard(self, unloading: Unloading) -> None:
-        """Nobody waits any more. Idempotent."""
+        """Drops a wait. Idempotent."""
         if unloading in self._waits:
             self._waits.remove(unloading)
 
@@ -77,8 +77,8 @@ class Unloadings:
     def resolve(
         self, loaded: Collection[str], on_hold: bool, closing: ProxyError | None, *, is_switching: bool
     ) -> None:
-        """Ends the waits for units that have stopped, or did not; all of them with `closing` if that is set. While a
-        switch is under way, a unit that did not stop may still do so."""
+        """Ends the waits whose units have stopped, or failed to; all waits with the error `closing` if that is set.
+        While a switch is in progress, a unit that did not stop may still do so."""
         for unloading in self._waits.copy():
             left = unloading.left(loaded, on_hold)
             reason = next((error for unit in left if (error := self._last_error(unit))), None)

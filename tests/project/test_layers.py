@@ -25,10 +25,15 @@ OWNERS = {
     "subprocess": {
         "systemd/programs",
         "systemd/journal_reader",
-        *(f"setup/{name}" for name in ("llama_server", "python_env", "running_proxy", "systemctl", "user_manager")),
+        *(
+            f"setup/{name}"
+            for name in (
+                "card", "llama_server", "server_flags", "python_env", "running_proxy", "systemctl", "user_manager",
+            )
+        ),
     },
     "jeepney": {"systemd/bus"},
-    "yaml": {"config/document"},
+    "yaml": {"config/document", "models/config_entry"},
 }  # fmt: skip
 
 

@@ -58,8 +58,20 @@ def test_the_large_models_have_the_missions_flags(name: str) -> None:
     assert got["--n-gpu-layers"] == "49"
     assert got["--ctx-size"] == ("65536" if name.endswith("next") else "32768")
     assert got["--flash-attn"] == "on"
-    assert got["--alias"] == name
     assert "--jinja" in got
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_a_model_has_its_name_and_its_figures(name: str) -> None:
+    got = options(name)
+    assert got["--alias"] == name.removesuffix(".service")
+    assert "--metrics" in got
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_ram_for_earlier_prompts_is_bounded(name: str) -> None:
+    """By default it would be 8 GiB, beside a model of 36 GB."""
+    assert 0 < int(options(f"{name}.service")["--cache-ram"]) <= 4096
 
 
 @pytest.mark.parametrize("name", BIG)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     def do(client: ProxyClient) -> None:
         body = {"model": arguments.model} | ({"wait": False} if arguments.no_wait else {})
-        with waiting_line(lambda: _describe(client, arguments.model)):
+        with waiting_line(lambda: describe_load(client, arguments.model)):
             answer = client.post("/api/load", body)
         if arguments.json:
             print(as_json(answer))
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     return run_with_proxy(arguments, do)
 
 
-def _describe(client: ProxyClient, name: str) -> str:
+def describe_load(client: ProxyClient, name: str) -> str:
     models = states(client)
     model = models.get(name)
     if model is None or model["state"] in ("starting", "ready"):

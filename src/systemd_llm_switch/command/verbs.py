@@ -36,6 +36,8 @@ VERBS: Mapping[str, Verb] = {
     "logs": Verb("show the log of a model, or of the proxy", "logs"),
     "requests": Verb("show the last requests", "requests"),
     "chat": Verb("ask a model", "chat"),
+    "add": Verb("add a model of your own: its unit, its entry in the config, its first answer", "add"),
+    "remove": Verb("remove a model that add added", "remove"),
     "forget": Verb("delete saved contexts", "forget"),
     "setup": Verb("set everything up for you, or bring it up to date", "setup"),
     "check": Verb("show what is missing or failed, and what fixes it", "check"),
@@ -75,7 +77,12 @@ def _parse_and_run(parser: argparse.ArgumentParser, module: object, words: Seque
     add_arguments: Callable[[argparse.ArgumentParser], None] = module.add_arguments  # type: ignore[attr-defined]
     do: Callable[[argparse.Namespace], int] = module.run  # type: ignore[attr-defined]
     add_arguments(parser)
-    return do(parser.parse_args(words))
+    if not getattr(module, "TAKES_REST", False):
+        return do(parser.parse_args(words))
+    at = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:at])
+    arguments.rest = words[at + 1 :]
+    return do(arguments)
 
 
 def _unknown(name: str) -> str:

@@ -70,12 +70,20 @@ def read_yaml(path: Path) -> Any:
     Raises:
         Unreadable
     """
-    text = read_text(path)
+    return parse_yaml(read_text(path), printable(str(path)))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """What the YAML in a text holds; `name` is what messages call it.
+
+    Raises:
+        Unreadable
+    """
     try:
         _check_bounds(text)
         return yaml.load(text, Loader=_UniqueKeys)
     except _MALFORMED as error:
-        raise Unreadable(f"{printable(str(path))} is not valid YAML: {_describe(error, text)}") from error
+        raise Unreadable(f"{name} is not valid YAML: {_describe(error, text)}") from error
 
 
 class _UniqueKeys(_Loader):  # type: ignore[misc]

@@ -34,7 +34,7 @@ def install_units(
 
 def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -> list[str]:
     """Takes away units whose tracked file is gone; returns their names."""
-    wanted = {source.name for source in sources} | set(ledger.demo_units)
+    wanted = {source.name for source in sources} | {*ledger.demo_units, *ledger.added_units}
     obsolete = [name for name in ledger.units if name not in wanted]
     for name in obsolete:
         outcome = ledger.remove_unit(name, places)

@@ -23,7 +23,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 _RECORDED = {
     **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command"), str),
     **dict.fromkeys(("linger", "manager"), bool),
-    **dict.fromkeys(("demo_units", "wheel_files"), list),
+    **dict.fromkeys(("demo_units", "added_units", "wheel_files"), list),
     **dict.fromkeys(("units", "shell_files"), dict),
 }
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|slice)")
@@ -44,6 +44,7 @@ class Ledger:
     path: Path
     units: dict[str, str] = field(default_factory=dict)  # unit name -> checksum of the rendered text
     demo_units: list[str] = field(default_factory=list)
+    added_units: list[str] = field(default_factory=list)  # by `llm-switch add`; no set-up takes them away
     wheel_files: list[str] = field(default_factory=list)  # what pip put into the wheels' folder, relative to it
     config: str = ""  # the demo's config file, and its checksum
     config_sum: str = ""
@@ -163,6 +164,7 @@ class Ledger:
         removed, since a link may lead outside.)"""
         self.units = {name: checked for name, checked in self.units.items() if _UNIT_NAME.fullmatch(name)}
         self.demo_units = [name for name in self.demo_units if _UNIT_NAME.fullmatch(name)]
+        self.added_units = [name for name in self.added_units if _UNIT_NAME.fullmatch(name)]
         if Path(self.config).parent != places.user_config.parent or Path(self.config).suffix != ".yaml":
             self.config = ""
 

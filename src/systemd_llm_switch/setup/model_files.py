@@ -69,12 +69,16 @@ def find_incomplete(wanted: WantedModel, folders: Folders) -> Path | None:
 
 def missing_parts(first: Path) -> list[Path]:
     """The parts of a model that are not there: none for a complete one. A dangling link is not there."""
-    split = _PART.search(first.name)
+    return [part for part in parts_of(first) if not part.is_file()]
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All parts of the model that a file belongs to: the file alone, if its name is not that of a part."""
+    split = _PART.search(path.name)
     if split is None:
-        return [] if first.is_file() else [first]
-    stem, count = first.name[: split.start()], int(split[2])
-    parts = [first.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
-    return [part for part in parts if not part.is_file()]
+        return [path]
+    stem, count = path.name[: split.start()], int(split[2])
+    return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)] or [path]
 
 
 def _candidates(wanted: WantedModel, folders: Folders) -> Iterator[Path]:

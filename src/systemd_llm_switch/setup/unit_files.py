@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,10 +73,15 @@ class UnitSource:
             setting = quote(f"LLM_SWITCH_CONFIG={machine.config}", is_variable=True)
             text = text.replace("[Service]\n", f"[Service]\nEnvironment={setting}\n")
             seen_by_unit.append(machine.config)
-        text = without(text, machine.left_out)
-        if any(path.is_relative_to(folder) for path in seen_by_unit for folder in _SHARED_TMP):
-            text = without(text, ("PrivateTmp=yes",))  # it would hide the very files that the unit runs or reads
-        return text
+        return fit_to_machine(text, seen_by_unit, machine.left_out)
+
+
+def fit_to_machine(text: str, seen_by_unit: Sequence[Path], left_out: tuple[str, ...]) -> str:
+    """The text without the hardening that this machine cannot do, or that would hide a path from the unit."""
+    text = without(text, left_out)
+    if any(path.is_relative_to(folder) for path in seen_by_unit for folder in _SHARED_TMP):
+        text = without(text, ("PrivateTmp=yes",))  # it would hide the very files that the unit runs or reads
+    return text
 
 
 def wanted_model(text: str) -> WantedModel | None:

@@ -1,0 +1,109 @@
+"""Which flags a llama-server knows: its `--help`, asked once and read."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from systemd_llm_switch.setup.places import SetupError
+
+_TIMEOUT_S = 60  # a build with CUDA looks for its devices first
+_MOST_CHARACTERS = 1_000_000
+_FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
+# What became of flags that newer builds do not have: https://github.com/ggml-org/llama.cpp/pull/20834
+_REPLACED = {
+    "--mmap": "--load-mode mmap",
+    "--no-mmap": "--load-mode none",
+    "--mlock": "--load-mode mlock",
+    "--direct-io": "--load-mode dio",
+    "-dio": "--load-mode dio",
+    "--no-direct-io": "--load-mode mmap",
+    "-ndio": "--load-mode mmap",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFlags:
+    """The flags of one build: each spelling with all spellings of the same flag, and those that take a value."""
+
+    spellings: Mapping[str, frozenset[str]]
+    with_value: frozenset[str]
+
+    @classmethod
+    def read(cls, text: str) -> ServerFlags:
+        """What the text of `--help` lists: one flag a paragraph, with all its spellings in the first line."""
+        spellings: dict[str, frozenset[str]] = {}
+        with_value: set[str] = set()
+        for line in text[:_MOST_CHARACTERS].splitlines():
+            found, rest = _leading_flags(line)
+            for flag in found:
+                spellings[flag] = spellings.get(flag, frozenset()) | frozenset(found)
+            if re.match(r" \S", rest):  # a description stands further to the right
+                with_value.update(found)
+        return cls(spellings, frozenset(with_value))
+
+    def knows(self, flag: str) -> bool:
+        return flag in self.spellings
+
+    def same(self, flag: str) -> frozenset[str]:
+        """All spellings of a flag, itself among them."""
+        return self.spellings.get(flag, frozenset()) | {flag}
+
+    def in_command(self, words: Sequence[str]) -> Iterator[str]:
+        """The flags among the words of a command line, without the program. A flag's value is not one."""
+        is_value = False
+        for word in words:
+            is_flag = not is_value and _FLAG.match(word) is not None
+            if is_flag:
+                yield word
+            is_value = is_flag and word in self.with_value
+
+    def unknown(self, words: Sequence[str]) -> list[str]:
+        """Those of the command's flags that this build does not know."""
+        return [flag for flag in self.in_command(words) if not self.knows(flag)]
+
+    def instead_of(self, flag: str) -> str:
+        """What to write for a flag that this build does not know; empty if nothing is like it."""
+        new = _REPLACED.get(flag, "")
+        if new and self.knows(new.partition(" ")[0]):
+            return new
+        old = [it for it, replacement in _REPLACED.items() if replacement.partition(" ")[0] == flag and self.knows(it)]
+        return " or ".join(old or get_close_matches(flag, self.spellings, n=1, cutoff=0.7))
+
+
+@functools.cache
+def ask(binary: Path) -> ServerFlags:
+    """Runs `--help` once for each program.
+
+    Raises:
+        SetupError: it does not run, or lists no flags.
+    """
+    try:
+        ran = subprocess.run(
+            [binary, "--help"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"{binary} --help does not run: {error}") from error
+    flags = ServerFlags.read(ran.stdout + ran.stderr)
+    if ran.returncode or not flags.knows("--model"):
+        raise SetupError(f"{binary} --help lists no flags (exit code {ran.returncode}); is this a llama-server?")
+    return flags
+
+
+def _leading_flags(line: str) -> tuple[list[str], str]:
+    """The flags that a line begins with, `-c,    --ctx-size N …`, and what follows them."""
+    found, rest = [], line
+    while match := _FLAG.match(rest):
+        found.append(match[0])
+        rest = rest[match.end() :]
+        comma = re.match(r",\s*", rest)
+        if comma is None:
+            break
+        rest = rest[comma.end() :]
+    return found, rest

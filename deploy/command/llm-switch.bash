@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/llm-switch
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_llm_switch_subparsers=(serve status ps models load unload hold release logs requests chat forget setup check config demo uninstall)
+_shtab_llm_switch_subparsers=(serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall)
 
 _shtab_llm_switch_serve_option_strings=(-h --help --config --host --port --check)
 _shtab_llm_switch_status_option_strings=(-h --help --json --waybar --config)
@@ -18,6 +18,8 @@ _shtab_llm_switch_release_option_strings=(-h --help --json --config)
 _shtab_llm_switch_logs_option_strings=(-h --help -f --follow -n --lines --json --config)
 _shtab_llm_switch_requests_option_strings=(-h --help -f --follow -n --limit --json --config)
 _shtab_llm_switch_chat_option_strings=(-h --help --system --config)
+_shtab_llm_switch_add_option_strings=(-h --help --ctx --embedding --cpu --vram --no-try --dry-run --config)
+_shtab_llm_switch_remove_option_strings=(-h --help --config)
 _shtab_llm_switch_forget_option_strings=(-h --help --json --config)
 _shtab_llm_switch_setup_option_strings=(-h --help -y --yes)
 _shtab_llm_switch_check_option_strings=(-h --help)
@@ -28,7 +30,7 @@ _shtab_llm_switch_option_strings=(-h --help)
 
 
 
-_shtab_llm_switch_pos_0_choices=(serve status ps models load unload hold release logs requests chat forget setup check config demo uninstall)
+_shtab_llm_switch_pos_0_choices=(serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall)
 
 _shtab_llm_switch_serve__h_nargs=0
 _shtab_llm_switch_serve___help_nargs=0
@@ -75,6 +77,14 @@ _shtab_llm_switch_requests___json_nargs=0
 _shtab_llm_switch_chat_pos_1_nargs='*'
 _shtab_llm_switch_chat__h_nargs=0
 _shtab_llm_switch_chat___help_nargs=0
+_shtab_llm_switch_add__h_nargs=0
+_shtab_llm_switch_add___help_nargs=0
+_shtab_llm_switch_add___embedding_nargs=0
+_shtab_llm_switch_add___cpu_nargs=0
+_shtab_llm_switch_add___no_try_nargs=0
+_shtab_llm_switch_add___dry_run_nargs=0
+_shtab_llm_switch_remove__h_nargs=0
+_shtab_llm_switch_remove___help_nargs=0
 _shtab_llm_switch_forget__h_nargs=0
 _shtab_llm_switch_forget___help_nargs=0
 _shtab_llm_switch_forget___json_nargs=0

@@ -50,8 +50,8 @@ function _shtab_llm_switch_using
   test "$_shtab_llm_switch_cmdpath" = "$argv"
 end
 
-set -g _shtab_llm_switch_commands serve status ps models load unload hold release logs requests chat forget setup check config demo uninstall
-set -g _shtab_llm_switch_opts_with_value --config --host --limit --lines --port --system -n
+set -g _shtab_llm_switch_commands serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall
+set -g _shtab_llm_switch_opts_with_value --config --ctx --host --limit --lines --port --system --vram -n
 
 complete -c llm-switch -e
 complete -c llm-switch -f
@@ -115,6 +115,18 @@ complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_
 complete -c llm-switch -n '_shtab_llm_switch_using chat' -s h -l help -d 'show this help message and exit'
 complete -c llm-switch -n '_shtab_llm_switch_using chat' -l system -x -d 'the system prompt'
 complete -c llm-switch -n '_shtab_llm_switch_using chat' -l config -x -d 'the proxy'"'"'s config: its address and its key; as for serve'
+complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a add -d 'Add a model of your own: its unit, its entry in the config, its first answer.'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -s h -l help -d 'show this help message and exit'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l ctx -x -d 'tokens of context (default: chosen from the file)'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l embedding -d 'for embeddings, also if the file does not say so'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l cpu -d 'on the CPU, beside any other model'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l vram -x -d 'GiB of the card, to reckon what goes on it'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l no-try -d 'do not load it and ask it a question'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l dry-run -d 'show what would be written; change nothing'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l config -x -d 'the proxy'"'"'s config; as for serve'
+complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a remove -d 'Remove a model that add added.'
+complete -c llm-switch -n '_shtab_llm_switch_using remove' -s h -l help -d 'show this help message and exit'
+complete -c llm-switch -n '_shtab_llm_switch_using remove' -l config -x -d 'the proxy'"'"'s config; as for serve'
 complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a forget -d 'Delete saved contexts.'
 complete -c llm-switch -n '_shtab_llm_switch_using forget' -s h -l help -d 'show this help message and exit'
 complete -c llm-switch -n '_shtab_llm_switch_using forget' -l json -d 'what /api/contexts/forget answers, for programs'

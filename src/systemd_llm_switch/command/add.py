@@ -20,7 +20,6 @@ from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
 TAKES_REST = True  # what follows `--` is llama-server's
-_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         return complain(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}", FAILED)
     except KeyboardInterrupt:
-        return complain(f"interrupted; {arguments.name} was not added", _INTERRUPTED)
+        return complain(f"interrupted; {arguments.name} was not added", FAILED)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -18,8 +18,6 @@ from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.unit_files import model_in
 
-_INTERRUPTED = 130
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a model that `llm-switch add` added")
@@ -37,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         return complain(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}", FAILED)
     except KeyboardInterrupt:
-        return complain("interrupted; run it again to go on", _INTERRUPTED)
+        return complain("interrupted; run it again to go on", FAILED)
 
 
 def _run(arguments: argparse.Namespace) -> int:

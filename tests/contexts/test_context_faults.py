@@ -140,6 +140,17 @@ def test_whatever_happens_nothing_is_lost_and_the_limit_holds(stack: Stack, fold
     assert "Traceback" not in proxy.log
 
 
+def test_contexts_can_be_forgotten_under_a_hold_that_an_earlier_proxy_began(stack: Stack, folder: Path) -> None:
+    proxy = stack.run({"a": unit(stack, folder, "a"), "b": stack.standin("b")})
+    ask(proxy, "a")
+    proxy.post("/api/hold", {})
+    proxy.stop()
+    proxy = stack.start_proxy()
+    wait_for(lambda: proxy.status()["models"]["a"]["contexts"]["kept"] == 1)
+    assert proxy.post("/api/contexts/forget", {}).json == {"models": ["a"], "bytes": SIZE}
+    assert list(folder.iterdir()) == []
+
+
 def _hangs(folder: Path) -> bool:
     """Whether a backend hangs in a save or a restore."""
     return folder.with_name(f"{folder.name}.hangs").exists()

@@ -183,8 +183,10 @@ def _take_up(adoption: Adoption, config: Config, operations: Operations, held: H
     try:
         if held is None:
             adoption.adopt()
-        elif not held.is_freed:
-            operations.complete(Client(None))
+        else:
+            adoption.learn()  # contexts can be forgotten under a hold, too
+            if not held.is_freed:
+                operations.complete(Client(None))
     except (SystemdError, ProxyError) as error:
         log.error("take_up_failed %s", error)
         return  # nothing can be loaded either

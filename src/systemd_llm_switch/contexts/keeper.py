@@ -164,6 +164,8 @@ class Contexts:
         units = {model.unit for model in models}
         forgotten, size = set(), 0
         with self._work:
+            for unit in self._commands.keys() & units:
+                self._consider(unit)  # a proxy that has just started has not looked yet
             for unit in units:
                 session = self._sessions.get(unit)
                 if session is not None:

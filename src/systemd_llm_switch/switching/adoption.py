@@ -52,6 +52,15 @@ class Adoption:
             if model.unit not in known and urls[model.llama_url] == 1:
                 self._adopt_one(model, statuses[model.unit], is_look)
 
+    def learn(self) -> None:
+        """Looks at what the units run, for their contexts; `adopt` does that, too.
+
+        Raises:
+            SystemdError: systemd cannot be asked.
+        """
+        statuses = self._systemd.show(self._switcher.units())
+        self._contexts.learn({unit: Command.of_status(status) for unit, status in statuses.items()})
+
     def find(self, units: Iterable[str]) -> None:
         """Reports the units that are not stopped, ready or not, to the scheduler.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,16 @@ def test_a_model_that_fails_to_start_shows_the_journals_lines(seat: Seat) -> Non
     seat.expect_state("broken", "failed")
     expect(seat.model("broken")).to_contain_text("exit status 3")
     expect(seat.model("broken").locator("pre")).to_contain_text("no such file: /models/broken.gguf")
-    expect(seat.role("notices")).to_contain_text("exit status 3")
-    seat.role("notices").get_by_role("button").click()
-    expect(seat.role("notices")).to_be_empty()
+
+
+def test_what_the_proxy_refuses_is_shown_in_its_words(seat: Seat) -> None:
+    seat.page.locator('input[name="minutes"]').fill("1")
+    seat.press("hold")
+    expect(seat.role("hold-banner")).to_be_visible()
+    seat.say("Hi.", "talker")
+    expect(seat.role("chat-state")).to_contain_text("the models are on hold")
     wait_for(lambda: seat.complaints)
-    assert all("503" in it for it in seat.complaints)  # Chromium's own line for the refused load
+    assert all("503" in it for it in seat.complaints)  # Chromium's own line for each error status
     seat.complaints.clear()
 
 
@@ -148,6 +154,23 @@ def test_the_journal_comes_live_and_for_one_model(seat: Seat, proxy: Proxy) -> N
     expect(seat.role("log")).not_to_contain_text("request model=talker")
     seat.press("unload", "talker")
     expect(seat.role("log")).to_contain_text("Stopped")
+
+
+def test_llama_servers_own_page_opens_and_talks_to_its_model(seat: Seat, proxy: Proxy) -> None:
+    proxy.post("/api/load", {"model": "real"})
+    with seat.page.expect_popup() as popup:
+        seat.model("real").get_by_role("link").click()
+    own = Seat(popup.value, proxy.url)
+    box = own.page.get_by_role("textbox").first
+    box.fill("Say hello.")
+    with own.page.expect_response(f"{proxy.url}/upstream/real/v1/chat/completions") as answer:
+        box.press("Enter")
+    assert answer.value.headers["content-type"].startswith("text/event-stream")
+    assert {it for it in own.asked if it.startswith("http") and "/upstream/real/" not in it} == set()
+
+
+def test_the_vram_is_shown_or_said_to_be_unknown(seat: Seat) -> None:
+    expect(seat.role("vram")).to_have_text(re.compile(r"VRAM (not known|[0-9.]+ of [0-9.]+ GiB.*)"))
 
 
 def test_the_page_asks_no_other_host(seat: Seat) -> None:

@@ -52,6 +52,19 @@ def test_the_buttons_work_with_a_key(page: Page, keyed: Proxy) -> None:
     expect(page.locator('input[name="api_key"]')).to_be_visible()
 
 
+def test_a_models_own_page_opens_where_keys_are_set(page: Page, keyed: Proxy) -> None:
+    seat = Seat(page, keyed.url)
+    page.goto(f"{keyed.url}/")
+    give(page, KEY)
+    seat.press("load", "a")
+    seat.expect_state("a", "ready")
+    assert page.context.cookies() == []
+    with page.expect_popup() as popup:
+        seat.model("a").get_by_role("link").click()
+    expect(popup.value.locator("body")).to_contain_text('"path": "/"')
+    assert [it["path"] for it in page.context.cookies()] == ["/upstream/"]
+
+
 class _Silent(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)

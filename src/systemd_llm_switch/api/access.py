@@ -10,6 +10,7 @@ import functools
 import hmac
 import ipaddress
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 
@@ -20,6 +21,9 @@ from systemd_llm_switch.wsgi import Headers
 
 _OPEN_PATHS = ("/health", "/")  # the page has to ask for the key
 _OPEN_FOLDER = "/static/"
+_PASS_FOLDER, _PASS_COOKIE = "/upstream/", "llm_switch_upstream"
+_PASS_SECRET = secrets.token_bytes(32)  # a pass ends with the proxy that gave it
+_MOST_COOKIE_CHARACTERS = 4000
 _EXPOSED_HEADERS = "Server-Timing, X-LLM-Switch-Repaired, Retry-After"
 _PREFLIGHT_AGE_S = "600"
 _MOST_ASKED_CHARACTERS = 2000
@@ -58,13 +62,29 @@ class Access:
                 f"pages of {quoted(origin)} may not use this proxy; add the origin to server.cors_origins if they may"
             )
         is_preflight = origin is not None and self._is_preflight(origin, environ)
-        if not self._is_open(path) and not is_preflight:
+        if not (self._is_open(path) or is_preflight or (path.startswith(_PASS_FOLDER) and self._has_pass(environ))):
             self._check_key(environ)
         return is_preflight
 
     def _is_open(self, path: str) -> bool:
         is_page = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
         return is_page or (path == "/metrics" and self._server.metrics_open)
+
+    def pass_cookie(self) -> str:
+        """What lets a browser's tab open a model's own web page, which cannot send a key: good for `/upstream/` alone,
+        until the keys change, the proxy ends or the browser is closed. Only for whoever has shown a key."""
+        return f"{_PASS_COOKIE}={self._pass}; Path={_PASS_FOLDER}; HttpOnly; SameSite=Strict"
+
+    @functools.cached_property
+    def _pass(self) -> str:
+        return hmac.new(_PASS_SECRET, b"\0".join(self._keys), "sha256").hexdigest()
+
+    def _has_pass(self, environ: Mapping[str, str]) -> bool:
+        if not self._keys:
+            return False  # without keys nothing is asked for, or nobody may come in
+        cookies = environ.get("HTTP_COOKIE", "")[:_MOST_COOKIE_CHARACTERS].split(";")
+        given = (value for name, _, value in (it.strip().partition("=") for it in cookies) if name == _PASS_COOKIE)
+        return any(hmac.compare_digest(it.encode("latin-1"), self._pass.encode()) for it in given)
 
     def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
         """Whether a listed page asks if it may send a request; browsers never send a key along with that."""

@@ -33,6 +33,7 @@ from systemd_llm_switch.api.handlers import (
     Status,
     Unload,
     Upstream,
+    UpstreamPass,
     Watched,
     forward,
     watch,
@@ -70,12 +71,13 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/hold", Hold),
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),
+    (r"/api/upstream-pass", UpstreamPass),
     *observation.ROUTES,
     *page.ROUTES,
 )
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release", "/api/requests/cancel")
 GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *observation.GOT)
-LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET and POST /upstream/MODEL/PATH"
+LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET, POST and DELETE /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote
 
@@ -14,6 +17,7 @@ import web
 
 from systemd_llm_switch.api.model_list import router_props
 from systemd_llm_switch.api.services import Services
+from systemd_llm_switch.backend.exchange import Message
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import (
     InvalidRequest,
@@ -22,7 +26,7 @@ from systemd_llm_switch.errors import (
     RequestNotFound,
     UnknownUrl,
 )
-from systemd_llm_switch.forward.answer import Answer, Start
+from systemd_llm_switch.forward.answer import Answer, Sendable, Start
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.openai.sse import SSE_HEADERS
@@ -32,6 +36,8 @@ from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ
 
 _MAX_HOLD_MINUTES = 366 * 24 * 60
 _MOST_QUERY_FIELDS = 16
+_CONVERSATION = "X-Conversation-Id"
+_CONVERSATION_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 class Handler:
@@ -141,20 +147,49 @@ def _body(environ: Environ) -> bytes:
 
 
 class Upstream(Handler):
-    """What a loaded model's backend says of itself. The path goes on as its bytes came: the backend decodes it."""
+    """A loaded model's backend, its own web page included. The path goes on as its bytes came: the backend decodes
+    it."""
 
-    def GET(self, _: str) -> Answer:
-        return self.pass_through("GET", b"")
+    def GET(self, _: str) -> Sendable:
+        raw_path = str(web.ctx.env[RAW_PATH])
+        rest = split_upstream(raw_path, self.services.live.current())[1]
+        if rest == "/" and not raw_path.endswith("/") and "text/html" in self.read_header("Accept"):
+            return _add_slash(raw_path)  # the page's own paths are relative to it
+        return self.pass_on("GET", b"")
 
-    def POST(self, _: str) -> Answer:
-        return self.pass_through("POST", self.read_body())
+    def POST(self, _: str) -> Sendable:
+        return self.pass_on("POST", self.read_body())
 
-    def pass_through(self, method: str, body: bytes) -> Answer:
+    def DELETE(self, _: str) -> Sendable:
+        return self.pass_on("DELETE", self.read_body())
+
+    def pass_on(self, method: str, body: bytes) -> Sendable:
         model, path = split_upstream(web.ctx.env[RAW_PATH], self.services.live.current())
-        with self.services.aside():
-            return self.services.proxy.pass_through(
-                method, model, path + web.ctx.query, body, self.content_type, self.client
-            )
+        message = Message(method, path + web.ctx.query, body, self.content_type, tuple(self.fields_to_pass()))
+        with ExitStack() as stack:
+            stack.enter_context(self.services.aside())
+            return self.services.proxy.passing.as_it_comes(model, message, self.client, stack)
+
+    def fields_to_pass(self) -> Iterator[tuple[str, str]]:
+        """llama-server has its page only compressed, and knows a conversation by a field."""
+        if "gzip" in self.read_header("Accept-Encoding"):
+            yield "Accept-Encoding", "gzip"
+        conversation = self.read_header(_CONVERSATION)
+        if _CONVERSATION_ID.fullmatch(conversation):
+            yield _CONVERSATION, conversation
+
+
+class UpstreamPass(Handler):
+    """Lets the browser of whoever has a key open a model's own web page."""
+
+    def POST(self) -> Answer:
+        self.read_order()
+        answer = self.write({"success": True})
+        return answer._replace(headers=(*answer.headers, ("Set-Cookie", self.services.access().pass_cookie())))
+
+
+def _add_slash(raw_path: str) -> Answer:
+    return Answer(308, (("Location", f"./{raw_path.rpartition('/')[2]}/"),), b"")
 
 
 def split_upstream(raw_path: str, config: Config) -> tuple[Model, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
@@ -129,6 +130,15 @@ class Logs(Observing):
         return watcher
 
 
+class VramInUse(Observing):
+    """The cards whose memory is known. May run nvidia-smi, so only on demand."""
+
+    def GET(self) -> Answer:
+        with self.services.aside():
+            cards = self.services.observation.vram.cards()
+        return self.write({"cards": [dataclasses.asdict(card) for card in cards]})
+
+
 class Metrics(Observing):
     """The proxy's counts and the loaded models' own series, for Prometheus."""
 
@@ -142,6 +152,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/requests", Requests),
     (r"/api/events", Events),
     (r"/api/logs", Logs),
+    (r"/api/vram", VramInUse),
     (r"/metrics", Metrics),
 )
-GOT = ("/metrics", "/api/requests", "/api/events", "/api/logs")
+GOT = ("/metrics", "/api/requests", "/api/events", "/api/logs", "/api/vram")

@@ -48,10 +48,13 @@ class Message(NamedTuple):
     path: str
     body: bytes
     content_type: str
+    more: tuple[tuple[str, str], ...] = ()  # further fields
 
     def head(self, fields: Mapping[str, str]) -> bytes:
         """The request line and the headers: `fields` and those of the body."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        if self.more:
+            lines += "".join([f"{name}: {value}\r\n" for name, value in self.more])
         return (
             f"{self.method} {self.path} HTTP/1.1\r\n{lines}Content-Type: {self.content_type}\r\n"
             f"Content-Length: {len(self.body)}\r\n\r\n"
@@ -141,8 +144,13 @@ class Exchange:
 
     @property
     def content_type(self) -> str:
-        """The only header that is handed on: the others are about this hop, or llama-server's own idea of CORS."""
+        """Handed on, as `content_encoding` is; the others are about this hop, or llama-server's own idea of CORS."""
         return self._reply.content_type
+
+    @property
+    def content_encoding(self) -> str:
+        """Empty unless the request allowed an encoding."""
+        return self._reply.content_encoding
 
     @property
     def is_event_stream(self) -> bool:

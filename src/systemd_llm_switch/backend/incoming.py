@@ -18,6 +18,7 @@ class Incoming:
         "_has_surplus",
         "_is_closing",
         "_parser",
+        "content_encoding",
         "content_type",
         "has_head",
         "is_complete",
@@ -28,6 +29,7 @@ class Incoming:
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self.status = 0
         self.content_type = ""
+        self.content_encoding = ""
         self._body: list[bytes] = []
         self.has_head = False
         self.is_complete = False
@@ -92,6 +94,7 @@ class Incoming:
         self._has_surplus = self.is_complete
         if not self.is_complete:
             self.content_type = "application/json"
+            self.content_encoding = ""
             self._has_length = False
             self._is_closing = False
 
@@ -103,6 +106,8 @@ class Incoming:
             self.content_type = value.decode("latin-1")
         elif name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
+        elif name == b"content-encoding":
+            self.content_encoding = value.decode("latin-1")
         elif name == b"connection":
             self._is_closing = b"close" in value.lower()
 

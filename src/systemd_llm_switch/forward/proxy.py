@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 
-from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message, Reply, ReplyTooLarge
+from systemd_llm_switch.backend.exchange import Message
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.dialects.routes import translate
 from systemd_llm_switch.errors import (
-    BackendError,
-    BackendTimeout,
     ClientGone,
     InternalError,
     ProxyError,
     unexpected,
 )
 from systemd_llm_switch.forward.answer import Answer, Start
-from systemd_llm_switch.forward.attempt import max_reply_bytes, too_large
 from systemd_llm_switch.forward.forwarding import Forwarding
+from systemd_llm_switch.forward.passing import Passing
 from systemd_llm_switch.forward.record import Observer, Record
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.request import parse_request
@@ -46,6 +42,7 @@ class Proxy:
     def __init__(
         self, live: LiveConfig, switcher: Switcher, losses: Losses, observers: Sequence[Observer] = ()
     ) -> None:
+        self.passing = Passing(live, switcher)
         self._live = live
         self._switcher = switcher
         self._losses = losses
@@ -126,20 +123,7 @@ class Proxy:
         Raises:
             ModelNotLoaded, BackendError, BackendTimeout, ClientGone
         """
-        config = self._live.latest
-        resident = self._switcher.loaded(model)
-        bounds = Bounds(time.monotonic() + (timeout_s or config.server.request_timeout), max_reply_bytes(config.server))
-        message = Message(method, target, raw, content_type)
-        try:
-            with contextlib.closing(resident.backend.ask(message, client, bounds, resident.check)) as exchange:
-                reply: Reply = exchange.read()
-        except BackendLost as lost:
-            raise BackendError(f"the backend of {model.id!r} failed: {lost}") from lost
-        except BackendDeadline as late:
-            raise BackendTimeout(f"the backend of {model.id!r} did not answer in time") from late
-        except ReplyTooLarge as large:
-            raise too_large(model, config.server) from large
-        return Answer(reply.status, (("Content-Type", reply.content_type),), reply.body)
+        return self.passing.whole(model, Message(method, target, raw, content_type), client, timeout_s)
 
     def repairs(self) -> dict[str, int]:
         """How often each kind of repair was made since the start."""

@@ -9,6 +9,7 @@ from systemd_llm_switch.observe.hub import Hub
 from systemd_llm_switch.observe.own_log import OwnLog
 from systemd_llm_switch.observe.requests import RequestLog
 from systemd_llm_switch.observe.tally import Tally
+from systemd_llm_switch.observe.vram import Vram
 from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.systemd.journal_reader import Follower, JournalError, Line
 
@@ -24,6 +25,7 @@ class Observation:
         self.tally = Tally()
         self.requests = RequestLog(lambda entry: self.hub.publish("request", entry))
         self.own_log = OwnLog()
+        self.vram = Vram()
         self.own_log.listen(lambda *line: self.hub.publish("log", own_line(*line)))
 
     def note_request(self, entry: Json, repairs: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ export class Refusal extends Error {
 const asHeader = (key) => String.fromCharCode(...new TextEncoder().encode(key));
 
 /** The proxy's response to `path`, which is relative to the page. Throws Refusal for an error status. */
-export async function ask(path, { body, signal } = {}) {
+export async function ask(path, { body, signal, credentials = "omit" } = {}) {
   const headers = {};
   const key = sessionStorage.getItem(KEY);
   if (key !== null) headers.Authorization = `Bearer ${asHeader(key)}`;
@@ -31,7 +31,7 @@ export async function ask(path, { body, signal } = {}) {
     body: body === undefined ? undefined : JSON.stringify(body),
     signal,
     cache: "no-store",
-    credentials: "omit",
+    credentials,
   });
   noteServerTime(response.headers.get("Date"));
   if (!response.ok) throw new Refusal(response.status, await reasonOf(response));
@@ -41,6 +41,21 @@ export async function ask(path, { body, signal } = {}) {
 export const read = async (path) => (await ask(path)).json();
 
 export const post = async (path, body) => (await ask(path, { body })).json();
+
+/** Opens a model's own page in a new tab. It cannot send a key: with one, the proxy gives this browser a pass first. */
+export async function openUpstream(link) {
+  const tab = window.open("about:blank", "_blank");
+  try {
+    await ask("api/upstream-pass", { body: {}, credentials: "same-origin" });
+  } catch (error) {
+    tab?.close();
+    throw error;
+  }
+  if (tab) {
+    tab.opener = null;
+    tab.location.href = link;
+  } else location.href = link;
+}
 
 async function reasonOf(response) {
   const text = await response.text();

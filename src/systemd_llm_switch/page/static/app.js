@@ -11,6 +11,7 @@ import { notice } from "./notices.js";
 import { renderQueue, tickQueue } from "./queue.js";
 import { addRequest, clearRequests, renderRepairs } from "./requests.js";
 import { renderSwitches } from "./switches.js";
+import { renderVram } from "./vram.js";
 
 const FIRST_REQUESTS = 50;
 const CONNECTION = { waiting: "connecting", live: "live", lost: "not connected", paused: "paused" };
@@ -33,6 +34,7 @@ function showStatus(status) {
   renderRepairs(status.repairs);
   renderChoices(status.models);
   renderSources(status.models);
+  renderVram(status.models);
   showConfig(status.config);
   showTitle(status);
   if (!isFilled) fillHistory();

@@ -13,8 +13,9 @@ export function setUpHold() {
   const hold = action("hold");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const minutes = form.elements.minutes.value;
-    attempt(hold, () => post("api/hold", minutes === "" ? {} : { minutes: Number(minutes) }));
+    const { minutes, pause } = form.elements;
+    const body = minutes.value === "" ? { wait: false } : { minutes: Number(minutes.value), wait: false };
+    attempt(hold, () => post("api/hold", pause.checked ? { ...body, pause: true } : body));
   });
   onPress(action("release"), () => attempt(action("release"), () => post("api/release", {})));
 }

@@ -1,6 +1,6 @@
 // The models: one card each, kept up to date in place.
 
-import { post } from "./api.js";
+import { hasKey, openUpstream, post } from "./api.js";
 import { allow, keyed, make, onPress, role, setText, show } from "./dom.js";
 import { bytes, count, lasting, moment, nowS, rate, splitError } from "./format.js";
 import { announce, attempt } from "./notices.js";
@@ -65,8 +65,14 @@ function makeCard(id, openJournal) {
     make("div", { class: "line" }, load, unload, forget, journal,
       make("a", { "data-part": "ui", target: "_blank", rel: "noopener", hidden: "",
         href: `upstream/${encodeURIComponent(id)}/` }, "Web UI", make("span", { class: "unseen" }, ` of ${id}`))));
-  onPress(load, () => attempt(load, () => post("api/load", { model: id })));
-  onPress(unload, () => attempt(unload, () => post("api/unload", { model: id, force: isDraining(card) })));
+  const ui = part(card, "ui");
+  ui.addEventListener("click", (event) => {
+    if (!hasKey()) return;
+    event.preventDefault();
+    attempt(ui, () => openUpstream(ui.href));
+  });
+  onPress(load, () => attempt(load, () => post("api/load", { model: id, wait: false })));
+  onPress(unload, () => attempt(unload, () => post("api/unload", { model: id, force: isDraining(card), wait: false })));
   onPress(forget, () => attempt(forget, () => forgetContexts(id)));
   onPress(journal, () => openJournal(id));
   return card;

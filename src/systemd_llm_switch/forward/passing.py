@@ -1,0 +1,107 @@
+"""A request to a loaded model's backend, passed on as it is, and its reply, whole or as it comes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message, ReplyTooLarge
+from systemd_llm_switch.config.file import LiveConfig
+from systemd_llm_switch.config.records import Model
+from systemd_llm_switch.errors import BackendError, BackendTimeout, ClientGone, ProxyError
+from systemd_llm_switch.forward.answer import Answer, Sendable, Start
+from systemd_llm_switch.forward.attempt import max_reply_bytes, too_large
+from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.waiting import Client
+
+log = logging.getLogger(__name__)
+
+_LIVE_HEADERS = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
+
+
+class Passing:
+    """Neither loads a model nor keeps it loaded. Thread-safe."""
+
+    def __init__(self, live: LiveConfig, switcher: Switcher) -> None:
+        self._live = live
+        self._switcher = switcher
+
+    def whole(self, model: Model, message: Message, client: Client, timeout_s: float | None = None) -> Answer:
+        """The whole reply.
+
+        Raises:
+            ModelNotLoaded, BackendError, BackendTimeout, ClientGone
+        """
+        with ExitStack() as stack:
+            return self._read(model, self._open(model, message, client, timeout_s, stack))
+
+    def as_it_comes(self, model: Model, message: Message, client: Client, stack: ExitStack) -> Sendable:
+        """The reply; events are passed on while they are written. `stack` is closed when all is sent.
+
+        Raises: as `whole` does; `stack` is then its caller's.
+        """
+        with ExitStack() as own:
+            exchange = self._open(model, message, client, None, own)
+            if not exchange.is_event_stream:
+                return self._read(model, exchange)
+            stack.push(own.pop_all())
+            return _Relay(self, model, exchange, stack.pop_all())
+
+    def _open(
+        self, model: Model, message: Message, client: Client, timeout_s: float | None, stack: ExitStack
+    ) -> Exchange:
+        server = self._live.latest.server
+        resident = self._switcher.loaded(model)
+        bounds = Bounds(time.monotonic() + (timeout_s or server.request_timeout), max_reply_bytes(server))
+        with self.translating(model):
+            return stack.enter_context(closing(resident.backend.ask(message, client, bounds, resident.check)))
+
+    def _read(self, model: Model, exchange: Exchange) -> Answer:
+        with self.translating(model):
+            reply = exchange.read()
+        encoding = (("Content-Encoding", exchange.content_encoding),) if exchange.content_encoding else ()
+        return Answer(reply.status, (("Content-Type", reply.content_type), *encoding), reply.body)
+
+    @contextmanager
+    def translating(self, model: Model) -> Iterator[None]:
+        """The faults of an exchange as errors for its client."""
+        try:
+            yield
+        except BackendLost as lost:
+            raise BackendError(f"the backend of {model.id!r} failed: {lost}") from lost
+        except BackendDeadline as late:
+            raise BackendTimeout(f"the backend of {model.id!r} did not answer in time") from late
+        except ReplyTooLarge as large:
+            raise too_large(model, self._live.latest.server) from large
+
+
+class _Relay:
+    """A stream of events, passed on as it comes. `stack` holds what ends with it."""
+
+    def __init__(self, passing: Passing, model: Model, exchange: Exchange, stack: ExitStack) -> None:
+        self._passing = passing
+        self._model = model
+        self._exchange = exchange
+        self._stack = stack
+
+    def send(self, start: Start, *, has_body: bool = True) -> None:
+        """Blocks until all is sent.
+
+        Raises:
+            ClientGone: the client hung up, or the stream broke: its end is for the client to see.
+        """
+        with self._stack:
+            write = start(200, (("Content-Type", self._exchange.content_type), *_LIVE_HEADERS))
+            try:
+                with self._passing.translating(self._model):
+                    while has_body and (data := self._exchange.read_some()):
+                        write(data)
+            except ClientGone:
+                raise
+            except ProxyError as error:
+                log.warning("stream_broke model=%s code=%s reason=%r", self._model.id, error.code, error.message)
+                raise ClientGone("the stream broke") from error
+            except OSError as error:
+                raise ClientGone("the client closed its connection, or reads nothing") from error

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _questions(text: str) -> Iterator[str]:
-    """The one on the command line, or all of stdin; on a terminal one a line, until Ctrl-D."""
+    """The question on the command line, or all of stdin as one; on a terminal each line is one, until Ctrl-D."""
     if text:
         yield text
     elif not sys.stdin.isatty():
@@ -64,7 +64,7 @@ def _answer(client: ProxyClient, model: str, messages: list[Json]) -> str:
             raise Refused(str(chunk["error"].get("message")))
         for choice in chunk.get("choices", []):
             delta = choice.get("delta", {})
-            _show_aside(delta)
+            _show_thoughts_and_calls(delta)
             if text := delta.get("content"):
                 said.append(text)
                 print(text, end="", flush=True)
@@ -72,8 +72,8 @@ def _answer(client: ProxyClient, model: str, messages: list[Json]) -> str:
     return "".join(said)
 
 
-def _show_aside(delta: Json) -> None:
-    """Thoughts and tool calls."""
+def _show_thoughts_and_calls(delta: Json) -> None:
+    """To stderr."""
     for text in (delta.get("reasoning_content"), *map(_call_text, delta.get("tool_calls") or [])):
         if text:
             sys.stderr.write(text)

@@ -1,4 +1,4 @@
-"""`llm-switch forget`: deletes saved contexts. A conversation's tokens lie in them."""
+"""`llm-switch forget`: deletes saved contexts, which hold the tokens of conversations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llm-switch logs`: the journal of a model's unit, or the proxy's own log; also for who cannot read the journal."""
+"""`llm-switch logs`: the journal of a model's unit, or the proxy's own log. Needs no right to read the journal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """NO_PROXY where no proxy answers; then it shows what the journal has."""
+    """Returns NO_PROXY if no proxy answers, after it has shown what the journal has."""
 
     def do(client: ProxyClient) -> None:
         query = f"lines={arguments.lines}" + (f"&{model_query(arguments.model)}" if arguments.model else "")

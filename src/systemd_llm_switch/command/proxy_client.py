@@ -1,4 +1,4 @@
-"""The running proxy, asked over HTTP: at the address and with the key of the config in force."""
+"""An HTTP client of the running proxy: uses the address and the key of the config in force."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to reach a bind
 
 
 class Refused(Exception):
-    """The proxy refused, or what was asked failed; the message is the proxy's."""
+    """The proxy refused the request, or it failed; the message is the proxy's."""
 
 
 class NoProxy(Exception):
@@ -32,7 +32,7 @@ class NoProxy(Exception):
 
 
 class ProxyClient:
-    """One proxy. Each call has a connection of its own.
+    """Asks one proxy. Each call makes a new connection.
 
     Raises, from every method that asks: Refused, NoProxy.
     """
@@ -51,7 +51,7 @@ class ProxyClient:
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: Json) -> Any:
-        """The JSON of a POST; waits for as long as that takes."""
+        """The JSON of a POST. Waits as long as the proxy takes."""
         return self._ask("POST", path, body)
 
     def events(self, method: str, path: str, body: Json | None = None) -> Iterator[tuple[str, str]]:
@@ -94,7 +94,7 @@ class ProxyClient:
 
 
 def _message(status: int, raw: bytes) -> str:
-    """What the proxy said of its refusal."""
+    """The message of the proxy's error."""
     try:
         return str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError) as error:
@@ -122,7 +122,7 @@ def client_of(config: Config) -> ProxyClient:
 
 
 def run_with_proxy(arguments: argparse.Namespace, do: Callable[[ProxyClient], int | None]) -> int:
-    """Does something with the running proxy; tells on stderr what went wrong. Returns the exit code."""
+    """Calls `do` with the running proxy, and prints errors to stderr. Returns the exit code."""
     try:
         return do(client_of(configured(arguments))) or DONE
     except ConfigError as error:
@@ -139,7 +139,7 @@ def run_with_proxy(arguments: argparse.Namespace, do: Callable[[ProxyClient], in
 
 
 def complain(message: str, code: int) -> int:
-    """To stderr; returns the exit code."""
+    """Prints to stderr; returns the exit code."""
     print(message, file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""`llm-switch requests`: the last requests, and further ones as they end."""
+"""`llm-switch requests`: the last requests, and with --follow each new one when it ends."""
 
 from __future__ import annotations
 

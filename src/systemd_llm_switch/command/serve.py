@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the proxy until it is stopped, or checks its config. FAILED for a config or port that cannot be used."""
+    """Runs the proxy until it is stopped, or checks its config. Returns FAILED if config or port cannot be used."""
     path = find(arguments.config, os.environ)
     if arguments.check:
         return _check(path)
@@ -90,7 +90,7 @@ def _check(path: Path) -> int:
 
 
 def _context_notes(config: Config) -> list[str]:
-    """What keeps contexts from surviving a switch, for each model; nothing where systemd cannot be asked."""
+    """For each model, why its contexts do not survive a switch. Empty if systemd cannot be asked."""
     try:
         statuses = Systemd(timeout_s=_CHECK_TIMEOUT_S).show(model.unit for model in config.models.values())
     except SystemdError:
@@ -148,7 +148,7 @@ def _threads(config: Config) -> int:
 
 
 class _Reloading:
-    """What a changed config file means for what runs."""
+    """Applies a changed config file to the running proxy."""
 
     def __init__(
         self, live: LiveConfig, switcher: Switcher, contexts: Contexts, server: Server, config: Config
@@ -178,8 +178,8 @@ def _log_warnings(live: LiveConfig) -> None:
 
 
 def _take_up(adoption: Adoption, config: Config, operations: Operations, held: Held | None) -> None:
-    """Adopts what an earlier proxy left loaded, and loads what `preload` names. Under a hold it does neither: it
-    unloads what is still loaded, if the earlier proxy did not get that far."""
+    """Adopts the models that an earlier proxy left running, and loads those that `preload` names. Under a hold it does
+    neither: it unloads what is still loaded, if the earlier proxy did not do that."""
     try:
         if held is None:
             adoption.adopt()
@@ -204,7 +204,7 @@ def _stop_on_signals(server: Server, switcher: Switcher) -> None:
     def stop() -> None:
         notify("STOPPING=1")
         switcher.close()
-        # Before the server drops the connections of requests that still run, so that they get an error that says why.
+        # Comes before the server drops the connections of running requests, so that they get an error that says why.
         last_call = threading.Timer(SHUTDOWN_TIMEOUT_S - _LAST_CALL_S, switcher.interrupt_all)
         last_call.start()
         server.stop()

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """NO_PROXY where no proxy answers; then it shows what systemd says of the units."""
+    """Returns NO_PROXY if no proxy answers, after it has shown the units' states."""
     try:
         config = configured(arguments)
     except ConfigError as error:
@@ -82,7 +82,7 @@ def _row(name: str, model: Json) -> tuple[str, ...]:
 
 
 def _show_units(config: Config) -> None:
-    """What systemd says, where the proxy cannot be asked."""
+    """Shows what systemd reports, because the proxy cannot be asked."""
     from systemd_llm_switch.systemd.manager import Systemd, SystemdError
 
     try:
@@ -91,7 +91,7 @@ def _show_units(config: Config) -> None:
         print(error, file=sys.stderr)
         return
     rows = [(model.id, model.unit, states[model.unit].describe()) for model in config.models.values()]
-    print("What systemd says of the models' units:")
+    print("What systemd reports of the models' units:")
     print(table(("MODEL", "UNIT", "STATE"), rows))
 
 

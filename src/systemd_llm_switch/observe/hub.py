@@ -1,4 +1,4 @@
-"""Events as they happen, for whoever watches (/api/events): written once, handed to each watcher.
+"""Events for the clients that watch (/api/events): each event is encoded once and sent to every watcher.
 
 A watcher that reads too slowly is dropped, never waited for. The status is computed by one thread for all watchers, and
 only while there are any.
@@ -25,7 +25,7 @@ _STATUS_INTERVAL_S = 0.25
 
 
 class Watcher:
-    """One who watches. Filled by the hub, emptied by its own thread."""
+    """One client's unread events. The hub adds to them, and the client's own thread takes them."""
 
     def __init__(self, first: bytes = b"") -> None:
         self._pending: deque[bytes] = deque([first])
@@ -39,7 +39,7 @@ class Watcher:
         os.eventfd_write(self._fd, 1)
 
     def take(self, client: Client, patience_s: float) -> bytes:
-        """What came since the last time; empty if nothing came for so long.
+        """The events since the last call; empty if none came within `patience_s`.
 
         Raises:
             ClientGone: the client hung up.
@@ -55,7 +55,7 @@ class Watcher:
 
 class Hub:
     """Thread-safe. `make_status` computes what /api/status shows; it may block for a moment. `companions` run while
-    somebody watches: each is started by a call, and ended by the call that it returned."""
+    there are watchers: a call starts each, and returns the function that ends it."""
 
     def __init__(self, make_status: Callable[[], Json], companions: tuple[Callable[[], Callable[[], None]], ...] = ()):
         self._make_status = make_status
@@ -67,13 +67,13 @@ class Hub:
         self._wake = threading.Event()  # the last watcher left
 
     def publish(self, name: str, data: Json) -> None:
-        """Tells every watcher. Costs next to nothing without any; does not block."""
+        """Sends an event to every watcher. Costs almost nothing without watchers; does not block."""
         if self._watchers:
             self._send(frame(name, data))
 
     @contextmanager
     def seat(self) -> Iterator[None]:
-        """Within, the caller may hold its thread for as long as it likes: there are only so many seats.
+        """Within the block, the caller may keep its thread as long as it likes. The number of seats is limited.
 
         Raises:
             TooManyWatchers
@@ -87,7 +87,7 @@ class Hub:
 
     @contextmanager
     def watch(self) -> Iterator[Watcher]:
-        """Within, a watcher gets the status first, and then each event. Take a seat before."""
+        """Within the block, the watcher gets the status first and then each event. The caller must have a seat."""
         watcher = Watcher(frame("status", self._make_status()))
         try:
             self._admit(watcher)
@@ -120,12 +120,12 @@ class Hub:
             end()
 
     def _send(self, event: bytes) -> None:
-        with self._lock:  # a watcher that left has closed its descriptor
+        with self._lock:  # a watcher that has left is not in the list: its descriptor is closed
             for watcher in self._watchers:
                 watcher.give(event)
 
     def _keep_status(self, is_over: threading.Event) -> None:
-        """Tells the status whenever it changed."""
+        """Sends the status whenever it has changed."""
         last = b""
         while not is_over.wait(_STATUS_INTERVAL_S):
             try:

@@ -1,6 +1,7 @@
 """`GET /metrics`: the proxy's counts and the loaded models' own series, as Prometheus reads them.
 
-prometheus_client writes the text. It is imported at the first scrape only: who does not scrape does not pay for it.
+prometheus_client writes the text. It is imported only at the first scrape, so a proxy without Prometheus does not load
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MOST_SERIES_BYTES = 1 << 20  # of one model's own
 
 class Metrics:
     """Thread-safe. `make_status` computes what /api/status shows. `fetch` asks a loaded model's llama-server for its
-    own series; it returns None where there are none, or not in time."""
+    series, and returns None if it has none or does not answer in time."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Metrics:
         self._fetch = fetch
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The text, and its content type: OpenMetrics where `accept` asks for it. Blocks while models are asked."""
+        """The text and its content type: OpenMetrics if `accept` asks for it. Blocks while it asks the models."""
         from prometheus_client import CollectorRegistry
         from prometheus_client.exposition import choose_encoder
 
@@ -54,11 +55,11 @@ class Metrics:
         return encode(registry), content_type
 
     def describe(self) -> list[Metric]:
-        """Nothing: else the registry would collect once more to see what there is."""
+        """Returns nothing. Without this method, the registry would collect once more to find out the names."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """What the registry asks for."""
+        """Yields all series, for the registry."""
         self._tally.fold()
         status = self._make_status()
         yield from self._counts()
@@ -132,7 +133,8 @@ def _gauges(status: Json) -> Iterator[Metric]:
 
 
 def _contexts(counts: Mapping[tuple[str, str], float], status: Json) -> Iterator[Metric]:
-    """Of every model, from 0 on: so a rate is known from the first saved context on."""
+    """The series of every model, also those that are 0: Prometheus needs that to compute a rate from the first saved
+    context on."""
     models = sorted(status["models"])
     tokens = {(model, kind): counts.get((model, kind), 0) for model in models for kind in _CONTEXT_KINDS}
     seconds = {(model,): counts.get((model, "saved_ms"), 0) / 1000 for model in models}
@@ -150,7 +152,7 @@ def _models_own(texts: Iterable[tuple[str, bytes | None]]) -> Iterator[Metric]:
         try:
             found = list(text_string_to_metric_families((text or b"").decode()))
         except (ValueError, KeyError, IndexError):
-            continue  # whatever it sent, it is not Prometheus' format
+            continue  # the reply is not in Prometheus' format
         for family in found:
             if family.name.startswith("llamacpp:"):
                 known = families.setdefault(family.name, family)

@@ -1,4 +1,4 @@
-"""All that is observed, wired together: the last requests, the proxy's own log, the units' journal, and the hub."""
+"""The parts of `observe`, wired together: the last requests, counts, the proxy's log, the units' journal, the hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Observation:
         self.own_log.listen(lambda *line: self.hub.publish("log", own_line(*line)))
 
     def note_request(self, entry: Json, repairs: Iterable[str]) -> None:
-        """A request is over; `repairs` are the kinds of what was repaired. Must be quick."""
+        """A request is over; `repairs` are the kinds of its repairs. Must be quick."""
         self.requests.add(entry)
         self.tally.note_request(entry, repairs)
 
@@ -57,5 +57,5 @@ def own_lines(lines: Iterable[tuple[float, int, str]]) -> list[Json]:
 
 
 def unit_line(line: Line) -> Json:
-    """A line of a unit's journal, likewise."""
+    """A line of a unit's journal, as /api/logs and the events show it."""
     return {"at": round(line.at, 3), "unit": line.unit, "priority": line.priority, "message": line.message}

@@ -1,4 +1,4 @@
-"""The proxy's own last log lines, for those who cannot read the journal, or where the proxy runs without one."""
+"""The proxy's own last log lines, for users who cannot read the journal and for a proxy that runs without one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OwnLog(logging.Handler):
         self._listeners: tuple[Listener, ...] = ()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never raises: a line that cannot be made is for `logging` to report."""
+        """Never raises: `logging` reports a line that cannot be formatted."""
         try:
             priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
             line = (record.created, priority, printable(record.getMessage(), _MOST_CHARACTERS))
@@ -35,7 +35,7 @@ class OwnLog(logging.Handler):
             listener(*line)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Calls it with each further line, until the returned function is called. It must not log."""
+        """Calls `listener` with each new line until the returned function is called. The listener must not log."""
         with self.lock:  # type: ignore[union-attr]  # made by logging
             self._listeners = (*self._listeners, listener)
         return lambda: self._unlisten(listener)
@@ -45,6 +45,6 @@ class OwnLog(logging.Handler):
             self._listeners = tuple(it for it in self._listeners if it is not listener)
 
     def last(self, count: int) -> list[tuple[float, int, str]]:
-        """The oldest of them first."""
+        """The last `count` lines, the oldest first."""
         lines = self._lines.copy()
         return [lines[at] for at in range(max(0, len(lines) - count), len(lines))]

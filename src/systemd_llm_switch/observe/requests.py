@@ -1,4 +1,4 @@
-"""The last requests, as /api/requests shows them: numbers and names, never what was asked or answered."""
+"""The last requests, as /api/requests shows them: numbers and names, never prompts or answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = 500
 
 
 class RequestLog:
-    """Thread-safe: `deque.append` is atomic, and an entry does not change once it is in."""
+    """Thread-safe: `deque.append` is atomic, and an entry never changes after it was added."""
 
     def __init__(self, on_entry: Callable[[Json], None] = lambda entry: None) -> None:
         """`on_entry` gets each new entry. It must be quick."""
@@ -21,12 +21,12 @@ class RequestLog:
         self._on_entry = on_entry
 
     def add(self, entry: Json) -> None:
-        """Keeps one more request; the oldest one goes."""
+        """Keeps one more request, and drops the oldest if there are too many."""
         self._entries.append(entry)
         self._on_entry(entry)
 
     def last(self, limit: int = KEPT) -> list[Json]:
-        """The newest first."""
+        """The last `limit` requests, the newest first."""
         return list(itertools.islice(reversed(self._entries.copy()), limit))
 
 
@@ -67,13 +67,13 @@ def entry(
 
 
 def _cached(usage: Json, timings: Json) -> int | None:
-    """How many prompt tokens the backend did not have to read again: llama-server's word, else OpenAI's."""
+    """How many prompt tokens the backend had in its cache: llama-server's count, or else OpenAI's."""
     known = _count(timings.get("cache_n"))
     return _count(object_of(usage.get("prompt_tokens_details")).get("cached_tokens")) if known is None else known
 
 
 def _count(value: object) -> int | None:
-    """A backend may send anything as a number of tokens."""
+    """The value if it is a valid number of tokens, else None: a backend may send anything."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

@@ -1,4 +1,4 @@
-"""What /metrics counts: plain numbers, folded together from finished requests and switches. Knows no Prometheus."""
+"""The counts behind /metrics: plain numbers, added up from finished requests and switches. Must not know Prometheus."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from systemd_llm_switch.openai.shapes import Json
 
-# From a request that waits for nothing to a load of ten minutes.
+# Upper bounds of the histograms: from a request that does not wait to a load of ten minutes.
 BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_FOLD_AT = 256  # entries that wait to be counted
+_FOLD_AT = 256  # so many uncounted entries are counted at once
 
 
 class Seen(NamedTuple):
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
 
 @dataclass(slots=True)
 class Histogram:
-    """Durations in s, by upper bound; the last count is of those above all bounds."""
+    """Counts durations (s) by upper bound; the last count is for durations above all bounds."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
     sum_s: float = 0.0
@@ -36,7 +36,7 @@ class Histogram:
 
 
 class Tally:
-    """Thread-safe. To note something is one append; the counting is done by whoever reads, or now and then."""
+    """Thread-safe. A note is one append. Notes are counted when the numbers are read, or when many have come."""
 
     def __init__(self) -> None:
         self._pending: deque[Seen] = deque()
@@ -63,7 +63,7 @@ class Tally:
             self.switch_s += (record["stop_ms"] + record["load_ms"]) / 1000
 
     def fold(self) -> None:
-        """Counts what was noted so far."""
+        """Counts all notes so far."""
         with self._lock:
             for _ in range(len(self._pending)):
                 self._count(*self._pending.popleft())

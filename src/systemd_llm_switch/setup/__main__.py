@@ -8,7 +8,7 @@ from systemd_llm_switch.setup import steps
 
 
 def main() -> int:
-    """The exit code: 0 done, 1 it could not be done (or `--check` found something), 2 wrong usage."""
+    """Returns the exit code: 0 done, 1 failed (or `--check` found a problem), 2 wrong usage."""
     parser = argparse.ArgumentParser(
         prog="./setup.sh",
         description="Sets systemd-llm-switch up for you: one proxy, and one systemd user unit per model.",

@@ -1,5 +1,5 @@
-"""The set-up's two questions: which llama-server, and where the models are. What works is never replaced by what
-does not."""
+"""The set-up's two questions: which llama-server, and where the models are. A setting that works is never replaced by
+one that does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODELS = "📂 Directory where your GGUF models are stored"
 
 
 def collect(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool) -> None:
-    """Leaves the answers in the ledger, as the next run's defaults."""
+    """Stores the answers in the ledger, as the next run's defaults."""
     server = _default_server(places, environ, ledger)
     models = _default_models(places, environ, ledger)
     if server == llama_server.WHEEL_OFFER:
@@ -29,7 +29,7 @@ def collect(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
 
 
 def _ask(question: str, default: str, why_not: Callable[[str], str]) -> str:
-    """Again until the answer can be used; the default can always be taken."""
+    """Asks until the answer can be used. The default is always accepted."""
     while True:
         answer = console.ask(question, default)
         reason = "" if answer == default else why_not(answer)

@@ -1,4 +1,4 @@
-"""The check: does what was set up hold together? Each finding says what fixes it."""
+"""The check of what was set up. Each finding says what fixes it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from systemd_llm_switch.setup.running_proxy import UNIT, ProxyConfig, ProxyStatu
 from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.unit_files import exec_start, expand, model_in, port_in, wanted_model
 
-_LONGEST_ERROR = 400  # letters; the journal has the rest
+_LONGEST_ERROR = 400  # characters; the journal has the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem, and the command that fixes it."""
 
     what: str
     fix: str
@@ -54,7 +54,7 @@ def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Fi
         found.extend(of_proxy)
     for name, unit in config.models.items():
         missing = list(_of_unit(name, unit, config, systemd, places))
-        # What is missing is reason enough for a start that failed.
+        # If something is missing, that explains a failed start.
         found.extend(missing or _of_last_start(name, unit, last_errors.get(name, ""), systemd))
     found.extend(Finding(f"config: {warning}", "") for warning in config.warnings)
     found.extend(_of_gpu())
@@ -62,7 +62,7 @@ def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Fi
 
 
 def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
-    """What is wrong with the proxy, and why each model that could not be loaded could not."""
+    """What is wrong with the proxy, and the last error of each model that failed to load."""
     if not systemd.is_active(UNIT):
         return [Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")], {}
     try:
@@ -84,7 +84,7 @@ def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple
 
 
 def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemctl) -> Iterator[Finding]:
-    """The proxy's own words where it tried, else systemd's."""
+    """The proxy's message if it tried to load the model, else systemd's result."""
     see = f"journalctl --user -u {unit} -n 30"
     if last_error:
         yield Finding(f"{model}: the last load failed: {_shortened(last_error)}", see)
@@ -115,7 +115,7 @@ def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, plac
 
 
 def _of_port(model: _Model, config: ProxyConfig, places: Places) -> Iterator[Finding]:
-    """A request for it would wait until `health_timeout` where nobody listens."""
+    """The model listens on another port than the proxy asks, so a request would wait until `health_timeout`."""
     listens, asked = port_in(model.words), urlsplit(model.url).port
     if asked is not None and listens is not None and listens != asked and "LLAMA_ARG_PORT" not in model.text:
         what = f"{model.id}: the proxy asks {model.url}, but {model.unit} listens on port {listens}"

@@ -1,4 +1,4 @@
-"""`~/.local/bin/llm-switch`: put there when that name is free, removed when it is still ours."""
+"""The link `~/.local/bin/llm-switch`: made if the name is free, removed if it is still ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def put(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
 
 
 def remove(places: Places, ledger: Ledger) -> None:
-    """Only the link that we made, and only while it leads where we made it lead."""
+    """Removes the link that we made, unless it leads elsewhere now."""
     if ledger.command and leads_to(places.command_link, Path(ledger.command)):
         places.command_link.unlink()
     ledger.command = ""

@@ -7,7 +7,7 @@ import sys
 
 
 def accept_any_text() -> None:
-    """A path that is not valid UTF-8 is printed escaped."""
+    """Has paths that are not valid UTF-8 printed with escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -41,7 +41,7 @@ def error(text: str) -> None:
 
 
 def ask(question: str, default: str) -> str:
-    """The answer, or the default for an empty one; also at the end of the input."""
+    """The answer; the default if it is empty or the input has ended."""
     try:
         return input(f"{question} [default: {default}]: ").strip() or default
     except EOFError:

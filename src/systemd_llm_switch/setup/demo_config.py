@@ -1,4 +1,4 @@
-"""The demo's config file: where it goes, and what becomes of a person's edit of it."""
+"""The demo's config file: where it is written, and what happens to the user's edits of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _UNIT = re.compile(r"[\w:.@\\-]+\.service")
 
 
 def tracked(places: Places) -> Path:
-    """The file that it is made of."""
+    """The tracked file that the config is made from."""
     return places.demo_sources / "config.yaml"
 
 
 def write(text: str, places: Places, ledger: Ledger) -> Path:
-    """The user's config file where that is free or the demo's, also when it was edited since; else one beside it. A
-    person's own config is never touched."""
+    """Writes the user's config file if there is none or the demo wrote it, else a file beside it. Edits are kept, and
+    the user's own config is never touched."""
     is_free = not places.user_config.exists() or ledger.wrote_config(places.user_config)
     path = places.user_config if is_free else places.user_config.with_name("demo.yaml")
     if ledger.put_config(path, text) is Outcome.KEPT:
@@ -32,8 +32,8 @@ def write(text: str, places: Places, ledger: Ledger) -> Path:
 
 
 def remove(places: Places, ledger: Ledger) -> Path | None:
-    """Removes the demo's config. A person's edit of it is kept: as it is if it has a model of their own, else under
-    another name, since with the demo's models alone the proxy could serve nothing. Returns where it is kept."""
+    """Removes the demo's config. If the user edited it, it is kept: in place if it names a model of their own, else
+    under another name, because the demo's models are gone. Returns where it is kept."""
     written = Path(ledger.config)
     stays = bool(ledger.config) and ledger.remove_config() is Outcome.KEPT
     if not _has_only_demo_units(places.user_config, places):

@@ -1,4 +1,4 @@
-"""Puts units in place: renders them, links them, and says what became of each. Starts nothing."""
+"""Installs units: renders them, links them, and reports the outcome of each. Starts nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from systemd_llm_switch.setup.unit_files import Machine, UnitSource
 def install_units(
     sources: list[UnitSource], machine: Machine, environ: Mapping[str, str], places: Places, ledger: Ledger
 ) -> None:
-    """Renders and links each, and says what was found, written and kept."""
+    """Renders and links each unit, and prints what was found, written and kept."""
     folders = Folders.of(machine.models_dir, places.home, environ)
     changed = 0
     for source in sources:
@@ -33,7 +33,7 @@ def install_units(
 
 
 def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -> list[str]:
-    """Takes away units whose tracked file is gone; returns their names."""
+    """Removes units whose tracked file is gone; returns their names."""
     wanted = {source.name for source in sources} | {*ledger.demo_units, *ledger.added_units}
     obsolete = [name for name in ledger.units if name not in wanted]
     for name in obsolete:
@@ -43,7 +43,7 @@ def remove_obsolete(sources: list[UnitSource], places: Places, ledger: Ledger) -
 
 
 def say_kept(name: str, text: str, places: Places, ledger: Ledger) -> None:
-    """Says which file stays as its owner made it, and how to get this project's version."""
+    """Prints which file stays as the user made it, and how to get this project's version."""
     own = places.linked / name
     is_rendered = own.is_symlink() and own.readlink() == places.rendered / name
     path = places.rendered / name if is_rendered else own

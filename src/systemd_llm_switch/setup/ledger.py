@@ -1,7 +1,7 @@
-"""The record of what the set-up made, and so may change or remove. What a person changed is theirs.
+"""The record of what the set-up made and so may change or remove. A file that the user edited is never touched.
 
-A file is ours as long as its content has the checksum that we recorded when we made it. Every path is checked
-again when the record is read: an entry that leads out of our folders is ignored.
+A file is ours as long as its content has the checksum that we recorded when we made it. Every path is checked again
+when the record is read: an entry that leads out of our folders is ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Outcome(Enum):
 
     WRITTEN = "written"
     UNCHANGED = "unchanged"
-    KEPT = "kept"  # a person's edit, or a file that was never ours
+    KEPT = "kept"  # the user's edit, or a file that was never ours
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Ledger:
     command: str = ""  # what our ~/.local/bin/llm-switch points to
     llama_server: str = ""  # the answers of the last run are the next run's defaults
     models_dir: str = ""
-    linger: bool = False  # we switched it on, so we switch it off
+    linger: bool = False  # the set-up switched it on, so the uninstall switches it off
     manager: bool = False  # the demo started a private user manager, so the uninstall ends it
 
     @classmethod
@@ -75,7 +75,7 @@ class Ledger:
 
     @property
     def is_empty(self) -> bool:
-        """Was nothing set up, or everything removed?"""
+        """Whether nothing is set up, or everything was removed."""
         return not (self.units or self.config or self.manager)
 
     def save(self) -> None:
@@ -84,7 +84,7 @@ class Ledger:
         write(self.path, json.dumps(values, indent=2) + "\n")
 
     def put_unit(self, name: str, text: str, places: Places) -> Outcome:
-        """Writes the rendered unit and links it, unless a person's file is in one of the two places."""
+        """Writes the rendered unit and links it, unless the user's own file is in one of the two places."""
         rendered, link = places.rendered / name, places.linked / name
         if not leads_to(link, rendered) and (link.exists() or link.is_symlink()):
             return Outcome.KEPT
@@ -99,7 +99,7 @@ class Ledger:
         return outcome
 
     def put_config(self, path: Path, text: str) -> Outcome:
-        """Writes the demo's config, unless a person's file is there."""
+        """Writes the demo's config, unless the user's own file is there."""
         outcome = self._put(path, text, self.config_sum if self.config == str(path) else "")
         if outcome is not Outcome.KEPT:
             self.config, self.config_sum = str(path), checksum(text)
@@ -122,17 +122,17 @@ class Ledger:
         return Outcome.WRITTEN
 
     def wrote_config(self, path: Path) -> bool:
-        """Did the demo write this file, edited since or not?"""
+        """Whether the demo wrote this file, even if it was edited since."""
         return self.config == str(path)
 
     def has_newer(self, name: str, text: str) -> bool:
-        """Would a kept unit have got another text than when it was last rendered?"""
+        """Whether a kept unit's text would differ from the one that was last rendered."""
         return self.units.get(name) != checksum(text)
 
     def remove_unit(self, name: str, places: Places) -> Outcome:
-        """Removes link and rendered file; a person's edit stays where it is, without the link."""
+        """Removes the link and the rendered file. A file that the user edited stays, without the link."""
         rendered, link = places.rendered / name, places.linked / name
-        for enabled in places.linked.glob("*.wants/*"):  # left when no manager could be asked to disable it
+        for enabled in places.linked.glob("*.wants/*"):  # these are left if no manager could disable the unit
             if enabled.name == name and leads_to(enabled, rendered):
                 enabled.unlink()
         if leads_to(link, rendered):
@@ -160,8 +160,8 @@ class Ledger:
         return Outcome.WRITTEN
 
     def _forget_what_is_outside(self, places: Places) -> None:
-        """Leaves names of units, and a config where we write one. (`wheel_files` are checked one by one when they are
-        removed, since a link may lead outside.)"""
+        """Keeps only valid unit names, and the config only if it is where we write one. (`wheel_files` are checked one
+        by one when they are removed, because a link may lead outside.)"""
         self.units = {name: checked for name, checked in self.units.items() if _UNIT_NAME.fullmatch(name)}
         self.demo_units = [name for name in self.demo_units if _UNIT_NAME.fullmatch(name)]
         self.added_units = [name for name in self.added_units if _UNIT_NAME.fullmatch(name)]
@@ -174,14 +174,14 @@ def checksum(text: str) -> str:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Is it below the folder, also when `..` and links on the way to it are followed? (Its own name may be a link.)"""
+    """Whether the path is below the folder once `..` and links on the way are followed. (The path itself may be one.)"""
     if path.name in ("", ".", ".."):
         return False
     return path.parent.resolve().is_relative_to(folder.parent.resolve() / folder.name)
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes those that are there and hold nothing."""
+    """Removes the folders that exist and are empty."""
     for folder in folders:
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
@@ -192,7 +192,7 @@ def leads_to(link: Path, target: Path) -> bool:
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """All or nothing: a full disk or a signal never leaves half a file, and no link is followed."""
+    """Writes all or nothing: a full disk or a signal never leaves half a file. Follows no link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

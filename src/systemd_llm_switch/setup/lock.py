@@ -1,4 +1,4 @@
-"""One set-up at a time: a lock on the folders that it writes to."""
+"""The lock that lets only one set-up run at a time, on the folders that it writes to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 
 @contextlib.contextmanager
 def only_one(places: Places) -> Iterator[None]:
-    """Holds the lock of this user's set-up and of the clone, so that two of them cannot cross.
+    """Holds the locks of this user's set-up and of the clone.
 
     Raises:
         SetupError: another set-up holds it; the message says which process.
@@ -32,7 +32,7 @@ def only_one(places: Places) -> Iterator[None]:
 
 
 def _lock(folder: Path, places: Places) -> int:
-    """An open descriptor that holds the lock. An uninstall may remove the folder while we open it: then once more."""
+    """An open descriptor that holds the lock. Tries again if an uninstall removed the folder meanwhile."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -48,7 +48,7 @@ def _lock(folder: Path, places: Places) -> int:
 
 
 def _holder(descriptor: int) -> str:
-    """Which process holds the lock, as far as the kernel shows it (proc_locks(5))."""
+    """Which process holds the lock, if the kernel shows it (proc_locks(5))."""
     inode = os.fstat(descriptor).st_ino
     found = re.search(rf"FLOCK +ADVISORY +WRITE +(\d+) +\S+:{inode} ", Path("/proc/locks").read_text())
     if found is None or found[1] == "0":

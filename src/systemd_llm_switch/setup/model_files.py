@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-# Files beside a model that are none: llama.cpp leaves out the same.
+# GGUF files beside a model that are not models; llama.cpp ignores the same ones.
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
-# What `-hf REPO` takes when no quantisation is named.
+# What `-hf REPO` takes if no quantisation is named.
 _DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 
 
@@ -63,12 +63,12 @@ def find(wanted: WantedModel, folders: Folders) -> Path | None:
 
 
 def find_incomplete(wanted: WantedModel, folders: Folders) -> Path | None:
-    """A split model of which parts are missing, when no complete one is there."""
+    """A split model with missing parts."""
     return next((path for path in _candidates(wanted, folders) if missing_parts(path)), None)
 
 
 def missing_parts(first: Path) -> list[Path]:
-    """The parts of a model that are not there: none for a complete one. A dangling link is not there."""
+    """The missing parts of a model; empty if it is complete. A dangling link counts as missing."""
     return [part for part in parts_of(first) if not part.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Where everything is: the checkout or the installed package, the user's folders, and what the set-up makes in them."""
+"""All paths: the checkout or the installed package, the user's folders, and what the set-up makes in them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Places:
 
     @property
     def python(self) -> Path:
-        """What runs the proxy."""
+        """The interpreter that runs the proxy."""
         return self.venv / "bin/python" if self.venv else Path(sys.executable)
 
     @property
@@ -125,12 +125,12 @@ class Places:
         }
 
     def how_to(self, step: str = "setup") -> str:
-        """What a person types for a step of the set-up."""
+        """The command for a step of the set-up."""
         if self.checkout is None:
             return f"llm-switch {step}"
         return "./setup.sh" if step == "setup" else f"./setup.sh --{step}"
 
     def short(self, path: Path | str) -> str:
-        """`~/…` where that is possible, for people to read."""
+        """The path as shown to users: `~/…` if it is below the home folder."""
         text = str(path)
         return f"~{text[len(str(self.home)) :]}" if text.startswith(f"{self.home}{os.sep}") else text

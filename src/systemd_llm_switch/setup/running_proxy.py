@@ -1,4 +1,4 @@
-"""What the set-up knows of the proxy: its config, as the package itself reads it, and whether it answers."""
+"""The running proxy, as the set-up sees it: its config, as the package itself reads it, and whether it answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 UNIT = "llm-switch.service"
 _MOST_READ = 64 * 1024
 
-# Runs with the proxy's Python, since the package's dependencies are there and not here.
+# Runs with the proxy's Python: the set-up's own Python does not have the package's dependencies.
 _READ_CONFIG = """
 import json, os, sys
 from systemd_llm_switch.config import file as config_file
@@ -74,14 +74,14 @@ class ProxyStatus:
     """What a running proxy reports."""
 
     config: str  # the file that it reads
-    config_error: str  # why an edit of it is not in force; empty when it is
-    last_errors: Mapping[str, str]  # model -> why it could not be loaded when it was last wanted
+    config_error: str  # why an edit of it is not in force; empty if it is
+    last_errors: Mapping[str, str]  # model -> why its last load failed
     is_on_hold: bool = False
     hold_until: float | None = None  # seconds since the epoch; None for a hold without an end
 
     @classmethod
     def ask(cls, config: ProxyConfig) -> ProxyStatus:
-        """Raises SetupError when nothing answers, or something else than this proxy."""
+        """Raises SetupError if nothing answers, or another program does."""
         request = urllib.request.Request(f"{config.url}/api/status", headers=_key_header(config.key))
         try:
             with _open(request, timeout_s=5) as reply:
@@ -132,12 +132,12 @@ def _key_header(key: str) -> dict[str, str]:
 
 
 def _open(request: urllib.request.Request, timeout_s: float) -> Any:
-    """Past a proxy of the environment's: what is asked is on this machine."""
+    """Opens a request without the environment's HTTP proxy: the address is on this machine."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s)
 
 
 def _message(body: bytes) -> str | None:
-    """An error's message, if it is one of our proxy's."""
+    """The error's message, if our proxy sent it."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -150,6 +150,6 @@ def _other_program(url: str) -> str:
 
 
 def _reachable(host: str) -> str:
-    """An address to connect to, for one to listen on."""
+    """The address to connect to, for an address to listen on."""
     named = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{named}]" if ":" in named else named

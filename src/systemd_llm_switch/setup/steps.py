@@ -39,8 +39,8 @@ ANSWERS = (
 
 
 def run(step: str, *, asks_nothing: bool = False) -> int:
-    """One of `setup`, `check`, `demo` and `uninstall`. The exit code: 0 done, 1 it could not be done (or the check
-    found something)."""
+    """Runs one of `setup`, `check`, `demo` and `uninstall`. Returns the exit code: 0 done, 1 failed (or the check found
+    a problem), 130 interrupted."""
     console.accept_any_text()
     places = Places.of(os.environ)
     try:
@@ -72,7 +72,7 @@ def _change(step: str, places: Places, environ: Mapping[str, str], *, asks_nothi
 
 
 def _sentence(error: OSError) -> str:
-    """A full disk, a folder that may not be written to: in one sentence."""
+    """The error, such as a full disk or a read-only folder, in one sentence."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}. Free some space and run it again"
@@ -195,7 +195,7 @@ def _provide_linger(ledger: Ledger, systemd: Systemctl) -> None:
 
 
 def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl) -> list[check.Finding]:
-    """Shows what it finds."""
+    """Prints the findings, and returns them."""
     console.heading("Check")
     found = check.findings(config, systemd, places)
     for finding in found:

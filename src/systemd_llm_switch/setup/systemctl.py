@@ -11,8 +11,8 @@ from pathlib import Path
 
 from systemd_llm_switch.setup.places import SetupError
 
-# These two bring a fresh tmpfs on /run where that is not a mount point, as in a container: without the manager's
-# socket the proxy can do nothing.
+# These two mount a new tmpfs on /run if that is not a mount point, as in a container. The proxy would then lose the
+# manager's socket, and could do nothing.
 _FRESH_RUN_SETTINGS = ("ProtectControlGroups=yes", "ProtectKernelTunables=yes")
 # Each needs a mount (or UTS) namespace. A user manager without the right to make one leaves them out or fails
 # to start it (226/NAMESPACE), depending on its version and on the kernel's settings.
@@ -39,7 +39,7 @@ class Systemctl:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Systemctl:
-        """As a login shell would see it: `su` and cron leave XDG_RUNTIME_DIR out."""
+        """The environment of a login shell: `su` and cron do not set XDG_RUNTIME_DIR."""
         usual = f"/run/user/{os.getuid()}"
         has_usual = "XDG_RUNTIME_DIR" not in environ and Path(usual).is_dir()
         return cls({**environ, "XDG_RUNTIME_DIR": usual} if has_usual else dict(environ))
@@ -55,17 +55,17 @@ class Systemctl:
         self._run_unit("start", unit)
 
     def restart(self, unit: str) -> None:
-        """As `start`; a unit that runs is ended first."""
+        """Like `start`, but stops a running unit first."""
         self._run_unit("restart", unit)
 
     def stop(self, units: Sequence[str]) -> None:
-        """Those that exist; all at once."""
+        """Stops the units that exist, all at once."""
         known = [unit for unit in units if self.is_known(unit)]
         if known:
             self._systemctl("stop", *known)
 
     def forget(self, units: Sequence[str]) -> None:
-        """Disables them and clears their failures. A unit that is not there is not an error."""
+        """Disables units and clears their failures. A missing unit is not an error."""
         for unit in units:
             self._call("systemctl", "--user", "disable", "--quiet", unit)
             self._call("systemctl", "--user", "reset-failed", unit)
@@ -81,18 +81,19 @@ class Systemctl:
         return asked.stdout.strip()
 
     def was_stopped(self, unit: str) -> bool:
-        """Was its last run up before it ended? Then a timeout was one of its stop: it had to be killed."""
+        """Whether its last run was up before it ended. If so, a timeout happened while it stopped: it had to be
+        killed."""
         names = ("InactiveExitTimestampMonotonic", "ActiveExitTimestampMonotonic")
         began, ended = (int(value) if (value := self.show(unit, name)).isdecimal() else 0 for name in names)
         return 0 < began <= ended
 
     def last_lines(self, unit: str, since: float, count: int = 15) -> str:
-        """The unit's newest journal lines since that time (as of time.time()); empty where they cannot be read."""
+        """The unit's newest journal lines since that `time.time()`; empty if they cannot be read."""
         lines = ("-n", str(count), "-o", "cat", "--no-pager", "-q", f"--since=@{since:.6f}")
         return self._call("journalctl", "--user-unit", unit, *lines).stdout.strip()
 
     def unusable_settings(self) -> tuple[str, ...]:
-        """The hardening that this manager cannot do. Found by trying, since nothing reports it beforehand."""
+        """The hardening settings that this manager does not support. It tries them, because nothing reports them."""
         for left_out in ((), _FRESH_RUN_SETTINGS):
             if self._can_run_with([s for s in _NAMESPACE_SETTINGS if s not in left_out]):
                 return left_out
@@ -108,7 +109,7 @@ class Systemctl:
         return self._call("loginctl", "show-user", user, "--property=Linger", "--value").stdout.strip() == "yes"
 
     def set_linger(self, user: str, *, on: bool) -> bool:
-        """True when it worked; it needs systemd-logind, and often the right."""
+        """True if it worked. It needs systemd-logind, and often a privilege."""
         verb = "enable-linger" if on else "disable-linger"
         return self._call("loginctl", "--no-ask-password", verb, user).returncode == 0
 

@@ -1,4 +1,4 @@
-"""What `uninstall` undoes: exactly what the ledger says the set-up did. It says what stays."""
+"""The step `uninstall`: undoes exactly what the ledger says the set-up did, and prints what stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from systemd_llm_switch.setup.running_proxy import UNIT
 from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
-# What our units write below the folders that systemd makes for them: CacheDirectory= and StateDirectory=.
+# What our units write in the folders that systemd makes for them: CacheDirectory= and StateDirectory=.
 _CACHED = ("contexts", "cuda", "mesa", "gl", "mesa_shader_cache", "mesa_shader_cache_db", "GLCache")
 _STATE = ("hold.json",)
 
@@ -27,7 +27,7 @@ def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     names = list(ledger.units)
     console.heading("Removing systemd-llm-switch")
     if can_reach and names:
-        # The slice goes too: it has the models that a person added as well.
+        # The slice is stopped too: it also holds the models that the user added.
         systemd.stop([UNIT, *names])
         systemd.forget([name for name in names if name.endswith(".service")])
         console.done("stopped the proxy and its models")
@@ -57,7 +57,7 @@ def _remove_files(places: Places, ledger: Ledger) -> list[str]:
 
 
 def _remove_own_data(places: Places, ledger: Ledger) -> None:
-    """The files that the ledger names, and what our units write. Folders go when nothing else is in them."""
+    """Removes the files that the ledger names and what our units write, and then the folders that are empty."""
     _remove_wheels(places.wheels, ledger.wheel_files)
     for folder, names in ((places.cache, _CACHED), (places.state, _STATE)):
         for name in names:
@@ -85,7 +85,7 @@ def _remove(path: Path, folder: Path) -> None:
 
 
 def _strangers(places: Places) -> list[str]:
-    """Files of a person's own in our folders."""
+    """The user's own files in our folders."""
     folders = (places.wheels, places.cache, places.state)
     found = [path for folder in folders if folder.is_dir() and not folder.is_symlink() for path in folder.iterdir()]
     return [places.short(path) for path in sorted(found)]

@@ -1,4 +1,4 @@
-"""Unit files: what a tracked one asks for, and its text with this machine's paths in it. Writes nothing."""
+"""Unit files: what a tracked file asks for, and its text with this machine's paths. Writes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from systemd_llm_switch.setup.model_files import WantedModel
 from systemd_llm_switch.setup.places import SetupError
 
-# The default paths that stand in the tracked files, where systemd reads %h as the home folder.
+# The default paths in the tracked files; systemd expands %h to the home folder.
 LLAMA_SERVER = "%h/llama.cpp/build/bin/llama-server"
 PROXY_PYTHON = "%h/systemd-llm-switch/.venv/bin/python"
 _MODEL = re.compile(r"%h/\.cache/llama\.cpp/(\S+\.gguf)")
@@ -28,8 +28,8 @@ class Machine:
     python: Path
     llama_server: Path
     models_dir: Path
-    left_out: tuple[str, ...] = ()  # settings that this machine's user manager cannot do
-    config: Path | None = None  # only when the proxy would not find it by itself
+    left_out: tuple[str, ...] = ()  # settings that this machine's user manager does not support
+    config: Path | None = None  # set only if the proxy would not find it by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class UnitSource:
         return wanted_model(self.text)
 
     def model_path(self, models_dir: Path) -> Path | None:
-        """Where the model lies as long as no other place is known."""
+        """The model's default path."""
         named = _MODEL.search(self.text)
         return models_dir / named[1] if named else None
 
@@ -106,7 +106,7 @@ def expand(word: str, home: Path) -> str:
 
 
 def port_in(words: list[str]) -> int | None:
-    """Where llama-server listens by these words of its command line: 8080 when they do not say; None when unclear."""
+    """The port in these words of llama-server's command line: 8080 if they have none; None if it is not a number."""
     given = [value for option, value in pairwise(words) if option == "--port"]
     given += [word.partition("=")[2] for word in words if word.startswith("--port=")]
     if not given:
@@ -115,7 +115,7 @@ def port_in(words: list[str]) -> int | None:
 
 
 def exec_start(text: str) -> list[str]:
-    """The words of the last ExecStart=, unquoted; specifiers stay as they are. Empty when the quotes do not match."""
+    """The words of the last ExecStart=, unquoted; specifiers stay as they are. Empty if the quotes do not match."""
     joined = re.sub(r"\\\n\s*", " ", text)
     commands = re.findall(r"^ExecStart=(.*)$", joined, re.MULTILINE)
     try:

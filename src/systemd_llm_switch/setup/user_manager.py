@@ -1,13 +1,13 @@
-"""A private systemd user manager, and a journal, where none runs: in containers and in tests.
+"""A private systemd user manager with a journal, for containers and tests, where none runs.
 
-It knows nothing of the proxy or of models. Python's standard library is enough for it and for what it imports.
+Must not know the proxy or models. Needs only Python's standard library.
 
 As a command:  python3 deploy/user_manager.py start --home DIR   (prints the `export` lines that lead to it)
                python3 deploy/user_manager.py stop --home DIR
                python3 deploy/user_manager.py list
 
-Several managers run side by side. What they share (a journald, folders below /run/systemd) is made by the
-first one that misses it and removed by the last one that stops.
+Several managers may run at once. They share a journald and folders below /run/systemd: the first manager makes them,
+and the last one removes them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from systemd_llm_switch.systemd.listeners import cgroup_root
 
 RECORDS = Path("/run/systemd-llm-switch")
 BOOTED_MARK = Path("/run/systemd/system")  # what sd_booted(3) looks for; without it systemctl refuses to work
-# What systemd puts in place of files that a unit must not see (ProtectKernelLogs=, say); PID 1 makes it.
+# What systemd shows instead of files that a unit must not see (ProtectKernelLogs=, for example); PID 1 makes it.
 HIDDEN_NODES = Path("/run/systemd/inaccessible")
 HIDDEN_KINDS = {"reg": stat.S_IFREG, "fifo": stat.S_IFIFO, "sock": stat.S_IFSOCK}
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 PROGRAM_FOLDERS = (Path("/usr/lib/systemd"), Path("/lib/systemd"))
-# Numbers that no user has: "unused" in systemd's own table of user ids (UIDS-GIDS.md).
+# User ids that no user has: "unused" in systemd's own table (UIDS-GIDS.md).
 FREE_NUMBERS = range(60578, 61184)
 INSTALL_HINT = "apt-get update && apt-get install --yes systemd"
 # A unit that inherits one of these would talk to the wrong manager, or believe that it was started by one.
@@ -51,12 +51,12 @@ FOREIGN_VARIABLES = frozenset(
         *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
     )
 )
-# A real user manager starts with hardly any environment; a private one must not hide that from its units.
+# A real user manager starts with almost no environment, and so must a private one.
 KEPT_FOR_UNITS = ("PATH", "LANG", "LC_ALL", "TZ")
 
 
 class UserManagerError(Exception):
-    """No private manager can be had here, or it failed; the message says what to do."""
+    """A private manager cannot be started here, or it failed; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Process:
             return False
 
     def end(self, within_s: float) -> bool:
-        """SIGTERM; True when it is gone within `within_s` seconds (at once when it already was)."""
+        """Sends SIGTERM. True if the process ends within `within_s` seconds or has ended already."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -145,7 +145,7 @@ class UserManager:
         return [manager for manager in found if manager.process.is_alive()]
 
     def stop(self, within_s: float = 45) -> None:
-        """Stops all units as systemd does, kills what is left after `within_s` seconds, leaves no trace."""
+        """Stops all units as systemd does, kills what is left after `within_s` seconds, and removes all files."""
         if not self.process.end(within_s) or self._pids():
             self._kill_rest()
         _remove_tree_of_groups(self.cgroup)
@@ -180,7 +180,7 @@ class UserManager:
                 )
             time.sleep(0.01)
         left_s = max(1.0, deadline - time.monotonic())
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a slow unit of the machine's is not our matter
+        with contextlib.suppress(subprocess.TimeoutExpired):  # slow units of the machine do not concern us
             subprocess.run(
                 ["systemctl", "--user", "is-system-running", "--wait"],
                 env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=left_s,
@@ -188,7 +188,7 @@ class UserManager:
 
 
 def is_reachable(env: dict[str, str] | None = None) -> bool:
-    """Does a user manager answer in this environment (default: our own)?"""
+    """Whether a user manager answers in this environment (default: our own)."""
     if shutil.which("systemctl") is None:
         return False
     asked = subprocess.run(
@@ -243,7 +243,7 @@ def _own_variables(home: Path, config_home: Path | None, runtime_dir: Path) -> d
 
 def _spawn(home: Path, config_home: Path | None) -> UserManager:
     runtime_dir, cgroup = _claim_folders()
-    # Only with exactly this path does the journal take the units for *user* units.
+    # The journal recognises the units as *user* units only with exactly this path.
     first_group = cgroup / f"user@{runtime_dir.name}.service/init.scope"
     first_group.mkdir(parents=True)
     kept = {name: os.environ[name] for name in KEPT_FOR_UNITS if name in os.environ}
@@ -263,9 +263,9 @@ def _spawn(home: Path, config_home: Path | None) -> UserManager:
 
 
 def _claim_folders() -> tuple[Path, Path]:
-    """Makes the runtime folder and the cgroup folder of a number that nobody uses.
+    """Makes the runtime folder and the cgroup folder for an unused user id.
 
-    To make the cgroup's folder is the claim: managers whose /run differs may share the cgroup tree.
+    Creating the cgroup's folder claims the id: managers with different /run may share the cgroup tree.
     """
     for number in FREE_NUMBERS:
         cgroup = _cgroup_root() / f"user.slice/user-{number}.slice"
@@ -293,7 +293,7 @@ def _read_record(path: Path) -> UserManager:
 
 @contextlib.contextmanager
 def _records_lock() -> Iterator[None]:
-    """Held while the shared parts are looked at or changed, so that two starts or stops cannot cross."""
+    """Held while the shared parts are read or changed, so that two starts or stops do not interfere."""
     RECORDS.mkdir(mode=0o755, exist_ok=True)
     with (RECORDS / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
 """The user manager, its journal and its sockets: the only place that speaks to systemd.
 
-Must not know models or decisions. Start reading at `manager`; `unit` and `journal` are what it is asked about.
+Must not know models or decisions. Start reading at `manager`, then `unit` and `journal`.
 """

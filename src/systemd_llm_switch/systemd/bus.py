@@ -1,7 +1,7 @@
-"""D-Bus to systemd's user manager: a connection, calls on it, and the jobs that calls begin.
+"""A D-Bus connection to systemd's user manager: calls, and the jobs that calls start.
 
-Knows the protocol (https://dbus.freedesktop.org/doc/dbus-specification.html). `manager` knows which methods are called
-and what their answers mean.
+Knows the protocol (https://dbus.freedesktop.org/doc/dbus-specification.html). `manager` knows the methods and what
+their answers mean.
 """
 
 from __future__ import annotations
@@ -37,29 +37,30 @@ _PREFIX_BYTES = 16  # of a message; they hold its size
 _MAX_MESSAGE_BYTES = 16 << 20  # a unit's properties are some 20 KiB
 _MAX_GREETING_BYTES = 4096
 _CHUNK_BYTES = 1 << 16
-# What jeepney raises at bytes that are not a message; it has no error of its own for that.
+# What jeepney raises for bytes that are not a message; it has no exception class for that.
 _MALFORMED = (AssertionError, LookupError, RecursionError, TypeError, ValueError, struct.error)
 
 
 class BusError(Exception):
-    """The manager cannot be asked: it is not there, is silent, hung up, or does not speak D-Bus. The message says
+    """The manager cannot be asked: it does not run, does not answer, hung up, or does not speak D-Bus. The message says
     which."""
 
 
 class BusTimeout(BusError):
-    """What was waited for did not come in time."""
+    """An answer or the end of a job did not come in time."""
 
 
 class BusClosed(BusError):
-    """The other side hung up, or lets nobody connect. A manager that is executed anew does so for a moment."""
+    """The other side hung up or refuses connections. A manager that re-executes itself does so for a moment."""
 
 
 class Interrupted(Exception):
-    """A wait for a job was ended by its caller's `Limit`; the job goes on."""
+    """The caller's `Limit` ended the wait for a job; the job goes on."""
 
 
 class CallRefused(Exception):
-    """The manager's answer to a call is an error, in its own words; `name` is that of org.freedesktop.systemd1(5)."""
+    """The manager answered a call with an error. The message is the manager's; `name` is the D-Bus error name (see
+    org.freedesktop.systemd1(5))."""
 
     def __init__(self, name: str, words: str) -> None:
         super().__init__(words)
@@ -83,7 +84,7 @@ class Call(NamedTuple):
 
 
 class Answer:
-    """What came back from one call."""
+    """The answer to one call."""
 
     def __init__(self, message: Message) -> None:
         self._body: tuple[Any, ...] = message.body
@@ -104,14 +105,14 @@ class Answer:
 
 
 def all_properties(unit: str) -> Call:
-    """Every property of a unit, as one snapshot; the answer is one dict, of name to signature and value. For a unit
-    that is not loaded, systemd loads it."""
+    """Asks for every property of a unit, as one snapshot. The answer is one dict that maps a name to signature and
+    value. systemd loads the unit if it is not loaded."""
     return Call("GetAll", "s", ("",), DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES))
 
 
 def properties(unit: str, *named: tuple[str, str]) -> list[Call]:
-    """Some properties of a unit, each as the name of its interface (`Unit`, `Service`) and its own; each answer is its
-    signature and value. For a unit that is not loaded, systemd loads it for every single one."""
+    """Asks for some properties of a unit, each given as interface (`Unit`, `Service`) and name. Each answer is a
+    signature and a value. If the unit is not loaded, systemd loads it once for each property."""
     target = DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES)
     return [Call("Get", "ss", (f"{_NAME}.{interface}", name), target) for interface, name in named]
 
@@ -165,7 +166,7 @@ class ManagerBus:
         return self.call_all([call])[0].values()
 
     def call_all(self, calls: Sequence[Call]) -> list[Answer]:
-        """The answers to calls that are sent together: one round trip."""
+        """Sends calls together, in one round trip, and returns their answers."""
         deadline = time.monotonic() + self._reply_timeout_s
         numbered = {next(self._serials): call for call in calls}
         self._send(b"".join(_serialise(call, serial) for serial, call in numbered.items()), deadline)
@@ -178,9 +179,9 @@ class ManagerBus:
         return [answers[serial] for serial in numbered]
 
     def run_jobs(self, calls: Sequence[Call], limit: Limit) -> list[str | CallRefused]:
-        """Makes calls that each begin a job (StartUnit, StopUnit), side by side, and waits for the jobs' ends. Returns
-        systemd's word for each end (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED at the
-        deadline, or the refusal of the call.
+        """Makes calls that each start a job (StartUnit, StopUnit), all at once, and waits until the jobs end. Returns
+        for each job systemd's result (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED if it
+        did not end by the deadline, or the refusal of the call.
 
         Raises:
             Interrupted
@@ -205,10 +206,10 @@ class ManagerBus:
             self._interrupt_fd = None
 
     def _greet(self, address: str, deadline: float) -> None:
-        """Connects and authenticates as who we are (SASL EXTERNAL).
+        """Connects, and authenticates as our own user (SASL EXTERNAL).
 
-        In one write, as sd-bus does it. One line after the other, which is jeepney's way, may hang for ever: what
-        the manager reads together with BEGIN it looks at only when still more comes (seen with systemd 252).
+        Everything is sent in one write, as sd-bus does. Line by line, as jeepney does it, may hang for ever: bytes that
+        the manager reads together with BEGIN are processed only when more bytes come (seen with systemd 252).
         """
         try:
             self._wait_until(deadline)
@@ -225,15 +226,15 @@ class ManagerBus:
             raise BusError(f"{self._name} refused to authenticate us: {printable(bytes(line), 100)}")
 
     def _call_bus(self, method: str, signature: str | None = None, arguments: tuple[Any, ...] = ()) -> None:
-        """A method of the session bus itself."""
+        """Calls a method of the session bus itself."""
         try:
             self.call(Call(method, signature, arguments, _BUS))
         except CallRefused as error:
             raise BusError(f"{self._name} refused {method}: {error}") from error
 
     def _receive(self, deadline: float) -> Message:
-        """The next answer or end of a job, which is noted. Other signals are left unread: there are a dozen to each
-        job, and to parse them would cost more than all the rest."""
+        """The next answer, or the end of a job, which is noted. Other signals are not parsed: each job sends a dozen,
+        and parsing them would cost more than everything else."""
         while True:
             try:
                 data = self._receive_bytes(deadline)
@@ -299,7 +300,7 @@ class ManagerBus:
 
     def _wait_until(self, deadline: float) -> None:
         left_s = remaining_s(deadline)
-        if left_s == 0:  # to a socket, 0 means not to wait, and the caller would read on for ever
+        if left_s == 0:  # for a socket, 0 means not to block, and the caller would read in a busy loop
             raise TimeoutError
         self._sock.settimeout(left_s)
 
@@ -318,7 +319,7 @@ def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
     """
     runtime_dir = environ.get("XDG_RUNTIME_DIR")
     private, public = f"{runtime_dir}/systemd/private", f"{runtime_dir}/bus"
-    if runtime_dir and os.path.exists(private):  # noqa: PTH110  (as it stands in the environment)
+    if runtime_dir and os.path.exists(private):  # noqa: PTH110  (the path as the environment has it)
         return private, True
     try:
         if named := environ.get("DBUS_SESSION_BUS_ADDRESS"):
@@ -331,7 +332,7 @@ def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _escape(unit: str) -> str:
-    """A unit's name as a part of an object path (sd_bus_path_encode(3), but that a first digit may stay)."""
+    """A unit's name as part of an object path (as sd_bus_path_encode(3), except that a first digit is not escaped)."""
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"_{byte:02x}" for byte in unit.encode())
 
 

@@ -1,4 +1,4 @@
-"""What one start of a unit left in the journal, read with journalctl(1)."""
+"""The journal lines of one start of a unit, read with journalctl(1)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from systemd_llm_switch.systemd.programs import ProgramError, run
 from systemd_llm_switch.systemd.unit import MainProcess
 
 _TIMEOUT_S = 5.0
-_ENTRIES = 30  # read, so that enough is left once the dull ones are gone
+_ENTRIES = 30  # entries to read, so that enough are left after the dull ones are dropped
 _LINES = 12
-_DULL_LINES = ("Starting ", "Started ", "Stopping ", "Stopped ")  # the manager's own, in every journal
+_DULL_LINES = ("Starting ", "Started ", "Stopping ", "Stopped ")  # the manager writes these for every unit
 _TOO_LONG = "(a line of more than 4096 bytes)"
-# journald reads what a process wrote a moment after it was written, so the last words of one that has just ended may
-# not be there yet.
+# journald reads a line a moment after it was written, so the last lines of a process that has just ended may be missing
+# yet.
 _ARRIVAL_TIMEOUT_S = 1.0
 _ARRIVAL_STEP_S = 0.05
 _CLOCK_SLACK_S = 1.0
@@ -23,17 +23,17 @@ _CLOCK_SLACK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The last lines of a start, the program's own and the manager's. `has_words` says whether any is the program's;
-    without, the journal could not be read, or the program was silent."""
+    """The last lines of a start, from the program and from the manager. `has_words` says whether the program wrote any.
+    If not, it was silent or the journal could not be read."""
 
     lines: tuple[str, ...] = ()
     has_words: bool = False
 
 
 def read(process: MainProcess, *, has_ended: bool = False) -> Excerpt:
-    """The last lines of one start. Blocks; never raises: where the journal cannot be read, the only line says so.
+    """The last lines of one start. Blocks; never raises: if the journal cannot be read, the only line says so.
 
-    With `has_ended`, waits up to a second for the process's own words and for the manager's that it exited.
+    With `has_ended`, waits up to a second for the process's own lines and for the manager's line about its exit.
     """
     if not process.invocation_id:
         return Excerpt()
@@ -51,8 +51,8 @@ def read(process: MainProcess, *, has_ended: bool = False) -> Excerpt:
 
 
 def _command(process: MainProcess) -> list[str]:
-    """The program's lines and the manager's are found by the start's id. Where a process is gone before journald looks
-    at it, its lines have no id and no unit, but always the pid; the time keeps others' with the same pid out."""
+    """Finds the lines of the program and of the manager by the start's id. If a process ends before journald looks at
+    it, its lines have no id and no unit, but always the pid. The time excludes older processes with the same pid."""
     match = [f"_SYSTEMD_INVOCATION_ID={process.invocation_id}", "+", f"USER_INVOCATION_ID={process.invocation_id}"]
     if process.pid and process.started_at:
         match += ["+", f"_PID={process.pid}", f"--since=@{process.started_at - _CLOCK_SLACK_S:.6f}"]
@@ -62,7 +62,7 @@ def _command(process: MainProcess) -> list[str]:
 
 
 def _entries(output: str) -> list[tuple[int, str]]:
-    """Each entry's pid and text, the oldest first. What is not an entry is journalctl's own complaint."""
+    """Each entry's pid and text, the oldest first. A line that is not an entry is an error message of journalctl."""
     entries = []
     for line in reversed(output.splitlines()):
         try:

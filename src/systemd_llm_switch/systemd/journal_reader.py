@@ -1,6 +1,6 @@
-"""Journal lines of units, for people to read: the last ones, or as they come. Runs journalctl(1).
+"""Journal lines of units, for people to read: the last ones, or new ones as they come. Runs journalctl(1).
 
-`journal` is for the reason of one failed start; this is for watching.
+This module is for watching; `journal` is for the reason of one failed start.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def last_lines(units: Sequence[str], count: int) -> list[Line]:
 
 
 class Follower:
-    """Reads lines as they come, in a thread of its own, until `close`."""
+    """Reads lines as they come, in its own thread, until `close`."""
 
     def __init__(self, units: Sequence[str], count: int, on_line: Callable[[Line], None]) -> None:
         """Begins with the last `count` lines.
@@ -71,7 +71,7 @@ class Follower:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it; no line comes afterwards. Idempotent."""
+        """Ends the reading; `on_line` is not called afterwards. Idempotent."""
         self._process.kill()
         self._process.wait()
         if threading.current_thread() is not self._thread:
@@ -99,8 +99,8 @@ def _command(units: Sequence[str], count: int) -> list[str]:
 
 
 def _parse(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Of journalctl's JSON (systemd.journal-fields(7)). A message that is longer than 4 kB, or is not text, comes as
-    something else than a string and is left out."""
+    """Reads journalctl's JSON (systemd.journal-fields(7)). A message that is longer than 4 kB or is not text is not a
+    string there, and is left out."""
     for line in lines:
         try:
             fields = json.loads(line)

@@ -1,8 +1,8 @@
-"""Who listens on a TCP port of this machine, as the kernel says: sock_diag(7), cgroups(7).
+"""Which control groups listen on a TCP port of this machine: sock_diag(7), cgroups(7).
 
-Knows nothing of units or models. A socket belongs to the control group that made it. The kernel shows that to
-everybody, while it hides the open files of other processes (/proc/PID/fd) from one in a user namespace, such as a
-hardened unit. Where the kernel does not say (another machine's port, a kernel before 5.7), nobody is known to listen.
+Must not know units or models. A socket belongs to the control group that made it. The kernel shows that to every
+process. It hides the open files of other processes (/proc/PID/fd) from a process in a user namespace, such as a
+hardened unit. If the kernel does not know (another machine's port, a kernel before 5.7), there are no listeners.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def listening_sockets(port: int) -> frozenset[int]:
 
 
 def holds_any(pid: int, sockets: frozenset[int]) -> bool:
-    """Whether a process is in a control group that made one of these sockets; False where that cannot be seen."""
+    """Whether a process is in a control group that made one of these sockets; False if that is unknown."""
     try:
         groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
         own = next(line.removeprefix("0::") for line in groups.splitlines() if line.startswith("0::"))
@@ -46,7 +46,7 @@ def holds_any(pid: int, sockets: frozenset[int]) -> bool:
 
 
 def control_groups(sockets: frozenset[int]) -> Iterator[str]:
-    """The paths of the control groups that made these sockets, as systemd writes them. Looks through the whole tree."""
+    """The paths of the control groups that made these sockets, as systemd writes them. Searches the whole tree."""
     if not sockets:
         return
     with suppress(OSError):
@@ -58,7 +58,7 @@ def control_groups(sockets: frozenset[int]) -> Iterator[str]:
 
 
 def _inode(path: str) -> int:
-    """0 for what is gone."""
+    """0 if it no longer exists."""
     try:
         return os.stat(path).st_ino  # noqa: PTH116  (many are looked at)
     except OSError:
@@ -69,7 +69,7 @@ def _ask(sock: socket.socket, family: int, port: int) -> Iterator[int]:
     """The control groups of the sockets of one address family.
 
     Raises:
-        OSError, struct.error: the kernel does not say.
+        OSError, struct.error: the kernel does not answer.
     """
     query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING) + _SOCKET_ID.pack(port, 0)
     sock.send(_HEADER.pack(_HEADER.size + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_ALL, 0, 0) + query)
@@ -99,7 +99,7 @@ def cgroup_root() -> str:
     """Where cgroup2 is mounted (on hybrid hosts below /sys/fs/cgroup/unified).
 
     Raises:
-        OSError: nowhere.
+        OSError: it is not mounted.
     """
     for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         _, folder, kind, *_ = line.split()

@@ -1,6 +1,6 @@
-"""systemd's user manager, as this project asks it: the state of units, their starts and stops.
+"""systemd's user manager: the state of units, starts and stops.
 
-Knows nothing of models, requests or decisions. Every question blocks, for about a millisecond; a start or a stop blocks
+Must not know models, requests or decisions. Every question blocks for about a millisecond; a start or a stop blocks
 until its job has ended. Never call it under a lock or on the hot path (`unit.ProcessWatch` is for that).
 """
 
@@ -36,14 +36,14 @@ from systemd_llm_switch.systemd.unit import (
 )
 
 _REAP_TIMEOUT_S = 1.0  # systemd notices a dead child within milliseconds
-# A manager that is executed anew (`daemon-reexec`) ends its connections and lets nobody connect for 50 to 250 ms.
+# A manager that re-executes itself (`daemon-reexec`) closes its connections and refuses new ones for 50 to 250 ms.
 _REEXEC_TIMEOUT_S = 1.0
 _REEXEC_STEP_S = 0.02
 _BAD_NAME = "org.freedesktop.DBus.Error.InvalidArgs"
 _NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
-# Raised by reading an answer that is not as org.freedesktop.systemd1(5) has it.
+# Raised when an answer does not have the form that org.freedesktop.systemd1(5) documents.
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
-# What systemctl makes of a job's result (check_wait_response in its bus-wait-for-jobs.c).
+# How systemctl interprets a job's result (check_wait_response in its bus-wait-for-jobs.c).
 _FINE = ("done", "skipped")
 _JOB_FAILURES = {
     "failed": "its job failed",
@@ -60,7 +60,7 @@ _T = TypeVar("_T")
 
 
 class SystemdError(Exception):
-    """systemd could not be asked, refused, or failed. The message has its words, and the next step."""
+    """systemd could not be asked, refused, or failed. The message has its answer and the next step."""
 
 
 class JobUnfinished(SystemdError):
@@ -68,8 +68,8 @@ class JobUnfinished(SystemdError):
 
 
 class Systemd:
-    """The user manager. Stateless and thread-safe. Each method makes a connection of its own, and none forks; use
-    `connected` for several questions in a row.
+    """The user manager. Stateless and thread-safe. Each method makes a new connection, and none forks; use `connected`
+    for several questions in a row.
 
     Raises:
         SystemdError: from every method, when systemd cannot be asked, fails, or does not answer in time.
@@ -77,17 +77,17 @@ class Systemd:
 
     def __init__(self, timeout_s: float = 150.0, environ: Mapping[str, str] = os.environ) -> None:
         # `stop` blocks until the unit is gone. systemd kills it after 90 s by default (DefaultTimeoutStopUSec, see
-        # systemd-system.conf(5)), and we must not give up just then.
+        # systemd-system.conf(5)), and we must not give up before that.
         self._timeout_s = timeout_s
         self._environ = environ
 
     def connected(self) -> ConnectedSystemd:
-        """The same manager, for one thread that asks several questions in a row: see there."""
+        """The same manager, for one thread that asks several questions in a row."""
         return ConnectedSystemd(self._timeout_s, self._environ)
 
     def show(self, units: Iterable[str]) -> dict[str, UnitStatus]:
-        """The state of all units, each one's at one moment. A unit that does not exist is `is_missing`, and so is one
-        whose name systemd does not accept."""
+        """The state of all units; each state is one snapshot. A unit that does not exist is `is_missing`, and so is a
+        unit whose name systemd does not accept."""
         names = list(dict.fromkeys(units))
         if not names:
             return {}
@@ -102,9 +102,8 @@ class Systemd:
     def main_process(self, unit: str) -> MainProcess:
         """The main process of a unit that was started.
 
-        `show` has the same in more time: of a loaded unit, systemd returns some properties quicker than all. The pid is
-        asked for first: if that process ends meanwhile and another takes its place, whoever opens the pid finds it
-        gone.
+        `show` knows it too, but is slower: systemd returns a few properties of a loaded unit faster than all. The pid
+        is asked for first. So if that process ends meanwhile and another takes its place, opening the pid fails.
         """
         wanted = ("MainPID", "ControlGroup", "ExecMainStartTimestamp")
         calls = properties(unit, *(("Service", name) for name in wanted), ("Unit", "InvocationID"))
@@ -125,8 +124,8 @@ class Systemd:
         return status
 
     def running(self, units: Sequence[str]) -> dict[str, str]:
-        """Those of the units that are not stopped, and what each does. Quicker than `show`: one call for all of them,
-        and a short answer."""
+        """The units that are not stopped, with their states. Faster than `show`: one call for all, and a short
+        answer."""
         if not units:
             return {}
         return self._ask(lambda bus: _running(units, bus))
@@ -160,12 +159,12 @@ class Systemd:
             raise kind(f"starting {unit} failed: {_words(result)}")
 
     def reset_failed(self, unit: str) -> None:
-        """Clears a failed state and the start limit's count. A refusal is ignored: systemd refuses for a unit that is
-        not loaded, and any other reason shows at the start that follows."""
+        """Clears a failed state and the start limit's count. A refusal is ignored: systemd refuses if the unit is not
+        loaded, and any other reason also makes the following start fail."""
         self._ask(lambda bus: bus.call_all([Call("ResetFailedUnit", "s", (unit,))]))
 
     def _run_jobs(self, method: str, units: Sequence[str], limit: Limit | None) -> dict[str, str | CallRefused]:
-        """The units whose job did not end well, and what systemd says of it."""
+        """The units whose job did not succeed, with the job's result."""
         calls = [Call(method, "ss", (unit, "replace")) for unit in units]
         latest = time.monotonic() + self._timeout_s
         limit = Limit(latest) if limit is None else limit._replace(deadline=min(latest, limit.deadline))
@@ -173,7 +172,7 @@ class Systemd:
         return {unit: result for unit, result in zip(units, results, strict=True) if result not in _FINE}
 
     def _ask(self, question: Callable[[ManagerBus], _T]) -> _T:
-        """Asks again for up to a second where the manager hangs up: all our questions may be asked twice."""
+        """Asks again for up to a second if the manager hangs up. This is safe: all our questions may be asked twice."""
         closed_at: float | None = None
         with self._explained():
             while True:
@@ -209,11 +208,11 @@ class Systemd:
 
 
 class ConnectedSystemd(Systemd):
-    """The user manager over one connection, which is made for the first question and kept while this is entered: to
-    connect costs more than most questions do. Before and after, each question has its own. Not thread-safe.
+    """The user manager over one connection. It is made for the first question and kept within the `with` block, because
+    connecting costs more than most questions. Outside the block, each question makes its own. Not thread-safe.
 
-    Enter it only for questions that follow each other within seconds. On a kept connection the manager reports every
-    unit's doings, and stores for us what we do not read.
+    Use the block only for questions that follow each other within seconds. On a kept connection the manager reports
+    every change of every unit, and stores for us what we do not read.
     """
 
     _bus: ManagerBus | None = None

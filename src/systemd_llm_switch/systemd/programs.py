@@ -1,5 +1,7 @@
-"""Programs run to their end, bounded in time and in what is read of their output. No other module but the set-up's runs
-any."""
+"""Runs a program to its end, with bounds on its time and on how much of its output is read.
+
+Besides this module, only `journal_reader` and the set-up run programs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ class ProgramError(Exception):
 
 
 def run(*command: str, timeout_s: float) -> str:
-    """What a program writes to its standard output and error, whatever its exit code. Blocks.
+    """What a program writes to its standard output and error; its exit code does not matter. Blocks.
 
     Raises:
         ProgramError
@@ -36,7 +38,7 @@ def run(*command: str, timeout_s: float) -> str:
         except TimeoutError as error:
             raise ProgramError(f"{command[0]} did not end within {timeout_s:g} s") from error
         finally:
-            process.kill()  # if it still runs: it is not waited for any longer
+            process.kill()  # if it still runs
 
 
 def _read(pipe: IO[bytes], deadline: float) -> bytes:

@@ -1,4 +1,4 @@
-"""One unit as systemd describes it, and a hold on its main process. Asks nobody: `manager` does."""
+"""One unit as systemd describes it, and a watch on its main process. Asks systemd nothing: `manager` does."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MISSING = ("not-found", "bad-setting", "error", "masked")
 
 
 class MainProcess(NamedTuple):
-    """The process that a unit runs for one of its starts, or ran. `pid` is 0 where there is none; `started_at` is
-    seconds since the epoch, 0 where it never started."""
+    """The process that a unit runs, or ran, for one of its starts. `pid` is 0 without a process; `started_at` is
+    seconds since the epoch, 0 if it never started."""
 
     pid: int
     control_group: str
@@ -38,7 +38,7 @@ class MainProcess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UnitStatus:
-    """What systemd says of a unit at one moment (org.freedesktop.systemd1(5))."""
+    """The state of a unit at one moment, as systemd reports it (org.freedesktop.systemd1(5))."""
 
     unit: str
     load_state: str
@@ -55,14 +55,14 @@ class UnitStatus:
     needs_daemon_reload: bool
     files: tuple[str, ...]
     control_group: str
-    command: str  # what it runs: its words joined by spaces, without quotes
+    command: str  # its command line: the words joined by spaces, without quotes
     arguments: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     """The unit's own variables, each as `NAME=value`."""
 
     @property
     def is_stopped(self) -> bool:
-        """Nothing of it runs. `activating (auto-restart)` counts as running: it will be back."""
+        """None of its processes runs. `activating (auto-restart)` counts as running, because it will start again."""
         return has_stopped(self.active_state)
 
     @property
@@ -82,7 +82,7 @@ class UnitStatus:
 
     @property
     def is_missing(self) -> bool:
-        """No start can succeed before somebody repairs the unit file."""
+        """No start can succeed until the unit file is repaired."""
         return self.load_state in _MISSING
 
     @property
@@ -107,7 +107,7 @@ class UnitStatus:
 
 
 class ProcessWatch:
-    """Holds a process by a pidfd: `has_exited()` is one poll of about 1 µs, without a fork and immune to pid reuse.
+    """Watches a process by a pidfd: `has_exited()` is one poll of about 1 µs, without a fork and immune to pid reuse.
 
     See pidfd_open(2).
 
@@ -130,7 +130,7 @@ class ProcessWatch:
         return self._fd
 
     def __del__(self) -> None:
-        # Closed only when nobody can poll it any more: the kernel reuses a closed descriptor's number at once.
+        # Closed only here, when no thread can poll it any more: the kernel reuses a closed descriptor's number at once.
         with contextlib.suppress(OSError, AttributeError):
             os.close(self._fd)
 

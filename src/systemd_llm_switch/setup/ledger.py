@@ -174,7 +174,7 @@ def checksum(text: str) -> str:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether the path is below the folder once `..` and links on the way are followed. (The path itself may be one.)"""
+    """Whether the path is below the folder once `..` and links on the way are followed (itself may be a link)."""
     if path.name in ("", ".", ".."):
         return False
     return path.parent.resolve().is_relative_to(folder.parent.resolve() / folder.name)

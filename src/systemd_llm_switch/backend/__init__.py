@@ -1,4 +1,4 @@
 """A llama-server over HTTP: the only place that speaks to one.
 
-Must not know units, scheduling or repair. Start reading at `backend`; `exchange` is one request under way.
+Must not know units, scheduling or repair. Start reading at `backend`; `exchange` is one request in progress.
 """

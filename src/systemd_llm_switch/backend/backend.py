@@ -24,10 +24,10 @@ _PEEK_NOW = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 
 
 class Backend:
-    """The HTTP side of whatever listens at one URL, with its idle connections. Thread-safe."""
+    """The HTTP side of the llama-server at one URL, with its idle connections. Thread-safe."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """`key`: the API key that it asks for. It is in each request, and never in a log line or a message."""
+        """`key` is the API key that it needs. It is sent with each request, and never logged or shown."""
         self.url = url
         self._authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
         parts = urlsplit(url)
@@ -50,8 +50,9 @@ class Backend:
     ) -> Exchange:
         """Sends a request and waits until its reply begins. The caller must close the exchange.
 
-        `on_sent` is called with each exchange once its request is on its way. There may be two: a kept connection
-        that ends before one byte of the reply was closed as idle, so the request goes out once more on a new one.
+        `on_sent` is called with each exchange after its request was sent. There may be two exchanges: if a kept
+        connection ends before the first byte of the reply, it was closed as idle, and the request is sent again on a
+        new one.
 
         Raises:
             BackendLost, BackendDeadline, ReplyTooLarge, ClientGone
@@ -104,7 +105,7 @@ class Backend:
             return  # other threads took them meanwhile
 
     def drop_idle(self) -> None:
-        """Closes the idle connections: the process behind them has ended or is about to."""
+        """Closes the idle connections, because their process has ended or is about to."""
         while self._idle:
             try:
                 self._idle.pop()[0].close()
@@ -115,7 +116,7 @@ class Backend:
         """Whether nothing listens at the URL. A listener that is too busy to accept counts as listening.
 
         Raises:
-            OSError: no more files can be opened, so it cannot be checked.
+            OSError: no file descriptor is left, so it cannot be checked.
         """
         try:
             socket.create_connection(self._address, timeout=1).close()
@@ -135,7 +136,7 @@ class Backend:
         try:
             sock = socket.create_connection(self._address, timeout=timeout_s)
         except TimeoutError as error:
-            # It listens, but its queue of connections is full and stays full: it hangs.
+            # It listens, but its queue of connections stays full: it hangs.
             reason = "" if timeout_s == left_s else f"did not accept a connection within {timeout_s:g} s"
             raise BackendDeadline(reason) from error
         except OSError as error:

@@ -1,7 +1,7 @@
-"""One request under way at a backend: sent, waited for, read, aborted. Knows HTTP/1.1 and one connection.
+"""One request in progress at a backend: send it, wait for the reply, read it, abort it. Owns one HTTP/1.1 connection.
 
-httptools' parser over a socket of our own: a wait must watch the client's connection together with the backend's
-(`waiting.Client`), and nothing may block while a reply comes in pieces.
+It is httptools' parser over a plain socket, because a wait must watch the client's connection together with the
+backend's (`waiting.Client`), and nothing may block while a reply comes in pieces.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_HEAD_BYTES = 256 * 1024
 
 
 class BackendLost(Exception):
-    """The connection broke, or could not be made: the process died, was stopped, or refuses.
+    """The connection broke or could not be made: the process died, was stopped, or refuses connections.
 
     `was_unread`: the kernel says that the backend never read the request.
     `was_idle`: a kept connection ended before one byte of the reply. The backend had closed it as idle, or died.
@@ -34,7 +34,8 @@ class BackendLost(Exception):
 
 
 class BackendDeadline(Exception):
-    """No whole reply within the request's time. A message says where a shorter time was over (no connection)."""
+    """The reply was not complete within the request's time. A message says if a shorter time was over (no
+    connection)."""
 
 
 class ReplyTooLarge(Exception):
@@ -62,7 +63,7 @@ class Message(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """How long a reply may take (`deadline`, of `time.monotonic`) and how many bytes it may have on the wire."""
+    """How long a reply may take (`deadline`, a `time.monotonic`) and how many bytes it may have on the wire."""
 
     deadline: float
     max_bytes: int
@@ -77,16 +78,15 @@ class Reply(NamedTuple):
 
 
 class Exchange:
-    """One request that is under way at the backend. One thread uses it; only `abort` comes from another.
+    """One request in progress at the backend. One thread uses it; another one may call `abort`, and nothing else.
 
     `is_new`: the connection was made for this request. `keep` takes a connection that may serve another request.
 
-    The bytes that the backend does not take at once are sent while the reply is awaited: a backend that reads nothing
-    delays neither the client's keep-alives, nor its disconnect, nor `abort`. Before each read, the deadline and the
-    client are checked: a backend that never stops sending delays them no more than one that is silent.
+    What the backend does not read at once is sent while the reply is awaited. So a backend that reads nothing does not
+    delay the client's keep-alives, its disconnect or `abort`. The deadline and the client are checked before each read.
+    So a backend that never stops sending does not delay them either.
 
-    Its owner must close it, whatever comes of it. Closed before the end of the reply, it makes llama-server stop
-    generating.
+    The owner must always close it. If that happens before the end of the reply, llama-server stops generating.
 
     Raises, from every method that waits: ClientGone, BackendLost, BackendDeadline, ReplyTooLarge.
     """
@@ -104,7 +104,7 @@ class Exchange:
         self._keep = keep
         self.is_new = is_new
         self._sock: socket.socket | None = sock
-        # `abort` comes from another thread: it must not meet a socket that serves another request by then.
+        # Another thread calls `abort`: it must not close a socket that serves another request by then.
         self._sock_lock = threading.Lock()
         self._is_aborted = False
         self._client = client
@@ -144,7 +144,8 @@ class Exchange:
 
     @property
     def content_type(self) -> str:
-        """Handed on, as `content_encoding` is; the others are about this hop, or llama-server's own idea of CORS."""
+        """The client gets this header and `content_encoding`. The others are for this connection, or llama-server's own
+        CORS."""
         return self._reply.content_type
 
     @property
@@ -154,7 +155,7 @@ class Exchange:
 
     @property
     def is_event_stream(self) -> bool:
-        """Whether the reply comes as events, while it is written."""
+        """Whether the reply is a stream of events."""
         return self.status == 200 and self._reply.is_of_events
 
     def read(self) -> Reply:
@@ -195,7 +196,7 @@ class Exchange:
         while self._is_unsent:
             is_readable, is_writable = self._client.wait_either(fd, self._left_s())
             if is_readable:
-                return  # a reply to an incomplete request counts: the request may be too large
+                return  # a reply to an incomplete request is valid: the request may be too large
             if is_writable:
                 self.send_some()
         if not self._client.wait_readable(fd, self._left_s()):
@@ -219,7 +220,7 @@ class Exchange:
             raise BackendLost(f"the head of its reply is longer than {_MAX_HEAD_BYTES // 1024} KiB")
 
     def _end(self) -> None:
-        """The connection ended: that ends the reply, or loses it."""
+        """The connection ended: the reply is complete, or it is lost."""
         if self._reply.ends_with_connection:
             self._reply.end()
         elif self._received:
@@ -228,9 +229,9 @@ class Exchange:
             raise self._lost("it closed the connection without an answer", was_unread=self._was_unread())
 
     def _was_unread(self) -> bool:
-        """Whether the kernel behind an ended connection said that bytes were not read: it answers with a reset where
-        a process ends and leaves some, or where they come after its end, and with an orderly close where all were
-        read (RFC 1122, 4.2.2.13). A reset that follows such a close is pending behind it (tcp(7): EPIPE)."""
+        """Whether the peer's kernel reported that bytes of the request were not read. If a process ends with unread
+        bytes, or bytes come after its end, the kernel sends a reset. If all were read, it closes in order (RFC 1122,
+        4.2.2.13). A reset that follows such a close is pending on the socket (tcp(7): EPIPE)."""
         return self._is_unsent or self._open_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def _lost(self, reason: BaseException | str, was_unread: bool) -> BackendLost:
@@ -268,8 +269,9 @@ class Exchange:
             return sock
 
     def _release(self) -> None:
-        """Keeps the connection if it may serve another request. One that carried events is never kept: llama-server
-        closes it a moment after the stream, in spite of its `Keep-Alive`, and the next request would be lost on it."""
+        """Keeps the connection if it may serve another request. A connection that carried events is never kept:
+        llama-server closes it a moment after the stream, although it sent `Keep-Alive`, and the next request would be
+        lost."""
         sock = self._take_socket()
         if sock is not None:
             if self._reply.leaves_connection and not self._is_unsent and not self._reply.is_of_events:

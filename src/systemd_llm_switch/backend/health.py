@@ -1,7 +1,7 @@
 """A backend's readiness, asked for at `/health` with `requests`: llama-server says 503 while it loads, 200 when ready.
 
-Whatever listens there is hostile until it has proved otherwise. One deadline covers a whole answer, however slowly its
-bytes come; no redirect is followed; of the body nothing is read.
+The program that listens there is not trusted. One deadline covers a whole answer, however slowly its bytes come. No
+redirect is followed, and the body is not read.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from urllib3.exceptions import NewConnectionError
 
 from systemd_llm_switch.waiting import remaining_s
 
-_MAX_BYTES = 1 << 16  # of an answer: http.client reads 8 KiB at a time, and a hundred header fields at most
+_MAX_BYTES = 1 << 16  # of an answer: http.client reads 8 KiB at a time, and at most a hundred header fields
 
 
 class Readiness(enum.Enum):
-    """What is known of a backend."""
+    """The state of a backend, as far as is known."""
 
     SILENT = "silent"  # nothing listens
-    MUTE = "mute"  # something listens, and does not answer
+    MUTE = "mute"  # something listens but does not answer
     LOADING = "loading"
     READY = "ready"
 
 
 class Health(NamedTuple):
-    """One answer, or the lack of one. `words` completes "nothing but this was seen: ..."."""
+    """One answer, or the lack of one. `words` describes it in a clause: "it was still loading"."""
 
     readiness: Readiness
     words: str
@@ -58,11 +58,11 @@ class HealthCheck:
         self._lock = threading.Lock()
 
     def ask(self, timeout_s: float, headers: Mapping[str, str]) -> Health:
-        """Asks once; takes `timeout_s` at most to connect, and as much to read. Never raises."""
+        """Asks once. Takes at most `timeout_s` to connect, and as long again to read. Never raises."""
         question = requests.Request("GET", self._url, headers={"Connection": "close", **headers}).prepare()
         try:
             with self._lock:
-                # The adapter and not a session, which would read and decompress the body of a redirect.
+                # Uses the adapter directly: a session would read and decompress the body of a redirect.
                 reply = self._adapter.send(question, stream=True, timeout=timeout_s)
                 reply.close()
                 self._adapter.close()
@@ -85,8 +85,8 @@ def _explain(error: requests.RequestException) -> Health:
 
 
 class _Socket(socket.socket):
-    """A socket whose timeout covers all reads together, where the usual one begins anew with each; and which reads no
-    more than `_MAX_BYTES`."""
+    """A socket whose timeout covers all reads together (the usual one starts again with each read), and which reads at
+    most `_MAX_BYTES`."""
 
     _deadline = math.inf
     _left_bytes = _MAX_BYTES
@@ -126,8 +126,8 @@ class _Adapter(HTTPAdapter):
 
 
 def _let_go(error: BaseException | None) -> None:
-    """urllib3's errors and their frames hold each other, and with them the callers' frames and all that is in those,
-    until Python's collector comes. For a watched process that is a file descriptor."""
+    """Clears the frames of an error. urllib3's errors and their frames refer to each other, and so keep the callers'
+    frames, with the file descriptor of a watched process, until Python's collector runs."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -1,4 +1,4 @@
-"""A reply as the HTTP parser takes it apart. Pure: bytes in; status, content type and body out."""
+"""The parser of a backend's HTTP reply. Pure: bytes in; status, content type and body out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class NotHttp(Exception):
 
 
 class Incoming:
-    """What has come of one reply so far. Interim replies (1xx) are skipped."""
+    """One reply, as far as it has arrived. Interim replies (1xx) are skipped."""
 
     __slots__ = (
         "_body",
@@ -51,7 +51,7 @@ class Incoming:
             # What follows a whole reply does not belong to it; the connection is not used again.
             if not self.is_complete:
                 raise NotHttp(str(error)) from error
-        if len(self._body) > before + 1:  # many small chunks: their objects would take far more than their bytes
+        if len(self._body) > before + 1:  # many small chunks: the objects would take far more memory than the bytes
             self._body[before:] = [b"".join(self._body[before:])]
 
     def take(self) -> bytes:
@@ -61,7 +61,7 @@ class Incoming:
         return data
 
     def end(self) -> None:
-        """The connection ended, and with it the reply."""
+        """The connection ended, and so the reply is complete."""
         self.is_complete = self._has_surplus = True
         self.close()
 

@@ -1,6 +1,6 @@
-"""llama-server's slots: listed, saved to a file, restored from one, and filled again with a prompt it still has.
+"""llama-server's slots: lists them, saves one to a file, restores one, and fills one with a prompt that it still has.
 
-Each call blocks until its deadline at most. Knows nothing of files, units or conversations.
+Each call blocks at most until its deadline. Must not know files, units or conversations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from systemd_llm_switch.waiting import Client
 
 _LARGEST_REPLY = 8 << 20  # an old build's list of slots repeats their prompts
 _QUOTED = 200
-# Asked more often, llama-server keeps working on requests that nobody waits for any more.
+# If it is asked more often, llama-server keeps working on requests whose clients have gone.
 LIST_PAUSE_S = 1.0
 
 
@@ -27,7 +27,7 @@ class SlotError(Exception):
 
 
 class SlotRefused(SlotError):
-    """The backend answered, and said no."""
+    """The backend answered with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A prompt that was sent once more: in which slot it is, and how much of it the backend still had."""
+    """A prompt that was sent again: in which slot it is, and how much of it the backend still had."""
 
     slot: int
     tokens: int
@@ -98,7 +98,7 @@ class Slots:
         return self._transfer(slot, "restore", name, ("n_restored", "n_read"), deadline)
 
     def replay(self, body: dict[str, Any], is_chat: bool, deadline: float) -> Replay:
-        """Has the backend take a prompt up again that it has read before: one token is generated, and not used.
+        """Has the backend load a prompt again that it has read before. It generates one token, which is not used.
 
         Raises:
             SlotError
@@ -109,19 +109,19 @@ class Slots:
         if not isinstance(prompt, str):
             raise SlotError("the prompt cannot be sent again")
         order = {"prompt": prompt, "n_predict": 1, "cache_prompt": True, "stream": False}
-        told = self._ask("POST", "/completion", order, deadline)
+        reply = self._ask("POST", "/completion", order, deadline)
         try:
-            timings = told["timings"]
+            timings = reply["timings"]
             cached = int(timings["cache_n"])
-            return Replay(int(told["id_slot"]), cached + int(timings["prompt_n"]), cached)
+            return Replay(int(reply["id_slot"]), cached + int(timings["prompt_n"]), cached)
         except (KeyError, TypeError, ValueError) as error:
             raise SlotError(f"POST /completion answered in an unknown form: {error!r}") from error
 
     def _transfer(self, slot: int, action: str, name: str, fields: tuple[str, str], deadline: float) -> Transfer:
         began = time.monotonic()
-        told = self._ask("POST", f"/slots/{slot}?action={action}", {"filename": name}, deadline)
+        reply = self._ask("POST", f"/slots/{slot}?action={action}", {"filename": name}, deadline)
         try:
-            tokens, size = (int(told[field]) for field in fields)
+            tokens, size = (int(reply[field]) for field in fields)
         except (KeyError, TypeError, ValueError) as error:
             raise SlotError(f"slot {slot}: {action} answered in an unknown form: {error!r}") from error
         return Transfer(tokens, size, time.monotonic() - began)
@@ -151,9 +151,9 @@ class Slots:
         return reply.status, reply.body
 
 
-def _parse_slot(told: Any) -> Slot:
-    tokens, task = int(told.get("n_prompt_tokens") or 0), int(told.get("id_task", -1))
-    return Slot(int(told["id"]), tokens, bool(told["is_processing"]), task)
+def _parse_slot(fields: Any) -> Slot:
+    tokens, task = int(fields.get("n_prompt_tokens") or 0), int(fields.get("id_task", -1))
+    return Slot(int(fields["id"]), tokens, bool(fields["is_processing"]), task)
 
 
 def _message(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The body of a request: read whole, bounded in size, and decoded. Its chunks are checked by httptools."""
+"""The body of a request: reads it whole, with a bound on its size, and decodes it. httptools checks its chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from systemd_llm_switch.http_server.head import Refused
 from systemd_llm_switch.http_server.reading import RequestReader, Truncated
 from systemd_llm_switch.quoting import printable, quoted
 
-# A body up to this size is not counted: the number of threads bounds all of them together.
+# A body up to this size is not charged to the budget: the number of threads bounds all such bodies together.
 SMALL_BYTES = 64 * 1024
 _LEAST_BUDGET_BYTES = 128_000_000
 _LARGEST_BODIES_AT_ONCE = 2
@@ -36,9 +36,10 @@ Charge = Callable[[int], None]
 
 
 class BodyBudget:
-    """How many bytes of large bodies all requests together may hold: parsed, each takes a multiple of it. Thread-safe.
+    """How many bytes of large bodies all requests together may hold. (A parsed body takes a multiple of its bytes.)
+    Thread-safe.
 
-    A request takes its bytes while it reads them, and gives them back when it is answered.
+    A request takes bytes from the budget while it reads them, and gives them back when it is answered.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class BodyBudget:
     def take(self, count: int, max_body_bytes: int) -> None:
         """
         Raises:
-            QueueFull: the requests under way hold too much already.
+            QueueFull: the current requests hold too much already.
         """
         limit = max(_LEAST_BUDGET_BYTES, _LARGEST_BODIES_AT_ONCE * max_body_bytes)
         with self._lock:
@@ -60,13 +61,13 @@ class BodyBudget:
             self._taken += count
 
     def give_back(self, count: int) -> None:
-        """What was taken and is no longer held."""
+        """Returns bytes that were taken."""
         with self._lock:
             self._taken -= count
 
 
 def read_sized(reader: RequestReader, length: int, charge: Charge) -> bytes:
-    """A body of known length. A large one is charged as it comes: who only announces one holds nothing.
+    """A body of known length. A large one is charged as it arrives, so announcing one takes nothing of the budget.
 
     Raises:
         TooSlow, Truncated, and what `charge` raises.
@@ -80,7 +81,7 @@ def read_sized(reader: RequestReader, length: int, charge: Charge) -> bytes:
 
 
 def _pieces(reader: RequestReader, length: int, charge: Charge) -> Iterator[bytes]:
-    """So many bytes, charged as they come."""
+    """Reads `length` bytes in pieces, and charges each."""
     while length:
         piece = _read_exactly(reader, min(length, _READ_BYTES))
         length -= len(piece)
@@ -111,7 +112,7 @@ class _Chunks:
 
 
 def read_chunked(reader: RequestReader, limit: int, charge: Charge) -> bytes:
-    """A chunked body with its trailers (RFC 9112, 7.1), and not a byte that follows it.
+    """A chunked body with its trailers (RFC 9112, 7.1). Reads no byte beyond it.
 
     Raises:
         TooSlow, Truncated, RequestTooLarge, Refused, and what `charge` raises.
@@ -163,7 +164,7 @@ def _malformed(reason: str) -> Refused:
 def check_encoding(encoding: str) -> None:
     """
     Raises:
-        Refused: the body has a Content-Encoding that is not read.
+        Refused: the body's Content-Encoding is not supported.
     """
     if encoding not in GZIP and encoding not in IDENTITY:
         message = f"the Content-Encoding {quoted(encoding)} is not supported; send the body as it is, or with gzip"
@@ -171,7 +172,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def unzip(raw: bytes, limit: int, charge: Charge) -> bytes:
-    """What a gzip body holds. It must be one member: many small ones would take long for few bytes.
+    """The decompressed gzip body. It must be one member, because many small members would take long for few bytes.
 
     Raises:
         Refused, RequestTooLarge, and what `charge` raises, which is called for each piece.

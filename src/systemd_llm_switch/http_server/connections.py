@@ -1,4 +1,4 @@
-"""One connection as cheroot holds it, and the idle connections. `request` serves what comes on them."""
+"""One connection as cheroot holds it, and the idle connections. `request` serves the requests on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from systemd_llm_switch.http_server.writing import ReplyWriter
 
 log = logging.getLogger(__name__)
 
-# What accept() fails with while there are too many open files or too little memory: accept(2).
+# The errors of accept(2) when there are too many open files or too little memory.
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _NO_ROOM_PAUSE_S = 0.05
 _NO_ROOM_QUIET_S = 10.0
@@ -45,8 +45,8 @@ class Connection(cheroot_server.HTTPConnection):
 
 
 class IdleConnections(connections.ConnectionManager):
-    """The idle connections, which hold no thread. A new one beyond the limit closes the one that was idle longest: a
-    client that opens many and sends nothing keeps no other client out. Used by the selector's thread."""
+    """The idle connections, which hold no thread. A new one beyond the limit closes the one that was idle longest, so a
+    client that opens many and sends nothing does not keep others out. Used by the selector's thread."""
 
     _quiet_until = -math.inf
 
@@ -74,7 +74,7 @@ class IdleConnections(connections.ConnectionManager):
         for _, fd, conn in sorted(idle, key=lambda it: it[0]):
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            if not poll.poll(0):  # a readable one may be about to be served
+            if not poll.poll(0):  # a readable connection may be about to be served
                 selector.unregister(fd)
                 conn.close()
                 return True

@@ -1,4 +1,4 @@
-"""Between the server and the application: what the server needs of it, and a request as WSGI has it (PEP 3333)."""
+"""The interface between server and application: what the server needs, and a request as WSGI has it (PEP 3333)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ, Headers, Start
 
 
 class Application(Protocol):
-    """What the server serves. It asks for the limits of each request: the config may change."""
+    """What the server needs of an application. It asks again for each request, because the config may change."""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answers a request as WSGI says, by the `write` that `start_response` returns.
+        """Answers a request through the `write` that `start_response` returns (WSGI).
 
         Raises:
             ClientGone: the answer could not be sent to its end, so its connection must be closed.
         """
 
     def admits(self, environ: Environ) -> bool:
-        """Whether a request may come in; asked before a body is waited for."""
+        """Whether a request is allowed; the server asks before it waits for a body."""
 
     def max_body_bytes(self) -> int:
         """How large a body may be."""
@@ -50,19 +50,19 @@ def surroundings(port: int) -> Environ:
 
 
 class Gateway(cheroot_server.Gateway):
-    """WSGI for one application, which is ours: what cheroot checks of any application is left out."""
+    """WSGI for our own application: it leaves out what cheroot checks in any application."""
 
     def respond(self) -> None:
-        """Has the request answered: the application writes its answer, and returns nothing to send.
+        """Has the application write the answer.
 
         Raises:
-            OSError: the client is gone, or takes nothing.
+            OSError: the client is gone or reads nothing.
         """
         request = self.req
         try:
             request.server.wsgi_app(self.environ(), request.start_response)
         except ClientGone as gone:
-            # cheroot closes the connection of a request that ends like this, and says nothing.
+            # cheroot closes the connection of a request that ends like this, and logs nothing.
             raise ConnectionAbortedError(errno.ECONNABORTED, str(gone)) from gone
 
     def environ(self) -> dict[str, Any]:

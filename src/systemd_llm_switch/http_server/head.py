@@ -1,7 +1,7 @@
 """The head of a request: its request line and fields, read by httptools and checked more strictly. Pure.
 
-What two readers of one request could understand in two ways is refused (RFC 9112, 11.2): the request line must be
-exactly one method, one target and one version, and a field that may come once must come once.
+A request that two programs could understand differently is refused (RFC 9112, 11.2). The request line must be exactly
+one method, one target and one version. A field that may come only once must not be repeated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from systemd_llm_switch.quoting import printable, quoted
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
-# httptools knows a list of methods and refuses all others. The routes answer to those, so each is read as a GET.
+# httptools refuses methods that it does not know. The routes must answer those, so each is parsed as a GET.
 _USUAL_METHODS = (b"GET", b"POST")
-# A second one of these has no meaning (RFC 9110, 5.3): a reader takes one of them, and another reader the other.
+# These fields must not be repeated (RFC 9110, 5.3): one program would use the first, and another one the second.
 _SINGLE = frozenset(
     (
         "HTTP_HOST",
@@ -38,7 +38,7 @@ _LONGEST_KEPT_NAME = 64
 
 
 class Refused(InvalidRequest):
-    """A request that is not HTTP as this server reads it. `more` is a header of the answer."""
+    """The request is not valid HTTP for this server. `more` are headers of the answer."""
 
     def __init__(self, status: HTTPStatus, message: str, *more: tuple[str, str]) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Head(NamedTuple):
 
     method: str
     path: str  # decoded; its bytes as latin-1, as WSGI has them
-    raw_path: str  # as it came
+    raw_path: str  # as it was sent
     query: str
     version: str
     fields: dict[str, str]
@@ -99,7 +99,7 @@ def parse_head(data: bytes) -> Head:
     try:
         HttpRequestParser(found).feed_data(data if method in _USUAL_METHODS else _as_get(method, data))
     except HttpParserUpgrade:
-        pass  # nobody must upgrade: the request is answered as it is (RFC 9110, 7.8)
+        pass  # a server need not upgrade: the request is answered as it is (RFC 9110, 7.8)
     except HttpParserError as error:
         raise _refusal(data, found.fields, error) from error
     version = _version(data, method, found.target)
@@ -142,7 +142,7 @@ def _as_get(method: bytes, data: bytes) -> bytes:
 
 
 def _refusal(data: bytes, fields: dict[str, str], error: HttpParserError) -> Refused:
-    """What httptools did not read, in the status that HTTP has for it."""
+    """The error for a head that httptools refused, with the status that HTTP defines for it."""
     if "HTTP_TRANSFER_ENCODING" in fields and "CONTENT_LENGTH" not in fields:
         coding = fields["HTTP_TRANSFER_ENCODING"]
         if coding.rpartition(",")[2].strip().lower() != "chunked":
@@ -163,7 +163,7 @@ def _unknown_version(data: bytes) -> Refused | None:
 
 
 def _version(data: bytes, method: bytes, target: bytes) -> str:
-    """The version; checks that the request line is just as RFC 9112, 3 writes it.
+    """The version. Checks that the request line has exactly the form of RFC 9112, 3.
 
     Raises:
         Refused
@@ -178,8 +178,8 @@ def _version(data: bytes, method: bytes, target: bytes) -> str:
 def _split(method: bytes, target: bytes, fields: dict[str, str]) -> tuple[bytes, bytes]:
     """The path and the query of a target (RFC 9112, 3.2).
 
-    An absolute target's host counts instead of the Host field. Several slashes at the beginning are one: a base URL
-    that ends in a slash makes two of them.
+    The host of an absolute target replaces the Host field. Several slashes at the beginning count as one, because a
+    base URL that ends in a slash leads to two.
 
     Raises:
         Refused
@@ -211,7 +211,7 @@ def _is_chunked(coding: str, version: str) -> bool:
 
 
 def _keeps_connection(options: str, version: str) -> bool:
-    """Options are words in any letters, with commas between them (RFC 9110, 7.6.1)."""
+    """Whether the connection stays open. `options` are words in any case, separated by commas (RFC 9110, 7.6.1)."""
     if not options:
         return version == "HTTP/1.1"
     words = [option.strip() for option in options.lower().split(",")]
@@ -220,8 +220,8 @@ def _keeps_connection(options: str, version: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _wsgi_name(name: bytes) -> str:
-    """A field's name as WSGI has it. Empty for one with an underscore, which is
-    dropped: X_Y would pass for X-Y."""
+    """A field's name as WSGI has it. Empty for a name with an underscore: X_Y would be taken for X-Y, so it is
+    dropped."""
     text = name.decode("latin-1")
     if "_" in text:
         return ""

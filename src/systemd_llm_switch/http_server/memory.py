@@ -1,6 +1,6 @@
-"""Memory given back to the kernel after large requests.
+"""Gives memory back to the kernel after large requests.
 
-glibc keeps what was freed, in an arena for each thread: after a hundred answers of 4 MB, 360 MB stayed resident.
+glibc keeps freed memory in an arena for each thread: after a hundred answers of 4 MB, 360 MB stayed resident.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 
-_LARGE_BYTES = 256 * 1024  # smaller requests leave nothing that is worth the work
+_LARGE_BYTES = 256 * 1024  # smaller requests leave too little to be worth the work
 _QUIET_S = 2.0
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -23,7 +23,7 @@ def return_large_blocks() -> None:
 
 
 def malloc_trim() -> None:
-    """Gives back what the C library holds and does not use; does nothing where it is not glibc."""
+    """Gives back the memory that the C library holds and does not use. Does nothing if it is not glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)  # ctypes releases the GIL meanwhile
@@ -38,7 +38,7 @@ class Trimmer:
         self._came = threading.Event()
 
     def note(self, count: int) -> None:
-        """A request was answered whose body or answer had so many bytes."""
+        """A request was answered whose body or answer had `count` bytes."""
         if count >= _LARGE_BYTES:
             self._came.set()
 

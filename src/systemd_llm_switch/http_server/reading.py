@@ -1,8 +1,8 @@
-"""Reading a request from its connection: bounded in time, and in how many senders may be slow at once.
+"""Reads requests from connections, with bounds on the time and on how many senders may be slow at once.
 
-A request that has arrived as a whole is read at once. One that has not holds a thread while it arrives. So only a part
-of the threads may wait longer than a moment, and only as long as enough bytes come: slow senders cannot hold all
-threads, and a sender that stops is soon disconnected.
+A request that has arrived completely is read at once. A request that is still arriving holds a thread. So only some of
+the threads may wait longer than a moment, and only while enough bytes come. Slow senders cannot hold all threads, and a
+sender that stops is soon disconnected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# A head and a body each have so long in all, and a second more for each so many bytes that came.
+# The time for a head and for a body, and the rate: each SLOWEST_BYTES_PER_S bytes that arrive add a second.
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
 SLOWEST_BYTES_PER_S = 100_000
@@ -36,7 +36,7 @@ class Truncated(Exception):
 
 
 class _Source(io.RawIOBase):
-    """The reading side of a blocking socket. Its reads may not wait, or have one deadline together. A timeout of the
+    """The reading side of a blocking socket. Its reads either do not wait, or share one deadline. A timeout on the
     socket itself would cost a poll before each read, and most reads need none."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
@@ -83,8 +83,8 @@ class RequestReader(io.BufferedReader):
         self._sock = sock
 
     def has_data(self) -> bool:
-        """Whether a read will not wait: bytes are here, or the client reset the connection. False at its end, which the
-        server's selector sees. Must not raise: that would end cheroot's thread, and with it the server."""
+        """Whether a read will not wait: bytes have arrived, or the client reset the connection. False if the client
+        closed it, which the server's selector sees. Must not raise: that would end cheroot's thread and the server."""
         try:
             return bool(self.arrived())
         except OSError:
@@ -118,8 +118,8 @@ class SlowReads:
 
     @contextmanager
     def patience(self, reader: RequestReader, seconds: float) -> Iterator[None]:
-        """Within the block, the reader waits up to `seconds` for what is missing, or only a moment if too many wait
-        already. Each byte that comes extends the time."""
+        """Within the block, the reader waits up to `seconds` for the missing bytes, or only a moment if too many
+        threads wait already. Each byte that arrives extends the time."""
         may_be_slow = self._free.acquire(blocking=False)
         reader.source.allow(seconds if may_be_slow else min(seconds, _MOMENT_S))
         try:

@@ -1,6 +1,6 @@
-"""A request as cheroot serves it: read whole and bounded, handed to the application, answered or refused.
+"""One request as cheroot serves it: reads it whole, with bounds, and has the application answer it, or refuses it.
 
-Knows HTTP's wire and nothing of routes or models.
+Must not know routes or models.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
     _taken_bytes = 0  # of the budget for large bodies
 
     def parse_request(self) -> None:
-        """Reads the request line and the fields, bounded in size and in time."""
+        """Reads the request line and the fields, with bounds on size and time."""
         self.conn.wfile.begin_answer()
         try:
             data = self._read_head()
@@ -81,7 +81,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
             return self._read_lines()
 
     def _read_lines(self) -> bytes:
-        """The same, where not all of it is here. An empty line before it is skipped (RFC 9112, 2.2)."""
+        """The head's bytes, line by line as they arrive. Skips an empty line before it (RFC 9112, 2.2)."""
         reader, limit = self.conn.rfile, self.server.max_request_header_size
         head: bytes = reader.readline(limit + 1)
         line = head
@@ -106,7 +106,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
     def _check_size(self, head: Head) -> None:
         """
         Raises:
-            RequestTooLarge, Refused: a body that is not even read.
+            RequestTooLarge, Refused: the body must not even be read.
         """
         limit: int = self.server.max_request_body_size  # asked for each request: the config may have changed
         if head.length > limit:
@@ -115,7 +115,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
             check_encoding(head.fields["HTTP_CONTENT_ENCODING"].lower())
 
     def respond(self) -> None:
-        """Reads the body, bounded, and serves."""
+        """Reads the body, with bounds, and serves the request."""
         self.rfile = None  # nothing is left to read for cheroot
         head = self.head
         assert head is not None
@@ -142,8 +142,8 @@ class ServedRequest(cheroot_server.HTTPRequest):
             self.server.trimmer.note(max(len(self.body), self.conn.wfile.sent_bytes))
 
     def _may_wait(self) -> bool:
-        """Whether the application will let the request in. If not, it refuses it now: such a client cannot make us
-        wait for a body, nor hold it."""
+        """Whether the application allows the request. If not, it is refused now, so that such a client cannot make us
+        wait for a body or hold it."""
         if self.server.admits(self):
             return True
         self.close_connection = True
@@ -214,7 +214,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         self.conn.wfile.write(head.encode("latin-1"))
 
     def simple_response(self, status: str, msg: str = "") -> None:
-        """What cheroot calls when something went wrong in its own hands."""
+        """Answers an error of cheroot's own; cheroot calls it."""
         code = int(str(status)[:3])
         self._refuse(
             RequestTimeout("the request came too slowly")
@@ -223,7 +223,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         )
 
     def _refuse(self, error: ProxyError) -> None:
-        """Answers with an error, and ends the connection: where the next request would begin, nobody knows."""
+        """Answers with an error and ends the connection, because it is unknown where the next request would begin."""
         self.close_connection = True
         self.sent_headers = True
         unlogged = _refusals.admit(f"{error.status} {error.code}")
@@ -251,8 +251,8 @@ class ServedRequest(cheroot_server.HTTPRequest):
         return f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1") + body
 
     def _let_it_arrive(self) -> None:
-        """Takes in what the client still sends: closed with bytes unread, the connection would be reset, and the
-        client would see that instead of the answer. That holds a thread, so only a part of them does it."""
+        """Reads what the client still sends. If the connection were closed with unread bytes, it would be reset, and
+        the client would see the reset instead of the answer. This holds a thread, so only some threads may do it."""
         if not self.server.lingering.acquire(blocking=False):
             return
         sock = self.conn.socket
@@ -271,5 +271,5 @@ class ServedRequest(cheroot_server.HTTPRequest):
 
 @functools.lru_cache(maxsize=1)
 def _date_and_server(now_s: int) -> str:
-    """What is the same in all answers of a second."""
+    """The headers that are the same in all answers of one second."""
     return f"Date: {formatdate(now_s, usegmt=True)}\r\nServer: systemd-llm-switch\r\n"

@@ -1,7 +1,7 @@
-"""cheroot: the listening socket, the threads, an orderly end; and what systemd wants to know of it.
+"""cheroot: the listening socket, the threads, the orderly shutdown, and the messages to systemd.
 
-Knows HTTP's wire and nothing of routes or models. A request that waits holds a thread, so there are as many as
-requests may wait and run, and a reserve that keeps /health and /v1/models answering.
+Must not know routes or models. A request that waits holds a thread. So there is one thread for each request that may
+wait or run, and a reserve that keeps /health and /v1/models answering.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ log = logging.getLogger(__name__)
 RESERVE_THREADS = 88
 _BACKLOG = 512
 _IDLE_CONNECTIONS = 512
-# A client may pause for so long, between its requests and within one.
+# How long a client may pause between its requests and within one.
 _SOCKET_TIMEOUT_S = 30
 _MAX_HEADER_BYTES = 64 * 1024
-# Of the reserve, so many threads may wait for slow senders and for slow readers, so many linger, and some stay with
-# their connection (`threadpool`). Requests that the application lets wait outside of its queue take some, too. The rest
-# answers /health.
+# How many threads of the reserve may wait for slow senders and for slow readers. Others linger (_LINGERING), stay with
+# their connection (`threadpool`), or serve requests that wait outside the application's queue. The rest answer /health.
 _SLOW_READS = 24
 _SLOW_WRITES = 24
-# What fits into it leaves at once, and holds no thread until it is read.
+# An answer that fits into this buffer is sent at once, and holds no thread until the client reads it.
 _SEND_BUFFER_BYTES = 256 * 1024
 _LINGERING = 8
-# Open files: a request has its client's connection, its backend's, and what it waits on. That is far fewer than
-# _FILES, unless very many requests may wait.
+# Open files: a request has its client's connection, its backend's, and the descriptor that it waits on. That is far
+# fewer than _FILES, unless very many requests may wait.
 _FILES_A_THREAD = 3
 _FILES = 8192
-# Running requests may take so long to end after SIGTERM; TimeoutStopSec= of the unit is longer.
+# How long running requests may take to end after SIGTERM; the unit's TimeoutStopSec= must be longer.
 SHUTDOWN_TIMEOUT_S = 25
 
 
@@ -57,7 +56,7 @@ class Server(wsgi.Server):
     max_request_header_size = _MAX_HEADER_BYTES
 
     def __init__(self, host: str, port: int, application: Application, threads: int) -> None:
-        """`threads` is their limit."""
+        """`threads` is the most threads that it may have."""
         super().__init__(
             (host, port),
             application,
@@ -80,11 +79,11 @@ class Server(wsgi.Server):
 
     @property
     def max_request_body_size(self) -> int:  # type: ignore[override]
-        """A larger body is refused before it is read."""
+        """The size beyond which a body is refused before it is read."""
         return self._application.max_body_bytes()
 
     def admits(self, request: Any) -> bool:
-        """Whether the application would let a request in."""
+        """Whether the application allows a request."""
         return self._application.admits(self.gateway(request).environ())
 
     def cors_headers(self, origin: str | None) -> Headers:
@@ -92,20 +91,20 @@ class Server(wsgi.Server):
         return self._application.cors_headers(origin)
 
     def prepare(self) -> None:
-        """Listens, with room for as many connections as there may be.
+        """Listens, and makes room for as many connections as there may be.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address cannot be bound.
         """
         _allow_files(max(_FILES, self.keep_alive_conn_limit + int(self.requests.max) * _FILES_A_THREAD))
         super().prepare()
-        # For the connections that it accepts. The kernel begins with much less for each, and lets it grow to much more.
+        # The accepted connections inherit this. The kernel's own buffer starts much smaller and may grow much larger.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._connections.close()  # type: ignore[has-type]
         self._connections = IdleConnections(self)
 
     def process_conn(self, conn: Connection) -> None:
-        """Has a thread serve a connection; a new one only when it has said something."""
+        """Has a thread serve a connection; a new connection only after it has sent something."""
         if conn.is_fresh:
             conn.is_fresh = False
             self._connections.put(conn)
@@ -113,8 +112,8 @@ class Server(wsgi.Server):
             super().process_conn(conn)
 
     def put_conn(self, conn: Connection) -> None:
-        """Keeps a connection for its next request. An error here would end the server (cheroot calls it in a
-        `finally` of its threads); it is this connection's alone."""
+        """Keeps a connection for its next request. An error here would end the server, because cheroot calls it in a
+        `finally` of its threads. So it only ends this connection."""
         try:
             if not self.requests.stays_with(conn):
                 super().put_conn(conn)
@@ -126,19 +125,19 @@ class Server(wsgi.Server):
         log.log(level, "server %s", msg, exc_info=traceback)
 
     def allow_threads(self, count: int) -> None:
-        """Another limit, for a longer or shorter queue."""
+        """Sets another limit of threads, for a longer or shorter queue."""
         self.requests.max = count
 
     def stop(self) -> None:
-        """Ends it in order, from another thread; also when it has not yet begun to serve."""
+        """Ends the server in order, also before it has begun to serve. Called from another thread."""
         self._is_stopping = True
         if self.ready:
             super().stop()
             self._has_stopped.set()
 
     def run(self) -> None:
-        """Serves, once prepared, until `stop()` was called from another thread and has ended what runs; tells systemd
-        on the way."""
+        """Serves, after `prepare`, until another thread calls `stop()` and that has ended what runs. Keeps systemd
+        informed."""
         interval_s = watchdog_interval_s()
         if interval_s is not None:
             threading.Thread(target=self._watch, args=(interval_s,), name="watchdog", daemon=True).start()
@@ -151,7 +150,7 @@ class Server(wsgi.Server):
         self._has_stopped.wait()
 
     def _watch(self, interval_s: float) -> None:
-        """Tells systemd's watchdog that we live as long as /health really answers."""
+        """Notifies systemd's watchdog as long as /health really answers."""
         pause = threading.Event()
         host, port = self.bind_addr[:2]
         while self.ready:
@@ -173,12 +172,12 @@ def _answers(host: str, port: int, timeout_s: float) -> bool:
 
 
 def _reachable(host: str) -> str:
-    """An address to reach a bind address by."""
+    """The address to connect to, for an address to listen on."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _allow_files(count: int) -> None:
-    """Raises the limit of open files as far as it may be; systemd's usual one, 1024, is for select(2)."""
+    """Raises the limit of open files as far as allowed; systemd's default, 1024, is meant for select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
@@ -186,7 +185,7 @@ def _allow_files(count: int) -> None:
 
 
 def describe_bind_error(host: str, port: int, error: OSError) -> str:
-    """Why the port cannot be had, and the next step."""
+    """Why the port cannot be bound, and the next step."""
     try:
         socket.create_connection((_reachable(host), port), timeout=1).close()
         in_use = True

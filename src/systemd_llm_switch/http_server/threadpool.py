@@ -1,8 +1,8 @@
-"""The server's threads: as many as there are requests to hold, and a few that wait for the next.
+"""The server's threads: one for each current request, and a few that wait for the next.
 
-A request that waits holds a thread, so there may be hundreds. Each thread costs memory, and many that take turns cost
-speed. So the pool makes threads when they are needed, before the last free one is taken. A thread that has served a
-connection stays with it for a moment.
+A request that waits holds a thread, so there may be hundreds. Each thread costs memory, and switching between many
+costs speed. So the pool starts threads only when they are needed, before the last free one is taken. A thread that has
+served a connection stays with it for a moment.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _STAY_S = 2.0
 
 
 class _Own(threading.local):
-    """What one of the pool's threads keeps for itself: a connection that it has served, and whose next request has
-    arrived. To hand it over would wake another thread only to contend with it."""
+    """A thread's own next connection: one that it has served, and whose next request has arrived. Handing it over would
+    wake another thread, which would only contend with this one."""
 
     is_here = False  # in a thread of the pool
     next: Any = None
 
 
 class GrowingPool(threadpool.ThreadPool):
-    """cheroot's pool with a queue that is written in C, and with threads that are made when they are needed: never
-    fewer than before, never more than `limit`. Thread-safe."""
+    """cheroot's pool, with a queue that is written in C and with threads that start when they are needed. Their number
+    never shrinks and never exceeds `limit`. Thread-safe."""
 
     # cheroot's own, which its type stubs leave out.
     _threads: list[threading.Thread]
@@ -58,7 +58,7 @@ class GrowingPool(threadpool.ThreadPool):
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def put(self, obj: Any) -> None:
-        """Hands a connection to a thread: to the calling one, if nobody else waits. Does not block."""
+        """Gives a connection to a thread: to the calling one, if no other connection waits. Does not block."""
         if self._own.is_here and self._queue.empty():
             self._own.next = obj
             return
@@ -72,9 +72,9 @@ class GrowingPool(threadpool.ThreadPool):
                 self._note_shortage(error)
 
     def stays_with(self, connection: Any) -> bool:
-        """Waits a moment for a connection's next request or its end, and returns whether that came. Most clients ask
-        again soon, and to hand a request from the selector to a thread takes as long as to read it. Only while enough
-        other threads are free."""
+        """Waits a moment for a connection's next request or its end, and returns whether it came. Most clients send the
+        next request soon, and passing it from the selector to a thread takes as long as reading it. A thread stays only
+        while enough others are free."""
         with self._count_lock:
             free = self._waiting - self._queue.qsize()
             if not self._own.is_here or free <= _SPARE or self._staying >= _STAYING:
@@ -94,7 +94,7 @@ class GrowingPool(threadpool.ThreadPool):
         return True
 
     def stop(self, timeout: int = 5) -> None:
-        """Ends all threads. Those that still serve after `timeout` seconds lose their connections."""
+        """Ends all threads. Threads that still serve after `timeout` seconds lose their connections."""
         with self._growth_lock:
             self._is_stopped = True  # a thread that started now would miss the shutdown
         os.eventfd_write(self._stop_fd, 1)
@@ -122,16 +122,16 @@ class GrowingPool(threadpool.ThreadPool):
         return min(_SPARE - free, int(self.max) - len(self._threads))
 
     def _provide(self) -> None:
-        """Starts the missing threads and some more. Not `grow`, which sleeps until the new ones run."""
+        """Starts the missing threads and some more. (cheroot's `grow` would sleep until the new ones run.)"""
         while not self._is_stopped:
             try:
                 self._spawn(self._missing + _STEP if self._missing > 0 else 0)
             except RuntimeError as error:
                 self._note_shortage(error)
-                return  # the existing threads serve on, and the next connection tries again
+                return  # the existing threads go on serving, and the next connection tries again
             finally:
                 self._is_growing = False
-            if self._missing <= 0:  # asked once more: a connection that just came relies on this thread
+            if self._missing <= 0:  # checked again: a connection that just came relies on this thread
                 return
 
     def _spawn(self, count: int) -> None:

@@ -1,7 +1,7 @@
-"""Writing an answer to its connection: its head in one go with the body's beginning, and no copy of a large body.
+"""Writes answers to connections: the head together with the beginning of the body, and without copying a large body.
 
-What fits into the socket's buffer leaves at once. A reader that takes less holds a thread until all is sent, so only a
-part of the threads may wait for such readers, and only as long as enough is taken: as for slow senders (`reading`).
+What fits into the socket's buffer is sent at once. A client that reads slowly holds a thread until all is sent. So only
+some of the threads may wait for such clients, and only while enough is read, as for slow senders (`reading`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-# An answer may wait so long in all for its reader, and a second more for each so many bytes that were taken.
+# How long an answer may wait for its reader; each SLOWEST_BYTES_PER_S bytes that are read add a second.
 READ_TIMEOUT_S = 30.0
 SLOWEST_BYTES_PER_S = 20_000
 _MOMENT_S = 0.25
@@ -22,7 +22,7 @@ class TooSlowReader(TimeoutError):
     """The client does not take the answer in time."""
 
     def __init__(self) -> None:
-        super().__init__("timed out")  # cheroot recognises a time-out by these words
+        super().__init__("timed out")  # cheroot recognises a timeout by these words
 
 
 class SlowWrites:
@@ -32,7 +32,7 @@ class SlowWrites:
         self._free = threading.BoundedSemaphore(limit)
 
     def begin(self) -> bool:
-        """Whether another thread may wait. It must call `end`."""
+        """Whether another thread may wait. If so, it must call `end`."""
         return self._free.acquire(blocking=False)
 
     def end(self) -> None:
@@ -46,7 +46,7 @@ class ReplyWriter:
     """
 
     def __init__(self, sock: socket.socket, slow: SlowWrites) -> None:
-        """`sock` is a blocking one."""
+        """`sock` must be blocking."""
         self._sock = sock
         self._slow = slow
         self._held = b""
@@ -54,19 +54,19 @@ class ReplyWriter:
         self.begin_answer()
 
     def begin_answer(self) -> None:
-        """Another answer begins: its reader has its own time."""
+        """Begins another answer, which has its own time."""
         self._left_s = READ_TIMEOUT_S
         self._moment_s = _MOMENT_S
         self.sent_bytes = 0
 
     def hold(self) -> None:
-        """What is written next leaves only with what follows it, or with `flush`."""
+        """Holds the next `write` back until the one after it, or until `flush`."""
         self._is_holding = True
 
     def write(self, data: bytes) -> int:
         """
         Raises:
-            OSError: the client is gone, or too slow.
+            OSError: the client is gone or too slow.
         """
         if self._is_holding:
             self._held, self._is_holding = data, False
@@ -86,7 +86,7 @@ class ReplyWriter:
             self._send_slowly([memoryview(head)[sent:], memoryview(data)[max(0, sent - len(head)) :]])
 
     def _send_slowly(self, pieces: list[memoryview]) -> None:
-        """The rest, as the client takes it: for a moment in any case, and longer if few others wait so."""
+        """Sends the rest as the client reads it: for a moment, and longer if few other threads wait like this."""
         poll = select.poll()
         poll.register(self._sock, select.POLLOUT)
         is_slow = False
@@ -106,7 +106,7 @@ class ReplyWriter:
                 self._slow.end()
 
     def _wait(self, poll: select.poll, seconds: float) -> bool:
-        """Whether the client takes more within so many seconds. They are taken from its time."""
+        """Whether the client can take more within so many seconds. The wait is subtracted from its time."""
         if seconds <= 0:
             return False
         began = time.monotonic()

@@ -1,7 +1,7 @@
-"""Who may use the proxy: API keys, web pages (Origin) and host names (Host). Knows no web framework.
+"""Who may use the proxy: API keys, web pages (Origin) and host names (Host). Must not know the web framework.
 
-Each request is checked before its route: a web page can send requests to loopback and to the local network, and a
-stranger can make a name of his own point there (DNS rebinding).
+Each request is checked before its route. A web page can send requests to loopback and to the local network, and an
+attacker can make their own host name point there (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from systemd_llm_switch.errors import ForbiddenOrigin, InvalidApiKey
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.wsgi import Headers
 
-_OPEN_PATHS = ("/health", "/")  # the page has to ask for the key
+_OPEN_PATHS = ("/health", "/")  # the page must load before it can ask for the key
 _OPEN_FOLDER = "/static/"
 _PASS_FOLDER, _PASS_COOKIE = "/upstream/", "llm_switch_upstream"
 _PASS_SECRET = secrets.token_bytes(32)  # a pass ends with the proxy that gave it
@@ -27,21 +27,21 @@ _MOST_COOKIE_CHARACTERS = 4000
 _EXPOSED_HEADERS = "Server-Timing, X-LLM-Switch-Repaired, Retry-After"
 _PREFLIGHT_AGE_S = "600"
 _MOST_ASKED_CHARACTERS = 2000
-_ANY_HEADER = "*, Authorization"  # the star does not cover keys
-# No public name can be one of these, and containers reach the machine by the last two.
+_ANY_HEADER = "*, Authorization"  # the star does not include Authorization
+# These are never public names. Containers reach the machine by the last two.
 _LOCAL_NAMES = ("localhost", "host.docker.internal", "host.containers.internal")
 _LOOPBACK_ORIGIN = re.compile(r"(https?://)(?:localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Access:
-    """The rules of one config. `host` is the address that is really listened on."""
+    """The rules of one config. `host` is the address that the proxy actually listens on."""
 
     def __init__(self, server: ServerSettings, host: str) -> None:
         self._server = server
         self._is_loopback = is_loopback(host)
         self._keys = tuple(key.encode() for key in server.api_keys)
-        # A key keeps strangers out under any name. On loopback the name is checked all the same.
+        # A key protects under any name. On loopback the name is checked as well.
         self._checks_host = self._is_loopback or not self._keys
         self._hosts = frozenset(map(host_name, server.allowed_hosts))
         if not self._is_loopback:
@@ -49,10 +49,10 @@ class Access:
         self._origins = frozenset(form for origin in server.cors_origins for form in _forms(origin))
 
     def check(self, path: str, environ: Mapping[str, str]) -> bool:
-        """Lets a request in, or raises. True if it is a preflight, which is answered here.
+        """Checks a request. Returns True if it is a preflight, which must be answered with `preflight_headers`.
 
         Raises:
-            ForbiddenOrigin: a page of another site, or a host name that is not ours.
+            ForbiddenOrigin: it comes from another site's page, or names a host that is not ours.
             InvalidApiKey
         """
         self._check_host(environ.get("HTTP_HOST"))
@@ -87,12 +87,12 @@ class Access:
         return any(hmac.compare_digest(it.encode("latin-1"), self._pass.encode()) for it in given)
 
     def _is_preflight(self, origin: str, environ: Mapping[str, str]) -> bool:
-        """Whether a listed page asks if it may send a request; browsers never send a key along with that."""
+        """Whether a listed page asks if it may send a request. Browsers never send a key with that question."""
         is_question = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ and environ.get("REQUEST_METHOD") == "OPTIONS"
         return is_question and self._is_listed(origin)
 
     def cors_headers(self, environ: Mapping[str, str]) -> Headers:
-        """What lets a listed page read an answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+        """The headers that let a listed page read an answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or not self._is_listed(origin):
             return ()
@@ -122,7 +122,7 @@ class Access:
         )
 
     def _is_known(self, origin: str, host: str | None) -> bool:
-        """A listed page, or one that came from this very address."""
+        """Whether the page is listed or comes from the proxy's own address."""
         return self._is_listed(origin) or (bool(host) and origin.partition("://")[2] == host)
 
     def _is_listed(self, origin: str) -> bool:
@@ -136,9 +136,9 @@ class Access:
         scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         sent = [key] if scheme.lower() == "bearer" else []
         if "HTTP_X_API_KEY" in environ:
-            sent.append(environ["HTTP_X_API_KEY"])  # Anthropic's clients have no other place for it
-        given = [it.strip().encode("latin-1") for it in sent]  # WSGI has a header's bytes as latin-1 (PEP 3333)
-        # Every key is compared, each in constant time: the time says nothing about which key fits, or how far.
+            sent.append(environ["HTTP_X_API_KEY"])  # Anthropic's clients send it only there
+        given = [it.strip().encode("latin-1") for it in sent]  # WSGI decodes a header's bytes as latin-1 (PEP 3333)
+        # Every key is compared, each in constant time, so the time reveals nothing about the keys.
         fits = [hmac.compare_digest(it, known) for it in given for known in self._keys]
         if not any(fits):
             raise InvalidApiKey(
@@ -147,7 +147,7 @@ class Access:
 
 
 def _names_of_this_machine() -> frozenset[str]:
-    """Its host name, also as mDNS has it, and what containers call it. None of them is a stranger's to choose."""
+    """Its host name, its mDNS name, and the names that containers use. An attacker cannot choose any of them."""
     name = host_name(socket.gethostname())
     return frozenset((*_LOCAL_NAMES, name, f"{name.partition('.')[0]}.local"))
 
@@ -161,7 +161,7 @@ def _forms(origin: str) -> tuple[str, ...]:
 
 
 def _is_address(name: str) -> bool:
-    """Whether it is an IP address: nobody can make one point elsewhere."""
+    """Whether it is an IP address, which cannot be made to point elsewhere."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The WSGI application: which route answers, who is let in, and what becomes of whatever goes wrong.
+"""The WSGI application: checks access, chooses the route, and turns every error into an answer.
 
-web.py chooses the route, and that is all: the answer goes past it to the server, through the one `write` that
-`start_response` returns (PEP 3333). Requests for a model, which are most of all, go past web.py altogether
-(docs/performance.md has what that brings).
+web.py only chooses the route: the answer goes directly to the server, through the `write` that `start_response` returns
+(PEP 3333). Requests for a model, which are most requests, do not use web.py at all (docs/performance.md says what that
+saves).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release", "/api/requests/cancel")
 GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *observation.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET, POST and DELETE /upstream/MODEL/PATH"
-_LIKENESS = 0.75  # a missing /v1 and a slip are likely; that /api/chat means /api/load is not
+_LIKENESS = 0.75  # suggests a route for a missing /v1 or a typing error, but not /api/load for /api/chat
 
 
 _RESULT = "llm_switch.result"
@@ -114,7 +114,7 @@ class Application:
         return ()
 
     def admits(self, environ: Environ) -> bool:
-        """Whether a request may come in: asked by the server before it waits for a body."""
+        """Whether a request is allowed. The server asks before it waits for a body."""
         try:
             self._services.access().check(environ["PATH_INFO"], environ)
         except ProxyError:
@@ -122,8 +122,8 @@ class Application:
         return True
 
     def max_body_bytes(self) -> int:
-        """How large a body may be. Asked when a request's head is read, and so its first look at the config: what is
-        asked later of a request for a model is content with `live.latest`."""
+        """How large a body may be. The server asks after it has read a request's head. This is the request's first look
+        at the config, so it notices an edit; the later steps of a request for a model use `live.latest`."""
         return int(self._services.live.current().server.max_body_mb * 1_000_000)
 
     def cors_headers(self, origin: str | None) -> Headers:
@@ -132,8 +132,8 @@ class Application:
 
 
 def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Environ, start: Start) -> Sendable | None:
-    """The answer to a request that may come in; None if it was sent already. Every error leaves in OpenAI's shape,
-    with a line in the journal."""
+    """Checks access and answers the request; returns None if the answer was sent already. Every error gets OpenAI's
+    shape and a line in the journal."""
     path = environ["PATH_INFO"]
     try:
         if access.check(path, environ):
@@ -160,7 +160,7 @@ def _serve(services: Services, access: Access, dispatch: _Dispatch, environ: Env
 
 
 def _log_refusal(environ: Environ, error: ProxyError) -> None:
-    """One line, and of each kind at most so many a second: a stranger without a key can cause it."""
+    """Logs one line. The lines per second are limited for each kind, because a client without a key can cause them."""
     unlogged = _refusals.admit(error.code)
     if unlogged is None:
         return
@@ -170,7 +170,7 @@ def _log_refusal(environ: Environ, error: ProxyError) -> None:
 
 
 def _quoted(path: str) -> str:
-    """WSGI's reading of the path's bytes (PEP 3333), as they are written in a URL."""
+    """The path as it is written in a URL, cut; WSGI decodes its bytes as latin-1 (PEP 3333)."""
     return printable(quote(path[: LIMIT + 1].encode("latin-1")))
 
 
@@ -192,7 +192,7 @@ class _Dispatch(web.application):  # type: ignore[misc]
             ProxyError, and whatever goes wrong in the route.
         """
         for _ in self._wsgi(environ, lambda *_: None):
-            continue  # web.py cleans up at the end of it
+            continue  # web.py cleans up after the last item
         result = environ.pop(_RESULT, None)
         try:
             if result is None:
@@ -201,10 +201,10 @@ class _Dispatch(web.application):  # type: ignore[misc]
                 raise result
             return cast(Sendable, result)
         finally:
-            del result  # its traceback may name this frame: a cycle for the collector
+            del result  # its traceback may refer to this frame, which would be a reference cycle
 
     def handle(self) -> bytes:
-        """Called by web.py, which would answer an exception in words of its own."""
+        """Keeps the route's result or exception for `answer`. web.py calls it, and would write its own error page."""
         try:
             result = super().handle()
         except web.HTTPError:
@@ -216,7 +216,7 @@ class _Dispatch(web.application):  # type: ignore[misc]
 
 
 def _translate_refusal() -> ProxyError:
-    """web.py's own: no such route, no such method."""
+    """The error for a request that web.py refused: unknown route or wrong method."""
     status = int(web.ctx.status[:3])
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = next((value for name, value in web.ctx.headers if name == "Allow"), "")

@@ -1,6 +1,6 @@
-"""The routes: web.py classes that read a request, call, and write the answer.
+"""The routes: web.py classes that read a request, make one call and write the answer.
 
-Knows HTTP and nothing of how a request is served. Each method returns a whole answer.
+Must not know how a request is served. Each method returns a whole answer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Handler:
 
     @property
     def accept(self) -> str:
-        """What the client wants to read (RFC 9110, 12.5.1)."""
+        """The client's Accept header (RFC 9110, 12.5.1)."""
         return str(web.ctx.env.get("HTTP_ACCEPT", ""))
 
     def read_body(self) -> bytes:
@@ -68,11 +68,11 @@ class Handler:
         return parse_object(raw) if raw.strip() else {}
 
     def read_order(self, *known: str) -> Json:
-        """What an operator asks for, by these keys. Under llama-server's own routes (/models/load) its clients may
-        send more.
+        """The body of an operator's command, with these keys. On llama-server's own routes (/models/load), other keys
+        are ignored.
 
         Raises:
-            InvalidRequest: an unknown key: ignored, a typing error would become another order.
+            InvalidRequest: an unknown key. It might be a typing error, which must not change the command.
         """
         body = self.read_object()
         unknown = next((key for key in body if key not in known), None)
@@ -100,15 +100,15 @@ class Handler:
 
 
 class Forwarded(Handler):
-    """The routes that are forwarded. web.py only needs to know that they take POST and nothing else: `application` has
-    the POSTs answered by `forward`."""
+    """The routes that are forwarded. This class only lets web.py know that they take POST: `application` passes the
+    POSTs to `forward`."""
 
     def POST(self, path: str) -> Answer:
         raise UnknownUrl(f"no such route: POST {quoted(web.ctx.path)}; did you mean {path}?")
 
 
 def forward(services: Services, path: str, environ: Environ, start: Start) -> None:
-    """Answers a request for a model. It goes past web.py, whose cost most requests need not pay.
+    """Answers a request for a model. It does not use web.py, which would cost time on most requests.
 
     Raises:
         ClientGone: the answer could not be sent to its end.
@@ -117,10 +117,10 @@ def forward(services: Services, path: str, environ: Environ, start: Start) -> No
 
 
 class Watched(Handler):
-    """The events of the models. web.py only needs to know that they take GET: `watch` sends them."""
+    """The events of the models. This class only lets web.py know that they take GET: `watch` sends them."""
 
     def GET(self) -> Answer:
-        return Answer(200, SSE_HEADERS, b"")  # the head alone: HEAD comes here
+        return Answer(200, SSE_HEADERS, b"")  # only HEAD gets here
 
 
 def watch(services: Services, environ: Environ, start: Start) -> None:
@@ -208,7 +208,7 @@ def split_upstream(raw_path: str, config: Config) -> tuple[Model, str]:
 
 
 class Models(Handler):
-    """The configured models. Starts none."""
+    """The configured models. Loads none."""
 
     def GET(self) -> Answer:
         states = self.services.report.models()
@@ -244,7 +244,7 @@ class Health(Handler):
 
 
 class Status(Handler):
-    """What is loaded, who waits, what went wrong."""
+    """What is loaded, which requests wait, what went wrong."""
 
     def GET(self) -> Answer:
         return self.write(self.services.status())

@@ -18,12 +18,12 @@ from systemd_llm_switch.wsgi import Write
 log = logging.getLogger(__name__)
 
 MOST_WATCHERS = 4  # each holds a thread
-_LOOK_EVERY_S = 0.25  # a status that lasts shorter may be missed
+_LOOK_EVERY_S = 0.25  # a shorter status may be missed
 _KEEP_ALIVE_S = 10.0
 
 
 class ModelEvents:
-    """Sends the events to those who watch. Thread-safe."""
+    """Sends the events to the clients that watch. Thread-safe."""
 
     def __init__(self, switcher: Switcher, report: Report) -> None:
         self._switcher = switcher
@@ -31,11 +31,11 @@ class ModelEvents:
         self._places = threading.BoundedSemaphore(MOST_WATCHERS)
 
     def send(self, client: Client, start: Start) -> None:
-        """Blocks until the client hangs up or the proxy stops. Sends no event for the status that a model has at first:
-        a client reads `unloaded` as a failure.
+        """Blocks until the client hangs up or the proxy stops. Sends no event for a model's first status, because
+        clients take `unloaded` as a failed load.
 
         Raises:
-            QueueFull: others watch already; nothing was sent.
+            QueueFull: too many clients watch already; nothing was sent.
             ClientGone
         """
         if not self._places.acquire(blocking=False):
@@ -47,7 +47,7 @@ class ModelEvents:
         except ClientGone:
             raise
         except Exception:
-            log.exception("model_events_crashed")  # the head is sent: the stream can only end
+            log.exception("model_events_crashed")  # the head was sent, so the stream can only end
         finally:
             self._places.release()
 

@@ -1,4 +1,4 @@
-"""What /v1/models and /props show of the models: OpenAI's fields, and what llama-server's router adds to them."""
+"""The models in /v1/models and /props: OpenAI's fields, and those that llama-server's router adds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
-# llama-server's router's words for our states. Open WebUI shows loaded models by them.
+# Our states in the words of llama-server's router. Open WebUI uses them to show loaded models.
 _STATUS_VALUE = {
     State.READY.value: "loaded",
     State.DRAINING.value: "loaded",
@@ -36,8 +36,7 @@ def status_value(status: ModelStatus | None) -> str:
 
 
 def router_props() -> Json:
-    """The proxy's own /props, as llama-server's router has them: by `role`, clients know that there are several
-    models."""
+    """The proxy's own /props, like those of llama-server's router: `role` shows that there are several models."""
     return {
         "role": "router",
         "max_instances": 1,
@@ -65,7 +64,7 @@ class ModelList:
                 yield entry | {"id": alias}
 
     def entry(self, model: Model, status: ModelStatus | None) -> Json:
-        """One model. `meta` holds what its llama-server said when it was loaded last."""
+        """One model. `meta` has the facts that its llama-server reported when it was last loaded."""
         entry = {
             "id": model.id,
             "object": "model",
@@ -79,18 +78,18 @@ class ModelList:
 
 
 class _Facts:
-    """What the llama-servers said of their models. Each is asked once for each load, when somebody wants to know, and
-    never loaded for it."""
+    """The facts that llama-servers report about their models. Each is asked once for each load, when a client lists the
+    models. No model is loaded for this."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._asking = threading.Lock()
-        self._known: dict[str, Json] = {}  # by unit: what it said when it was loaded last
+        self._known: dict[str, Json] = {}  # by unit: its facts when it was last loaded
         self._loads: dict[str, float | None] = {}  # by unit: the load that was asked
         self._ask_again_at: dict[str, float] = {}
 
     def of(self, model: Model, status: ModelStatus | None) -> Json:
-        """Blocks for two short requests at most, and only the first caller after a load."""
+        """Blocks for at most two short requests, and only for the first caller after a load."""
         is_ready = status is not None and status.state == State.READY.value
         load = status.loaded_since if status is not None else None
         if is_ready and self._loads.get(model.unit) != load and self._asking.acquire(blocking=False):
@@ -116,7 +115,7 @@ class _Facts:
         self._loads[model.unit] = load
 
     def _get(self, model: Model, path: str) -> Json:
-        """What a loaded model's backend answers; {} if that is not an object.
+        """The answer of a loaded model's backend; {} if it is not an object.
 
         Raises:
             ProxyError: the model is not loaded any more, or its backend did not answer.

@@ -1,4 +1,4 @@
-"""The routes that show what happens: the last requests, events as they happen, journal lines."""
+"""The routes that show the proxy's work: the last requests, events, journal lines, metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_LINES = 1000
 
 
 class Watch:
-    """An answer that goes on until its client hangs up, or reads too slowly. `stack` holds what ends with it."""
+    """An answer that goes on until its client hangs up or reads too slowly. `stack` is closed when it ends."""
 
     def __init__(self, client: Client, stack: ExitStack, watcher: Watcher) -> None:
         self._client = client
@@ -64,7 +64,7 @@ class Observing(Handler):
         return int(text)
 
     def watch(self, open_watcher: Callable[[ExitStack], Watcher]) -> Watch:
-        """A seat, and the watcher that `open_watcher` makes; the stack ends both.
+        """Takes a seat and makes a watcher with `open_watcher`; the stack ends both.
 
         Raises:
             TooManyWatchers
@@ -83,7 +83,7 @@ class Requests(Observing):
 
 
 class Events(Observing):
-    """The status, and what happens from now on."""
+    """The status, and then each event."""
 
     def GET(self) -> Watch:
         return self.watch(lambda stack: stack.enter_context(self.services.observation.hub.watch()))

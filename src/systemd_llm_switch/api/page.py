@@ -1,4 +1,4 @@
-"""The routes of the web page: `/` and its files. To a program, `/` says in JSON what this is."""
+"""The routes of the web page: `/` and its files. For programs, `/` answers with JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINKS = {
 
 
 class Page(Handler):
-    """The page for browsers, and JSON for everybody else."""
+    """The page for browsers, and JSON for other clients."""
 
     def GET(self) -> Answer:
         if "text/html" in self.read_header("Accept"):
@@ -35,7 +35,7 @@ class Page(Handler):
     def send_file(self, name: str) -> Answer:
         """
         Raises:
-            UnknownUrl: there is no such file.
+            UnknownUrl: the file does not exist.
         """
         file = files.find(name)
         if file is None:

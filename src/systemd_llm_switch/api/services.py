@@ -1,4 +1,4 @@
-"""What the routes share: the parts that they call, who may come in, and places for requests outside the queue."""
+"""What the routes share: the parts that they call, the access rules, and places for requests outside the queue."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
-# Requests that wait outside of the queue: the operator's, and those that are passed on to a loaded backend as they are.
+# How many requests may wait outside the queue: the operator's, and those passed through to a loaded backend.
 ASIDE_LIMIT = 16
 _METRICS_TIMEOUT_S = 1.0  # Prometheus gives up on a scrape after ten
 
 
 class Services:
-    """What the routes call. `host` is the address that is listened on."""
+    """The parts that the routes call. `host` is the address that the proxy listens on."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class Services:
         self._access = (live.latest, Access(live.latest.server, host))
 
     def status(self) -> Json:
-        """What /api/status shows: what is loaded, who waits, what went wrong. Blocks for a moment."""
-        self.live.current()  # an edit shows here, not only after the next request; so does a start by hand
+        """What /api/status shows: what is loaded, which requests wait, what went wrong. Blocks for a moment."""
+        self.live.current()  # notices an edited config now, not only at the next request; `look` notices manual starts
         self.operations.look()
         overview = self.report.overview()
         return {
@@ -73,7 +73,7 @@ class Services:
         }
 
     def _fetch_metrics(self, model_id: str) -> bytes | None:
-        """A loaded model's own series; None where it has none, or does not answer in time."""
+        """A loaded model's own series; None if it has none or does not answer in time."""
         model = self.live.latest.models.get(model_id)
         if model is None:
             return None
@@ -99,7 +99,7 @@ class Services:
         """A place for a request that waits outside the queue; given back at the end.
 
         Raises:
-            QueueFull: all places are taken; the other threads are for requests that need not wait.
+            QueueFull: all places are taken. The other threads must stay free for requests that do not wait.
         """
         if not self._aside.acquire(blocking=False):
             raise QueueFull(f"{ASIDE_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)

@@ -1,4 +1,4 @@
-"""A whole answer to a client, and how answers leave: through one `write`, which the http side gives for a head."""
+"""A whole answer to a client. Every answer is sent through the `write` that the HTTP side returns for a head."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Start = Callable[[int, Headers], Write]
 
 
 class Sendable(Protocol):
-    """A whole answer, or one that goes on."""
+    """A whole answer or an endless one."""
 
     def send(self, start: Start, *, has_body: bool = True) -> None:
-        """Sends it; only its head, if the body must only be described (HEAD)."""
+        """Sends the answer; only its head if `has_body` is False (HEAD)."""
 
 
 class Answer(NamedTuple):
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
         return cls(error.status, (JSON_TYPE, *error.headers(), *more), dump(body))
 
     def send(self, start: Start, *, has_body: bool = True) -> None:
-        """Sends it; without its body, if that must only be described (HEAD)."""
+        """Sends the answer; only its head if `has_body` is False (HEAD)."""
         length = (("Content-Length", str(len(self.body))),) if self.body else ()
         write = start(self.status, (*self.headers, *length))
         if has_body and self.body:

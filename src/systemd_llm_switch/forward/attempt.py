@@ -1,4 +1,4 @@
-"""One attempt to have a request served by one process of its backend, and what its failure means."""
+"""One attempt to serve a request with one process of its backend, and the meaning of a failure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from systemd_llm_switch.switching.switcher import Switcher
 
 log = logging.getLogger(__name__)
 
-# A killed process may still have read a request in the moment between the signal and its end.
+# A killed process may still read a request between the signal and its end.
 _DYING_S = 0.02
-# How many replies in a row may say that the device failed, and how they say it.
+# How many replies in a row may report a failed device, and the words that report it.
 _MOST_DEVICE_ERRORS = 3
 _DEVICE_WORDS = (b"CUDA error", b"ROCm error", b"HIP error", b"ErrorDeviceLost")
 _ERROR_BYTES = 64 * 1024
@@ -39,16 +39,16 @@ FAULTS = (BackendLost, BackendDeadline, ReplyTooLarge, BrokenStream)
 
 
 class WasEnding(Exception):
-    """The backend's process was ending when the request came: no work is lost, the next process serves it."""
+    """The backend's process was ending when the request came. No work is lost: the next process serves it."""
 
 
 class WasPaused(Exception):
-    """An operator wants the card for something else; the request goes on after the hold."""
+    """An operator needs the card for something else; the request goes on after the hold."""
 
 
 class Attempt:
-    """The granted lease, the time that the backend has, and what is sent to it: the request first, and further
-    questions about it where llama-server's parser refused its own reply."""
+    """Owns the granted lease, the backend's deadline, and what is sent: first the request, and then more requests if
+    llama-server's parser refused its own reply."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Attempt:
         responder: Responder,
         settings: ServerSettings,
     ) -> None:
-        """`sent`: the request's body as the backend gets it."""
+        """`sent` is the body that the backend gets."""
         self._switcher = switcher
         self._losses = losses
         self._lease = lease
@@ -72,11 +72,11 @@ class Attempt:
         self._bounds = Bounds(self._began + settings.request_timeout, max_reply_bytes(settings))
 
     def begin(self, meanwhile: Callable[[], object]) -> Exchange:
-        """Sends the request and waits until its reply begins; `meanwhile` runs while the backend works."""
+        """Sends the request and waits until the reply begins. `meanwhile` runs while the backend works."""
         return self._ask(self._request.path, self.sent, meanwhile)
 
     def fetch(self, path: str, body: bytes) -> Reply:
-        """The whole reply to a further question."""
+        """The whole reply to another request."""
         with contextlib.closing(self._ask(path, body, lambda: None)) as exchange:
             return exchange.read()
 
@@ -92,8 +92,8 @@ class Attempt:
         return resident.backend.ask(message, self._responder, self._bounds, on_sent)
 
     def judge(self, reply: Reply) -> str:
-        """Counts replies that say the device failed: a CUDA context stays broken until its process ends. After several
-        in a row the unit is restarted before it is used again; returns what the client must know of that."""
+        """Counts replies that report a failed device, because a CUDA context stays broken until its process ends. After
+        several in a row, the unit is restarted before its next use. Returns a note about that for the client."""
         resident = self._lease.granted
         if reply.status != 500 or not any(words in reply.body[:_ERROR_BYTES] for words in _DEVICE_WORDS):
             resident.device_errors = 0
@@ -108,12 +108,12 @@ class Attempt:
 
     @property
     def lasted_s(self) -> float:
-        """How long the backend has had so far."""
+        """How long the backend has worked so far."""
         return time.monotonic() - self._began
 
     def explain(self, fault: Fault, *, may_retry: bool) -> Exception:
-        """What a fault of the exchange means for the client: BackendCrashed, BackendError, BackendTimeout, WasEnding,
-        or what interrupted the lease."""
+        """The exception to raise for a fault of the exchange: BackendCrashed, BackendError, BackendTimeout, WasEnding,
+        or the error that interrupted the lease."""
         if isinstance(fault, BackendLost):
             return self._loss(fault, may_retry)
         if isinstance(fault, BackendDeadline):
@@ -151,5 +151,5 @@ def max_reply_bytes(settings: ServerSettings) -> int:
 
 
 def too_large(model: Model, settings: ServerSettings) -> BackendError:
-    """The error for a reply that is larger."""
+    """The error for a reply that exceeds `max_reply_bytes`."""
     return BackendError(f"the reply of {model.id!r} is larger than {settings.max_reply_mb:g} MB (server.max_reply_mb)")

@@ -1,4 +1,4 @@
-"""Reports each reply to the contexts: what was read of which conversation, and how much of it was there already."""
+"""Reports each reply to the contexts: how much of which conversation was read, and how much was cached."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Serving one understood request: its lease, its exchange with the backend, its answer.
+"""Serves one parsed request: its lease, its exchange with the backend, its answer.
 
-Runs in the request's own thread, from `run` downwards. Knows no web framework.
+Runs in the request's own thread, from `run` downwards. Must not know the web framework.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ log = logging.getLogger(__name__)
 
 
 class Forwarding:
-    """One request on its way.
+    """One request.
 
-    `run` asks the backend under a lease, and answers from what it brought after the lease was given back: a client
-    that reads slowly must not hold off a switch.
+    `run` asks the backend while it holds a lease, gives the lease back, and then answers: a client that reads slowly
+    must not delay a switch.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Forwarding:
         self._record = record
         self._known_facts: RequestFacts | None = None
         self._live: LiveReply | None = None  # what the client has of a paused answer
-        self._warning = ""  # what the client of a backend's error must know beyond it
+        self._warning = ""  # added to the backend's error message
         self._budget = Budget(responder.is_gone)  # of CPU time for repair
 
     def run(self) -> None:
@@ -102,7 +102,7 @@ class Forwarding:
 
     @property
     def _is_live(self) -> bool:
-        """Whether what the model writes goes on as it comes."""
+        """Whether the client gets the reply while the model writes it."""
         request = self._request
         return request.is_streamed and (not request.is_repairable or self._model.streaming == "live")
 
@@ -129,10 +129,10 @@ class Forwarding:
     # --- under the lease ------------------------------------------------------------------------------
 
     def _try(self, sent: bytes, *, may_retry: bool) -> Reply | LiveReply | None:
-        """What the backend brought: a whole reply; the rest of a live one; None where the client has it all.
+        """Asks the backend. Returns a whole reply, or the rest of a live one, or None if the client has all of it.
 
         Raises:
-            WasEnding: the backend's process was about to end when the request came, and it may be retried.
+            WasEnding: the backend's process was about to end when the request came; it may be retried.
             ProxyError
         """
         lease = self._record.lease = self._switcher.lease(self._model)
@@ -158,7 +158,7 @@ class Forwarding:
 
     def _await_turn(self, lease: Lease) -> None:
         server = self._config.server
-        # Longer than the scheduler lets anybody wait (docs/scheduling.md, "The bound"), in case that does not hold.
+        # Longer than the scheduler's longest wait (docs/scheduling.md, "The bound"), in case that bound does not hold.
         turn_s = 3 * server.health_timeout + (server.max_wait or 0) + (server.min_resident or 0)
         turn_s += max(server.request_timeout, server.drain_timeout or 0)
         limit_s = (len(self._config.models) + 1) * turn_s
@@ -171,10 +171,10 @@ class Forwarding:
         return self._request.is_chat
 
     def _pause(self, lease: Lease, sent: bytes) -> None:
-        """The process is about to be stopped for a while: what it has read for this request is kept, if it can be.
+        """The process is about to be stopped for a while. Has the context of this request saved, if possible.
 
         Raises:
-            Unloaded: the client has a part of several answers, so it cannot go on.
+            Unloaded: the client has parts of several answers, and these cannot go on.
         """
         if self._live is not None and self._live.begun is None:
             raise Unloaded(f"model {self._model.id!r} was paused, and an answer with several choices cannot go on")
@@ -197,7 +197,7 @@ class Forwarding:
         return reply
 
     def _relay_events(self, attempt: Attempt, exchange: Exchange) -> Reply | LiveReply:
-        """Passes a reply on while the model writes it. Returns what is left to send once the backend is done."""
+        """Passes a reply on while the model writes it. Returns what must still be sent when the backend is done."""
         live = LiveReply(self._facts(), self._request.is_chat, self._request.wants_usage, self._budget)
         self._live = live
         try:
@@ -218,7 +218,7 @@ class Forwarding:
         return live
 
     def _go_on(self, attempt: Attempt, live: LiveReply) -> LiveReply:
-        """The rest of an answer that was paused. It comes at once when it is written."""
+        """Has the model write the rest of a paused answer, and sends it as a whole."""
         begun = live.begun
         rest = None if begun is None else self._write_on(attempt, begun)
         if rest is None:
@@ -233,12 +233,12 @@ class Forwarding:
             for data in reader.feed(received):
                 if data != b"[DONE]":
                     frames += live.feed(data)
-        finally:  # also what came before an error in the same piece
+        finally:  # sends what came before an error in the same piece, too
             if frames:
                 self._responder.stream(frames)
 
     def _relay_bytes(self, exchange: Exchange) -> None:
-        """A stream of another protocol: every byte as it came."""
+        """Passes on a stream of another protocol, byte by byte."""
         reader = EventReader()
         while received := exchange.read_some():
             self._record.note_first_token()
@@ -252,8 +252,8 @@ class Forwarding:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
 
     def _recover(self, attempt: Attempt, refusal: Reply, begun: Beginning) -> Json | None:
-        """After the backend's own parser refused a reply: the rest of it, made of the model's raw text. None if there
-        is no such text."""
+        """The rest of a reply that the backend's own parser refused, made from the model's raw text. None if the text
+        cannot be had."""
         text = recovery.refused_text(refusal.body)
         if text is None:
             recovered = self._write_on(attempt, begun)
@@ -276,7 +276,7 @@ class Forwarding:
         return recovered
 
     def _facts(self) -> RequestFacts:
-        """What of the request its reply is judged by; read once, while the backend works."""
+        """The facts of the request that the reply is checked against. Computed once, while the backend works."""
         if self._known_facts is None:
             self._known_facts = RequestFacts.of(
                 self._request.body, rescue=self._config.repair.rescue, thoughts=self._config.repair.thoughts
@@ -286,7 +286,7 @@ class Forwarding:
     # --- after the lease ------------------------------------------------------------------------------
 
     def _end_stream(self, live: LiveReply) -> None:
-        """What was held back until the whole reply was known."""
+        """Sends what was held back until the whole reply was known."""
         live.end()
         self._record.repairs.extend(live.repairs)
         self._record.note_reply({"usage": live.usage, "timings": live.timings})
@@ -307,7 +307,7 @@ class Forwarding:
         self._record.note_reply(parsed)
         dialect = self._responder.dialect
         if not choices_of(parsed) and (self._request.is_streamed or dialect.is_translation):
-            # It would become an empty answer, and clients would not know why.
+            # It would become an empty answer, and the client would not know why.
             raise BackendError(f"the reply of {self._model.id!r} holds no choices")
         if not self._request.is_streamed:
             self._send(reply.status, (JSON_TYPE,), dialect.whole(parsed, body))
@@ -319,7 +319,7 @@ class Forwarding:
             self._send(200, SSE_HEADERS, dialect.events(frames))
 
     def _repair(self, reply: Reply) -> tuple[Json, bytes]:
-        """The reply as an object and as bytes: the backend's own bytes where it was sound."""
+        """The repaired reply as an object and as bytes; the backend's own bytes if nothing was repaired."""
         try:
             parsed, repairs = parse_reply(reply.body, self._budget)
         except UnrepairableReply as error:

@@ -1,8 +1,8 @@
 """A reply that is passed on while the model still writes it: events in, frames out. Pure.
 
-Text and reasoning go on at once. What may need repair is held until the stream has ended: tool calls, JSON that
-the client asked for, and text that may still turn out to be a leaked tool call. Then the whole reply is repaired by
-the same function as a finished one, so a client puts together the same answer in both modes.
+Text and reasoning are passed on at once. What may need repair is held until the stream has ended: tool calls, JSON that
+the client asked for, and text that may still turn out to be a leaked tool call. Then the same function repairs the
+whole reply as for a finished one, so a client gets the same answer in both modes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from systemd_llm_switch.repair import THOUGHTS_END, Budget, Holding, Repair, Req
 
 
 class BrokenStream(Exception):
-    """The backend's stream is not what it should be."""
+    """The backend's stream is malformed or incomplete."""
 
 
 class StreamError(Exception):
@@ -46,11 +46,11 @@ class StreamError(Exception):
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice of the reply, as far as it was read."""
+    """One choice of the reply, as read so far."""
 
     sent: list[str] = field(default_factory=list)
-    pending: str = ""  # text that was read and not passed on
-    held: list[str] = field(default_factory=list)  # what follows it, where all that follows is held
+    pending: str = ""  # text that was read but not passed on
+    held: list[str] = field(default_factory=list)  # text after `pending`, once all further text is held
     holding: Holding | None = None
     fields: Json = field(default_factory=dict)  # of the message: role, reasoning_content, …
     calls: list[tuple[int, Json]] = field(default_factory=list)  # each with its index
@@ -58,7 +58,7 @@ class _Choice:
     function: Json | None = None
     logprobs: list[object] = field(default_factory=list)
     finish_reason: str | None = None
-    tokens: int = 0  # of text and thoughts: llama-server sends an event for each
+    tokens: int = 0  # of text and thoughts: llama-server sends one event for each
 
     @property
     def text(self) -> str:
@@ -89,7 +89,7 @@ class LiveReply:
 
     @property
     def begun(self) -> Beginning | None:
-        """What was read of the reply; None if the client asked for several choices."""
+        """The reply as read so far; None if it has several choices."""
         if len(self._choices) > 1:
             return None
         state = next(iter(self._choices.values()), _Choice())
@@ -101,7 +101,7 @@ class LiveReply:
         return bool(self._choices)
 
     def feed(self, data: bytes) -> bytes:
-        """What goes to the client now for one event's data (not `[DONE]`).
+        """Takes one event's data (not `[DONE]`). Returns what the client gets now.
 
         Raises:
             StreamError: the event is an error.
@@ -119,7 +119,7 @@ class LiveReply:
             if not choices:
                 self._usage_chunk = chunk
                 if "timings" in chunk and not self._wants_usage:
-                    # We asked for the usage, not the client. Without it, the timings are in the chunk before.
+                    # The proxy asked for the usage, not the client. Without usage, the timings are one chunk earlier.
                     self._envelope["timings"] = chunk["timings"]
                 self.timings = object_of(chunk.get("timings"))
                 return b""
@@ -130,21 +130,21 @@ class LiveReply:
         return b"".join(frame for choice in choices for frame in self._take(choice))
 
     def resume(self, rest: Json) -> Iterator[bytes]:
-        """What goes to the client now that an error ended the stream and the rest of the reply is known."""
+        """Goes on after an error ended the stream, with the rest of the reply. Yields what the client gets."""
         choice = rest["choices"][0]
         state = self._choices.setdefault(0, _Choice())
         state.positions.clear()
-        state.calls.clear()  # read by the parser that failed; the text of them comes now
+        state.calls.clear()  # the parser that failed had read these; `rest` has them as text
         state.function = None
         self.usage = rest.get("usage") or self.usage
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
         yield from self._take({"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]})
 
     def check(self) -> None:
-        """The stream has ended: is the reply whole?
+        """Checks that the reply is complete, after the stream has ended.
 
         Raises:
-            BrokenStream: it ended without a finish_reason.
+            BrokenStream: a choice has no finish_reason.
         """
         if not self._choices or any(choice.finish_reason is None for choice in self._choices.values()):
             raise BrokenStream("the stream ended early")
@@ -152,7 +152,7 @@ class LiveReply:
     def end(self) -> None:
         """Repairs what was held, now that the reply is whole."""
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
-        # Words that were passed on already cannot become thoughts.
+        # Text that was passed on already cannot become thoughts.
         has_spoken = any(choice.sent for choice in self._choices.values())
         facts = replace(self._facts, thoughts=False) if has_spoken else self._facts
         self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, facts, self._budget)
@@ -319,7 +319,7 @@ def _begins_another(known: Json, delta: Json) -> bool:
 
 
 def _is_whole(arguments: object) -> bool:
-    """Whether a call's arguments are complete. Long ones are not looked at: it would be done again for each delta."""
+    """Whether a call's arguments are complete. Long ones are not checked, because this runs for each delta."""
     if not isinstance(arguments, str) or len(arguments) > _MOST_LOOKED_AT or not arguments.rstrip().endswith("}"):
         return False
     try:
@@ -336,5 +336,5 @@ def _merged_function(known: Json, delta: Json) -> Json:
         before = known.get("arguments")
         merged["arguments"] = before + arguments if isinstance(before, str) else arguments
     elif arguments is not None:
-        merged["arguments"] = arguments  # an object, from a backend that does not know better
+        merged["arguments"] = arguments  # an object: some backends send it instead of a string
     return merged

@@ -1,4 +1,4 @@
-"""One request from its bytes to its line in the journal. Knows no web framework."""
+"""One request from its bytes to its line in the journal. Must not know the web framework."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Proxy:
         self._repairs_lock = threading.Lock()
 
     def serve(self, path: str, raw: bytes, content_type: str, client_fd: int | None, start: Start) -> None:
-        """Answers a POST whose body names a model, with an error if need be, and then writes its journal line.
+        """Answers a POST whose body names a model, and then writes its journal line. Errors become answers.
 
         Raises:
             ClientGone: the answer could not be sent to its end.
@@ -84,7 +84,7 @@ class Proxy:
         return next(iter(loaded.values())) if len(loaded) == 1 else None
 
     def _answer_error(self, error: ProxyError, record: Record, responder: Responder) -> None:
-        """With its own status; in the stream, if that has begun."""
+        """Sends the error with its own status, or in the stream if that has begun."""
         if type(error) is InternalError:
             log.exception("request_crashed model=%s path=%s", record.model, record.path)
         record.status, record.error = error.status, error.code
@@ -95,7 +95,7 @@ class Proxy:
             responder.answer(Answer.of_error(error, record.path, record.headers()))
 
     def _conclude(self, record: Record) -> None:
-        """Counts and logs what was repaired (never the text of it), writes the journal line, calls the observers."""
+        """Counts and logs the repairs (never their text), writes the journal line, calls the observers."""
         for repair in record.repairs:
             log.info("repair model=%s kind=%s tool=%s", record.model, repair.kind, field(repair.tool or ""))
             with self._repairs_lock:
@@ -117,7 +117,7 @@ class Proxy:
         client: Client,
         timeout_s: float | None = None,
     ) -> Answer:
-        """One request to a loaded model's backend, as it is: `/props`, `/slots`, `/metrics` and the like. Neither
+        """Sends one request unchanged to a loaded model's backend: `/props`, `/slots`, `/metrics` and so on. It neither
         loads the model nor keeps it loaded.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What is known of a request afterwards: its journal line, its Server-Timing header, and what observers get."""
+"""The record of a request: its journal line, its Server-Timing header, and what observers get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
-    """A request to the backend: as parsed, and as sent."""
+    """A request to the backend, as parsed and as sent."""
 
     request: Request
     sent: bytes
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One request. Its own thread fills it in; after its end it does not change."""
+    """One request. Its own thread fills the record in; it does not change after the request's end."""
 
     path: str
     model: str = "-"
@@ -43,12 +43,12 @@ class Record:
     timings: Json = field(default_factory=dict)
     """llama-server's own measures of the reply: prompt_n, cache_n, prompt_per_second, predicted_n and so on."""
     asked: Asked | None = None
-    """What the backend was asked; None for a request that did not get so far."""
+    """The request to the backend; None if none was sent."""
     repairs: list[Repair] = field(default_factory=list)
 
     @property
     def times_ms(self) -> tuple[float, float, float]:
-        """In the queue, for the switch, at the backend; up to now, while the request goes on."""
+        """The times in the queue, for the switch and at the backend, so far."""
         queue_s, switch_s = self.lease.waited_s if self.lease else (0.0, 0.0)
         return queue_s * 1000, switch_s * 1000, self.backend_s * 1000
 
@@ -63,16 +63,16 @@ class Record:
         self.timings = object_of(reply.get("timings"))
 
     def headers(self) -> Iterator[tuple[str, str]]:
-        """Where the time went (https://www.w3.org/TR/server-timing/, ms), and whether something was repaired."""
+        """Server-Timing (https://www.w3.org/TR/server-timing/, ms), and the number of repairs."""
         times = "queue;dur={:.1f}, switch;dur={:.1f}, backend;dur={:.1f}".format(*self.times_ms)
-        if self.lease is not None and self.lease.restore_s:  # a part of the switch: a context that was read back
+        if self.lease is not None and self.lease.restore_s:  # the part of the switch in which contexts were restored
             times += f", restore;dur={self.lease.restore_s * 1000:.1f}"
         yield ("Server-Timing", times)
         if self.repairs:
             yield ("X-LLM-Switch-Repaired", str(len(self.repairs)))
 
     def log(self) -> None:
-        """One line a request. It never holds what was asked or answered: that belongs to the user."""
+        """Logs one line for the request. It never contains prompt or answer, which are the user's."""
         is_fine = self.status < 400 or self.status == ClientGone.status
         level = logging.INFO if is_fine else logging.WARNING if self.status < 500 else logging.ERROR
         log.log(

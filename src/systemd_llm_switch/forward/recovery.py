@@ -1,10 +1,10 @@
-"""When llama-server's parser refuses what the model wrote: the raw text is generated again, as a chat reply. Pure.
+"""Recovers replies that llama-server's own parser refused: gets the raw text, and makes a chat reply of it. Pure.
 
 llama-server then answers 500 "The model produced output that does not match the expected … format", and the text is
-only in its log. Older builds answer "Failed to parse input at pos N: …": then the text is in the error. `/apply-
-template` gives the same prompt, and `/completion` the text for it, with the request's own sampling and without a
-parser. A call in that text is rescued like any other leaked one. A client of a live stream has the beginning of the
-reply already: it is appended to the prompt, and the model continues from there.
+only in its log. So it is generated again: `/apply-template` gives the same prompt, and `/completion` generates from it
+with the request's own sampling and without a parser. Older builds answer "Failed to parse input at pos N: …", and the
+error contains the text. A call in the text is rescued like any other leaked call. A client of a live stream has the
+beginning of the reply already: it is appended to the prompt, and the model continues from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REFUSED_TEXT = re.compile(r"Failed to parse input at pos (?P<at>\d{1,9}+): (?P<
 TEMPLATE_PATH = "/apply-template"
 COMPLETION_PATH = "/completion"
 
-# Fields of a chat request that `/completion` does not take. The others are sampling, and are passed on.
+# Fields of a chat request that `/completion` does not take. All others are sampling parameters and are passed on.
 _NOT_FOR_COMPLETION = frozenset(
     ("messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
      "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "logprobs", "top_logprobs",
@@ -32,13 +32,13 @@ _NOT_FOR_COMPLETION = frozenset(
 
 
 def is_refusal(status: int, body: bytes) -> bool:
-    """Whether a backend's error comes from its parser, and not from the request or the model."""
+    """Whether a backend's error comes from its parser, not from the request or the model."""
     return status == 500 and (REFUSAL in body or REFUSAL_WITH_TEXT in body)
 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """The part of a reply that was read before the parser refused the rest."""
+    """The part of a reply that was read before the parser refused the rest or the answer was paused."""
 
     thoughts: str = ""
     text: str = ""
@@ -46,7 +46,7 @@ class Beginning:
 
     @property
     def words(self) -> str:
-        """The text without the white space at its end: models write that as the beginning of their next token."""
+        """The text without the white space at its end, because models write that at the beginning of a token."""
         return self.text.rstrip()
 
     @property
@@ -55,15 +55,15 @@ class Beginning:
 
     @property
     def kept_tokens(self) -> int:
-        """The tokens of thoughts and words: the space is generated again."""
+        """The number of tokens without the space, which is generated again."""
         return self.tokens - bool(self.space)
 
 
 def refused_text(body: bytes) -> str | None:
-    """The text that the parser refused, where the error itself holds it; None if it has to be generated again.
+    """The refused text, if the error contains it; None if it must be generated again.
 
-    Older builds of llama-server say "Failed to parse input at pos N: " and the text from there on. If that is not the
-    whole text, it must begin with a call: else it may be the end of something whose beginning is lost.
+    Older builds of llama-server write "Failed to parse input at pos N: " and the text from there on. If that is not the
+    whole text, it must begin with a call: otherwise its beginning may be lost.
     """
     try:
         message = json.loads(body)["error"]["message"]
@@ -77,7 +77,7 @@ def refused_text(body: bytes) -> str | None:
 
 
 def refused_reply(text: str, model: str, begun: Beginning, created: int) -> Json:
-    """A chat completion whose content is the text that the parser refused. The error does not say how many tokens."""
+    """A chat completion whose content is the refused text. It has no usage, because the error does not report it."""
     return {**_envelope(model, created), "choices": [_choice(text, begun, "stop")]}
 
 
@@ -100,7 +100,7 @@ def completion_message(sent: bytes, template_reply: bytes, begun: Beginning) -> 
 
 
 def _continued(prompt: str, begun: Beginning) -> str:
-    """The prompt with the beginning of the reply, as models write it that think between `<think>` and `</think>`."""
+    """The prompt with the beginning of the reply, in the form of models that think in `<think>…</think>`."""
     if begun.thoughts:
         opening = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
         prompt += f"{opening}{begun.thoughts}\n</think>\n\n"
@@ -108,8 +108,8 @@ def _continued(prompt: str, begun: Beginning) -> str:
 
 
 def chat_reply(completion_reply: bytes, model: str, begun: Beginning, created: int) -> Json | None:
-    """A chat completion whose content is the raw text after `begun`, with the usage of all; None if there is no
-    text."""
+    """A chat completion whose content is the raw text after `begun`, with the usage of the whole reply; None if the
+    reply has no text."""
     try:
         reply = json.loads(completion_reply)
         text = reply["content"]
@@ -128,7 +128,7 @@ def chat_reply(completion_reply: bytes, model: str, begun: Beginning, created: i
 
 
 def _envelope(model: str, created: int) -> Json:
-    """What is around the choices; the id is random, so that no restart repeats it."""
+    """The fields around the choices. The id is random, so that a restart never repeats one."""
     return {"id": f"chatcmpl-{os.urandom(12).hex()}", "object": "chat.completion", "created": created, "model": model}
 
 

@@ -1,4 +1,4 @@
-"""What a finished request leaves for those who observe: an entry in the list of the last requests."""
+"""Adds each finished request to the list of the last requests."""
 
 from __future__ import annotations
 

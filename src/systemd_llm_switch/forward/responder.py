@@ -1,6 +1,6 @@
-"""The client of one request while it is served: what it was sent, and when it must next hear something.
+"""The client of one request while it is served: sends its answer and its keep-alives.
 
-Every wait of the request goes through here, so a wait sends the keep-alives itself and ends with the client.
+Every wait of the request goes through here. So a wait sends keep-alives, and ends if the client hangs up.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from systemd_llm_switch.openai.sse import KEEP_ALIVE, SSE_HEADERS
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import Write
 
-# How long a streaming client waits before the 200 is sent: errors until then keep their real status.
+# How long the 200 of a stream is delayed, so that an early error can have its own status.
 GRACE_S = 2.0
-# After that it hears something at least this often: Node's fetch gives up after 300 s of silence, proxies sooner.
+# How often a client hears something after that, at least. Node's fetch gives up after 300 s of silence, proxies sooner.
 KEEP_ALIVE_S = 10.0
 
 
 class Responder(Client):
-    """Answers one client, with a whole answer or with a stream of events. Used by the request's thread.
+    """Sends one client a whole answer or a stream of events. Used by the request's thread.
 
     Raises, from every method that waits or sends: ClientGone.
     """
@@ -36,17 +36,17 @@ class Responder(Client):
         self._start = start
         self._record = record
         self._write: Write | None = None
-        self._due = math.inf  # when the client must next hear something
-        self.dialect = Dialect()  # what the client speaks
-        self.is_mid_event = False  # half an event was sent: a comment would break it
+        self._due = math.inf  # when the next keep-alive is due
+        self.dialect = Dialect()  # the client's API
+        self.is_mid_event = False  # half an event was sent, which a comment would break
 
     @property
     def has_started(self) -> bool:
-        """Whether a stream has begun: its status is sent, so an error can only come in the stream."""
+        """Whether a stream has begun. Its status was sent, so an error can only be sent in the stream."""
         return self._write is not None
 
     def expect_stream(self) -> None:
-        """The client asked for a stream: waits keep it alive after a grace."""
+        """The client asked for a stream: waits send keep-alives after the grace period."""
         self._due = time.monotonic() + GRACE_S
 
     def answer(self, answer: Answer) -> None:
@@ -62,8 +62,7 @@ class Responder(Client):
             self._send(events)
 
     def stream_error(self, status: int, body: Json, *, may_get_better: bool) -> None:
-        """Sends an error, which has OpenAI's shape, as the last event of a stream. An event that was cut off ends
-        before it."""
+        """Sends an error, which has OpenAI's shape, as the last event of a stream. Ends an incomplete event first."""
         events = self.dialect.error_events(status, body["error"], may_get_better=may_get_better)
         self._send(b"\n\n" + events if self.is_mid_event else events)
 

@@ -3,6 +3,6 @@
 `setup.sh` and the command's verbs `setup`, `demo`, `check` and `uninstall` run it. It needs Python's standard
 library only, since it runs before the proxy's own dependencies are installed.
 
-Must not import the proxy's modules: it asks the installed proxy by a subprocess or over HTTP.
+Must not know the proxy's modules: it asks the installed proxy by a subprocess or over HTTP.
 Start reading at `steps`.
 """

@@ -147,7 +147,7 @@ def test_a_missing_model_file_is_told_in_llama_servers_own_words(stack: Stack, r
     assert answer.status == 503
     assert answer.error["code"] == "model_start_failed"
     assert "failed to load model" in answer.error["message"]
-    assert "There is no model file /nonexistent/model.gguf" in answer.error["message"]
+    assert "The model file '/nonexistent/model.gguf' is missing" in answer.error["message"]
     assert "./setup.sh --check" in answer.error["message"]
 
 

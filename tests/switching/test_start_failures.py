@@ -54,7 +54,7 @@ def test_a_missing_file_is_named_each_time(stack: Stack, real_unit: Callable[...
     """llama-server ends now and then before it has written its last words, so the file is looked for as well."""
     unit = real_unit("no-file", model="/nonexistent/m.gguf")
     for message in failures(stack, unit, STARTS):
-        assert "There is no model file '/nonexistent/m.gguf'" in message
+        assert "The model file '/nonexistent/m.gguf' is missing" in message
 
 
 def test_words_without_a_unit_are_found_by_their_pid(stack: Stack) -> None:
@@ -111,7 +111,7 @@ def test_without_a_journal_a_bad_flag_is_found_by_hand(
 def test_without_a_journal_a_missing_file_is_found_by_hand(stack: Stack, real_unit: Callable[..., str]) -> None:
     stack.write_config({"m": real_unit("m", model="/nonexistent/m.gguf")})
     answer = stack.start_proxy(env=NO_JOURNAL).chat("m")
-    assert "There is no model file '/nonexistent/m.gguf'" in answer.error["message"]
+    assert "The model file '/nonexistent/m.gguf' is missing" in answer.error["message"]
     assert "does not know" not in answer.error["message"]
 
 

@@ -1,5 +1,5 @@
-"""Casts of config values: each takes what YAML gave and returns the value, or raises ValueError with a reason that a
-person understands. Pure."""
+"""Casts of config values: each takes what YAML returned and returns the value, or raises ValueError with a reason for
+the user. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(?P<instance>@[A-Za-z0-9:_.\\@-]*)?\
 _MOST_UNIT_NAME_CHARACTERS = 255
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
 _STREAMING = ("buffered", "live")
-# Unicode's general categories of characters that no name, path or key has: control, surrogate, line, paragraph.
+# Unicode categories that no name, path or key may contain: control, surrogate, line and paragraph separators.
 _UNFIT = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
@@ -127,7 +127,7 @@ def as_origins(value: object) -> tuple[str, ...]:
 
 
 def as_origin(value: object) -> str:
-    """In the form that browsers send (https://www.rfc-editor.org/rfc/rfc6454#section-6.1): no other would match."""
+    """The origin in the form that browsers send (https://www.rfc-editor.org/rfc/rfc6454#section-6.1)."""
     text = as_text(value)
     origin = text.lower().removesuffix("/")
     if origin in ("*", "null"):

@@ -1,6 +1,6 @@
-"""What must hold between the values of a config, each of which is valid by itself. Pure.
+"""Checks between the values of a config, each of which is valid by itself. Pure.
 
-Each check looks at a model once: a config may name a thousand of them.
+Each check looks at a model only once, because a config may name a thousand of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from systemd_llm_switch.config.records import ROUNDING_GIB, Model, ServerSettings, is_loopback
 from systemd_llm_switch.quoting import quoted
 
-Report = Callable[[str, str], None]  # takes a path in the file, and what is wrong there
+Report = Callable[[str, str], None]  # takes a path in the file and the problem there
 
 
 def check_all(report: Report, server: ServerSettings, models: Mapping[str, Model], names: Mapping[str, Model]) -> None:
@@ -48,10 +48,10 @@ def _check_units(report: Report, models: Mapping[str, Model]) -> None:
 
 
 def _check_shared_ports(report: Report, server: ServerSettings, models: Mapping[str, Model]) -> None:
-    """Models that can be loaded together need a port each, or one would answer for the other.
+    """Models that can be loaded together need different ports, or one would answer for the other.
 
-    The smallest model before this one is the one that fits beside it, if any does; the second smallest is for the case
-    that the smallest has the same unit.
+    Each model is compared with the smallest one before it: if any fits beside it, that one does. The smallest of
+    another unit is kept too, for the case that the smallest has the same unit.
     """
     smallest: dict[str, tuple[Model, ...]] = {}
     for model in models.values():

@@ -1,6 +1,6 @@
-"""A small file, and the YAML in it: read with bounds on size, depth and aliases, before anything is built of it.
+"""Reads a small file and the YAML in it. Checks size, depth and aliases before it builds anything.
 
-Knows YAML and the file system, and nothing of what a config means.
+Must not know what a config means.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import yaml
 from systemd_llm_switch.config.limits import MOST_DEPTH, MOST_FILE_BYTES, MOST_NODES, MOST_PLAIN_CHARACTERS
 from systemd_llm_switch.quoting import printable, quoted
 
-# What PyYAML raises, and what Python raises at a value or a node that PyYAML did not expect: `2024-13-45`,
-# `!!int abc`, `!!map 5`.
+# What PyYAML raises, and what Python raises for values that PyYAML does not expect: `2024-13-45`, `!!int abc`,
+# `!!map 5`.
 _MALFORMED = (yaml.YAMLError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where PyYAML has it
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader, if present, is ten times as fast
 
 
 class Unreadable(Exception):
-    """The file cannot be read, or does not hold what it should. The message says why, and shows nothing of the file's
-    text: it may hold keys."""
+    """The file cannot be read or is malformed. The message says why. It never shows the file's text, which may contain
+    keys."""
 
 
 def read_text(path: Path) -> str:
@@ -52,8 +52,8 @@ def read_text(path: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """One byte more than a file may have, at most."""
-    # Without O_NONBLOCK, a FIFO that nobody writes to would block the open.
+    """Reads at most one byte more than a file may have."""
+    # Without O_NONBLOCK, opening a FIFO without a writer would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -65,7 +65,7 @@ def _read(path: Path) -> bytes:
 
 
 def read_yaml(path: Path) -> Any:
-    """What the YAML in a file holds.
+    """The value of the YAML in a file.
 
     Raises:
         Unreadable
@@ -93,7 +93,7 @@ class _UniqueKeys(_Loader):  # type: ignore[misc]
         seen: set[object] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # what is merged may be overridden
+                continue  # merged keys may be overridden
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool):
                 if key in seen:
@@ -106,14 +106,14 @@ class _UniqueKeys(_Loader):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or a list that has begun, and how many nodes it holds so far."""
+    """A mapping or a list that is not complete, and how many nodes it has so far."""
 
     anchor: str | None
     nodes: int = 1
 
 
 def _check_bounds(text: str) -> None:
-    """Looks at the YAML as a stream of events, which needs neither recursion nor memory for what aliases stand for.
+    """Checks the YAML as a stream of events, which needs no recursion and does not expand aliases.
 
     Raises:
         yaml.YAMLError: malformed, too deep, or too much.
@@ -150,7 +150,7 @@ def _too_much(message: str, event: yaml.Event) -> yaml.MarkedYAMLError:
 
 
 def _describe(error: Exception, text: str) -> str:
-    """What is wrong and where, without the lines themselves: they may hold a key."""
+    """The problem and its place, without the text of the line, which may contain a key."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return printable(" ".join(str(error).split()))
     mark = error.problem_mark or error.context_mark

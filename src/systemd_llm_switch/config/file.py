@@ -1,4 +1,4 @@
-"""The config file: found, read strictly, and watched for edits while the proxy runs."""
+"""The config file: finds it, reads it strictly, and notices edits while the proxy runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import Config, ConfigError, Problem
 
 PACKAGED = Path(__file__).parents[1] / "config.yaml"
-_PATIENCE_S = 5.0  # that the first request after an edit waits for the new config
+_PATIENCE_S = 5.0  # how long the first request after an edit waits for the new config
 
 _Stamp = tuple[tuple[int, ...], ...]
 
 
 def places(argument: str | None, environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where the config file may be, the first place first: where `--config` or `$LLM_SWITCH_CONFIG` says, else the
-    user's, else the packaged one."""
+    """Where the config file may be, in order: the path in `--config` or `$LLM_SWITCH_CONFIG`; else the user's file,
+    then the packaged one."""
     named = argument or environ.get("LLM_SWITCH_CONFIG")
     if named:
         return (Path(named),)
@@ -54,8 +54,8 @@ def warnings(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A config that was read, from where, and the stamp of its files from before that: so the next look sees an edit
-    that came meanwhile."""
+    """A config, its path, and the stamp of its files from before it was read, so that the next check notices an edit
+    that was made meanwhile."""
 
     config: Config
     path: Path
@@ -66,13 +66,13 @@ class _Loaded:
 class LiveConfig:
     """The config in a file that may change at any time.
 
-    `current()` costs a `stat` of each file (the config, the places where another would come first, and the key files)
-    when nothing changed. A broken edit leaves the last good config in force, and `error` says what is wrong.
+    If nothing changed, `current()` costs a `stat` of each file: the config, the places before it, and the key files.
+    After a broken edit, the last good config stays in force, and `error` says what is wrong.
     Thread-safe; raises only from the constructor.
     """
 
     def __init__(self, *places: Path) -> None:
-        """`places` are those where the file may be, the first place first."""
+        """`places` are the paths where the file may be, in order."""
         self.error: str | None = None
         # Called once for each change, with the new config before any request sees it, or None and the reason.
         self.on_change: Callable[[Config | None, str | None], None] = lambda config, error: None
@@ -94,13 +94,13 @@ class LiveConfig:
         return self._loaded.warnings
 
     def current(self) -> Config:
-        """The config in force now. After an edit, the first caller waits a few seconds at most for the new one; the
-        others go on with the old one meanwhile."""
+        """The config in force now. After an edit, the first caller waits at most a few seconds for the new config.
+        Other callers use the old one meanwhile."""
         if self._read_stamp() != self._stamp and self._reading.acquire(blocking=False):
             reader = threading.Thread(target=self._reload, name="config", daemon=True)
             try:
                 reader.start()
-            except RuntimeError:  # no thread to be had now; the next caller tries again
+            except RuntimeError:  # the kernel refused a thread; the next caller tries again
                 self._reading.release()
             else:
                 reader.join(_PATIENCE_S)
@@ -108,7 +108,7 @@ class LiveConfig:
 
     @property
     def latest(self) -> Config:
-        """What `current()` returned last, without another look at the files: for the later steps of a request."""
+        """The last result of `current()`, without a check of the files: for the later steps of a request."""
         return self._config
 
     def _read_stamp(self) -> _Stamp:
@@ -118,7 +118,7 @@ class LiveConfig:
         """Reads the files.
 
         Raises:
-            ConfigError: `_tried` is the stamp of what was wrong, with the key files.
+            ConfigError: `_tried` is the stamp of the broken files, key files included.
         """
         while True:
             self._tried, known = self._read_stamp(), self._watched
@@ -127,13 +127,13 @@ class LiveConfig:
             config = _parse_file(path)
             self._watched = [str(file) for file in (*places, *find_key_files(config, path))]
             if self._watched == known:
-                # Where a file has been in force, an editor may replace it; a place behind it is not looked at again.
+                # An editor may replace a file in force, so the places after it are not used for a moment without it.
                 loaded = _Loaded(with_keys(config, path), path, tuple(find_exposed(config, path)), self._tried)
                 self._places = places
                 return loaded
 
     def _reload(self) -> None:
-        """Takes up an edit, and lets the next one be taken up."""
+        """Reads an edit, and then allows the next reading."""
         try:
             if self._read_stamp() == self._stamp:
                 return
@@ -153,7 +153,7 @@ class LiveConfig:
 
 
 def _first_there(places: tuple[Path, ...]) -> Path:
-    """The first place with a file; the last one needs none, and is an error there."""
+    """The first place with a file, else the last place. (Reading it reports that it is missing.)"""
     return next((place for place in places[:-1] if os.path.exists(place)), places[-1])  # noqa: PTH110 (never raises)
 
 
@@ -166,7 +166,7 @@ def _parse_file(path: Path) -> Config:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Differs once a file was edited or replaced; empty when it is not there."""
+    """Changes when the file is edited or replaced; empty if it does not exist."""
     try:
         stat = os.stat(path)  # noqa: PTH116  (on the hot path; Path.stat takes twice as long)
     except (OSError, ValueError):

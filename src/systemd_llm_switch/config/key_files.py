@@ -1,4 +1,4 @@
-"""Keys that the config names by a file: found, read, and checked for readers other than the owner."""
+"""The key files that the config names: finds and reads them, and checks that other users cannot read them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from systemd_llm_switch.quoting import printable
 
 
 def find_key_files(config: Config, path: Path) -> list[Path]:
-    """The files that the config at `path` names, each once."""
+    """The key files that the config at `path` names, each once."""
     named = [config.server.api_keys_file, *(model.backend_key_file for model in config.models.values())]
     return list(dict.fromkeys(_resolve(name, path) for name in named if name))
 
 
 def with_keys(config: Config, path: Path) -> Config:
-    """The config with the keys of its files.
+    """The config with the keys from its key files.
 
     Raises:
         ConfigError: a file cannot be read, or holds no valid key.
@@ -44,8 +44,8 @@ def with_keys(config: Config, path: Path) -> Config:
 
 
 def find_exposed(config: Config, path: Path) -> Iterator[str]:
-    """A warning for each file with keys that every user of the machine may read. `config` is as it was parsed, without
-    the keys of its files."""
+    """Warns of each file with keys that every user of the machine may read. `config` must be as parsed, without the
+    keys from its key files."""
     holds_keys = bool(config.server.api_keys) or any(model.backend_key for model in config.models.values())
     for file in [*([path] if holds_keys else ()), *find_key_files(config, path)]:
         if _is_open_to_all(file):
@@ -87,7 +87,7 @@ def _read_keys(named: str, path: Path, place: str) -> list[str]:
 
 
 def _is_open_to_all(path: Path) -> bool:
-    """Whether the file and each folder above it let every user in."""
+    """Whether every user may read the file and enter each folder above it."""
     try:
         whole = path.resolve()
         return bool(whole.stat().st_mode & stat.S_IROTH) and all(

@@ -1,4 +1,4 @@
-"""The keys of the config: one row a key, with its cast, its type in JSON Schema, and what it means. Pure.
+"""The keys of the config: one row for each key, with its cast, its JSON Schema type and its meaning. Pure.
 
 The parser, `config.schema.json` and a test of the documentation all read these tables.
 """

@@ -1,4 +1,4 @@
-"""How much a config may hold. A file beyond these bounds is a mistake or an attack, and would stop the proxy."""
+"""Limits on the size of a config. A larger file is a mistake or an attack, and could block the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strict parser: takes what the YAML holds, and returns a `Config` or every problem with its path. Pure."""
+"""The strict parser: takes the value of the YAML, and returns a `Config` or every problem with its path. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from systemd_llm_switch.config.records import (
 )
 from systemd_llm_switch.quoting import printable, quoted
 
-_LIKENESS = 0.6  # of an unknown key and the known one that was probably meant
+_LIKENESS = 0.6  # between an unknown key and the known key that is suggested
 _LONGEST_KEY = 40  # characters of an unknown key that are compared
 _PLACES = {
     "the top level": TOP,
@@ -34,10 +34,10 @@ _PLACES = {
 
 
 def parse(raw: object) -> Config:
-    """Makes a `Config` of what the YAML holds.
+    """Makes a `Config` from the value of the YAML.
 
     Raises:
-        ConfigError: with every problem; with the first ones, if there are very many.
+        ConfigError: with every problem, or with the first ones if there are very many.
     """
     if not isinstance(raw, dict):
         raise ConfigError([Problem("", "the file must hold a mapping with `models:`")])
@@ -67,7 +67,7 @@ class _Reader:
         """Adds a problem.
 
         Raises:
-            ConfigError: there are very many; the rest is not looked at.
+            ConfigError: there are very many; the rest is not checked.
         """
         self.problems.append(Problem(printable(path), message))
         if len(self.problems) >= MOST_PROBLEMS:
@@ -147,7 +147,7 @@ def _folded(names: Mapping[str, Model]) -> dict[str, Model]:
 
 
 def _unknown_key(key: str, table: Mapping[str, Key]) -> str:
-    """Says where a key belongs, or which one was probably meant."""
+    """Says where the key belongs, or which key was probably meant."""
     places = [place for place, keys in _PLACES.items() if keys is not table and key in keys]
     if places:
         return f"this key does not belong here, but to {' or '.join(places)}"

@@ -1,4 +1,4 @@
-"""The configuration as frozen records. Pure: knows nothing of YAML, files, units that run, HTTP or logging."""
+"""The configuration as frozen records. Pure: must not know YAML, files, running units, HTTP or logging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_NAME_CHARACTERS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where in the file (`models.bge-m3.unit`)."""
+    """One problem, and its path in the file (`models.bge-m3.unit`)."""
 
     path: str
     message: str
@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ContextSettings:
-    """`server.contexts:`. What may be kept of conversations on the disk; 0 GB switches it off."""
+    """`server.contexts:`. How much of conversations may be kept on disk; 0 GB switches it off."""
 
     max_gb: float = 8.0
     max_age_h: float = 24.0
@@ -118,8 +118,8 @@ class Config:
     folded: Mapping[str, Model] = field(default_factory=dict)
 
     def find_model(self, name: str) -> Model:
-        """The model of an id or an alias. Unless `server.strict_names` is set, `openai/NAME`, `NAME:latest` and NAME in
-        another case are taken, too, where they can mean only one model.
+        """The model with this id or alias. Unless `server.strict_names` is set, `openai/NAME`, `NAME:latest` and NAME
+        in another case are accepted too, if they can mean only one model.
 
         Raises:
             ModelNotFound
@@ -132,7 +132,7 @@ class Config:
         return model
 
     def _find_like(self, name: str) -> Model | None:
-        """An exact name within the name, or else one in another case."""
+        """The model whose exact name is in the name, or else in another case."""
         variants = list(_variants(name))
         for names, spelled in ((self.names, str), (self.folded, str.casefold)):
             found = {model.id: model for variant in variants if (model := names.get(spelled(variant)))}

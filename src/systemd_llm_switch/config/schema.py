@@ -1,4 +1,4 @@
-"""`config.schema.json`, made of the tables that check the config: editors complete and check by it. Pure.
+"""`config.schema.json`, made from the tables that check the config. Editors use it to complete and check. Pure.
 
 `python -m systemd_llm_switch.config.schema` prints it; a test holds the committed file to it.
 """

@@ -1,6 +1,6 @@
 """The last long conversations that one loaded model has read, and how each can be brought back into a slot.
 
-Bounded in number and size; in memory only, and only while the model is loaded. Pure.
+Their number and size are bounded. They are kept in memory only, while the model is loaded. Pure.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Timings:
         return self.cached + self.read
 
     @classmethod
-    def of(cls, told: object) -> Timings | None:
-        """A reply's `timings`; None where they are missing, or not numbers."""
-        if not isinstance(told, Mapping):
+    def of(cls, reported: object) -> Timings | None:
+        """A reply's `timings`; None if they are missing or not numbers."""
+        if not isinstance(reported, Mapping):
             return None
-        values = [told.get(name) for name in ("cache_n", "prompt_n", "prompt_ms", "predicted_n")]
+        values = [reported.get(name) for name in ("cache_n", "prompt_n", "prompt_ms", "predicted_n")]
         numbers = [it for it in values if isinstance(it, int | float) and not isinstance(it, bool) and 0 <= it < 1e12]
         if len(numbers) < len(values):
             return None
@@ -105,12 +105,12 @@ class Conversations:
         self._last = new if is_only_one else None
 
     def note_restored(self, fingerprint: Fingerprint, tokens: int) -> None:
-        """A slot was filled from a file, which is kept: whoever goes on with it makes it worth saving again."""
+        """A slot was filled from a file, which is kept. It is worth saving again only if a request goes on with it."""
         self._all.append(Conversation(fingerprint, tokens, 0, False, None))
 
     def most_wanted(self) -> list[Conversation]:
-        """Those to save, the one that matters most first: somebody goes on with it, and it is long. What was only
-        restored is not among them."""
+        """The conversations to save, the most important first: those that were continued, then the longest. Leaves out
+        those that were only restored."""
         found = [replace(it, is_last=it is self._last) for it in self._all if it.is_read]
         return sorted(found, key=_rank, reverse=True)
 

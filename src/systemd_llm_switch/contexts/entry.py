@@ -18,7 +18,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FileMark:
-    """What tells that a file is still the one that was saved."""
+    """Identifies a file, to check that it is still the one that was saved."""
 
     size: int
     mtime_ns: int
@@ -52,7 +52,7 @@ class Entry:
         return self.mark.size
 
     def reusable(self, wanted: Fingerprint) -> int:
-        """How many of its tokens a request with that beginning can use, as far as can be told from here."""
+        """An estimate of how many of its tokens a request with that beginning can use."""
         whole = max(self.fingerprint.size, 1)
         return int(self.tokens * min(1.0, self.fingerprint.common(wanted) / whole))
 

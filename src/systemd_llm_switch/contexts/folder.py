@@ -15,7 +15,7 @@ from pathlib import Path
 from systemd_llm_switch.contexts.entry import OURS, FileMark
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_MOST_FILES = 10_000  # a folder with more is somebody's own
+_MOST_FILES = 10_000  # no more names are read: a folder with more files is not ours
 _LARGEST_TEXT = 1 << 20
 
 
@@ -55,7 +55,7 @@ class Folder:
                 os.fchmod(folder, 0o700)
 
     def names(self) -> list[str]:
-        """The names of our own form. What stands behind one may still be a link, or a folder."""
+        """The names that have our form. Such a name may still be a link or a folder."""
         with self._opened() as folder, os.scandir(folder) as found:
             names = [item.name for item, _ in zip(found, range(_MOST_FILES), strict=False)]
         return [name for name in names if OURS.fullmatch(name)]
@@ -66,7 +66,7 @@ class Folder:
             return _look(folder, name)
 
     def mark(self, name: str) -> FileMark | None:
-        """What tells a file from another one under its name; None if there is none of ours."""
+        """Identifies the file under a name, to notice another file there; None if no file of ours has the name."""
         found = self.look(name)
         return None if found is None else FileMark(found.st_size, found.st_mtime_ns, found.st_ino)
 

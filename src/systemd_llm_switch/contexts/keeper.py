@@ -1,7 +1,7 @@
-"""All contexts: which models have them, saved before a stop, restored after a start, forgotten on request.
+"""All contexts: saves them before a stop, restores them after a start, and forgets them on request.
 
-The switcher's threads call `ready`, `restore` and `save`; requests call `note_reply` at their end. Nothing raises, and
-no request waits for the disk: all work on files happens under one lock that requests do not take.
+The switcher's threads call `ready`, `restore` and `save`; requests call `note_reply` at their end. No method raises. No
+request waits for the disk: all work on files happens under one lock that requests do not take.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Contexts:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._keep_clean, name="contexts", daemon=True).start()
 
-    # --- what the switcher tells ----------------------------------------------------------------------
+    # --- called by the switcher -----------------------------------------------------------------------
 
     def configure(self, config: Config) -> None:
         """Takes a new config over. What it switches off is removed, and so is what belongs to no model any more."""
@@ -127,14 +127,14 @@ class Contexts:
             self._counts[loaded.model.id, "saved"] += sum(entry.tokens for entry in saving.saved)
             self._keep_limit()
 
-    # --- what requests tell ---------------------------------------------------------------------------
+    # --- called by requests ---------------------------------------------------------------------------
 
     def note_reply(
-        self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, told: object
+        self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, reported: object
     ) -> None:
-        """A reply was sent: `told` are llama-server's timings, `message` is the body that it got. Does not block."""
+        """A reply was sent: `reported` are llama-server's timings, `message` is the body that it got. Does not block."""
         session = self._sessions.get(unit)
-        timings = Timings.of(told) if session is not None and session.loaded.start == start else None
+        timings = Timings.of(reported) if session is not None and session.loaded.start == start else None
         if session is None or timings is None:
             return
         verdict = session.note_reply(body, message, is_chat, timings)
@@ -156,7 +156,7 @@ class Contexts:
         if session is not None and session.loaded.start == start:
             session.note_paused(beginning, message)
 
-    # --- what an operator asks ------------------------------------------------------------------------
+    # --- called for an operator -----------------------------------------------------------------------
 
     def forget(self, models: Collection[Model]) -> tuple[list[str], int]:
         """Removes the contexts of models, and what their processes would save. Returns the ids of those that had

@@ -1,4 +1,4 @@
-"""What is said of contexts elsewhere: the process that has them, and what the status reports. Pure."""
+"""Records about contexts for other packages: the process that has them, and what the status reports. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A restored context whose use is not known yet; the next reply to a request that goes on with it tells."""
+    """A restored context whose use is not known yet. The next reply to a request that goes on with it shows it."""
 
     tokens: int
     fingerprint: Fingerprint = NOTHING

@@ -1,6 +1,6 @@
-"""Saves what a process has read, before it is stopped: what is worth it, whole, within a bound.
+"""Saves the contexts of a process before it is stopped: those that are worth it, complete, within a time limit.
 
-Blocks; never raises. What is skipped is logged with its reason.
+Blocks; never raises. Logs each context that it skips, with the reason.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Saving:
     def _check(self, conversation: Conversation, worth: Worth) -> None:
         """
         Raises:
-            _Skip: it is not worth a file, or one like it is kept already, or there is no room.
+            _Skip: it is not worth a file, a similar one is kept already, or the disk has no room.
         """
         if worth.reason is not None:
             raise _Skip(worth.reason)
@@ -141,7 +141,7 @@ class Saving:
     def _write(self, conversation: Conversation, slot: int, tokens: int, worth: Worth, deadline: float) -> None:
         """
         Raises:
-            SlotError, ValueError, OSError: there is no whole file.
+            SlotError, ValueError, OSError: the file was not written completely.
         """
         session, store = self._session, self._session.store
         older = self._alike(conversation)

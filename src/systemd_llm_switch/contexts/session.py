@@ -1,4 +1,4 @@
-"""One loaded process, as far as contexts are concerned: what it has read, and what came of what was restored.
+"""The contexts of one loaded process: what it has read, and how much of the restored contexts was used.
 
 Nothing here blocks. Thread-safe: requests end in their own threads.
 """

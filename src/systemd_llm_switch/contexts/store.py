@@ -1,7 +1,7 @@
-"""The contexts of one folder: which there are, a new one in two steps, and removal.
+"""The saved contexts of one folder: lists them, adds one in two steps, removes them.
 
-A context becomes one only when it is whole: it is saved under another name, compared, renamed, and described by a
-small file beside it. Whatever else of ours a kill or a full disk leaves is removed by the next `scan`.
+A context counts only once it is complete: it is saved under another name, checked, renamed, and described by a small
+file beside it. The next `scan` removes incomplete files that a kill or a full disk has left.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Store:
             self.folder.write(f"{PREFIX}{binding}{USELESS}", json.dumps({"unit": unit, "reason": reason}))
 
     def forget_useless(self, unit: str, binding: str | None) -> None:
-        """Forgets that of a unit, but of this binding."""
+        """Forgets it for a unit, except for this binding."""
         with self._lock:
             for name in self.folder.names():
                 if not name.endswith(USELESS) or name == f"{PREFIX}{binding}{USELESS}":

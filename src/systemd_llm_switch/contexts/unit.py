@@ -1,4 +1,4 @@
-"""What a unit's command line says of contexts: where its llama-server saves them, and what they belong to.
+"""The part of a unit's command line that concerns contexts: where llama-server saves them, and what they belong to.
 
 Reads the sizes and times of files, nothing else.
 """
@@ -22,7 +22,7 @@ _VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
 _NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
 _PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
-# Where the model's file is not named, nobody can tell later whether it is still the same.
+# These do not name the model's file, so it cannot be checked later whether it is still the same.
 _UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
 
 
@@ -73,19 +73,19 @@ class Command:
 
         A file that is not there counts, too.
         """
-        told = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(digest_size=8)
         for word in (*self.words, *sorted(f"{name}={value}" for name, value in self.environment.items())):
             facts = " ".join(map(_file_facts, _parts(word)))
-            told.update(f"{word}\0{facts}\0".encode("utf-8", "surrogateescape"))
-        return told.hexdigest()
+            digest.update(f"{word}\0{facts}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def is_run_by(self, pid: int) -> bool:
         """Whether a process runs this very command: its unit may have been changed since."""
         try:
-            told = Path(f"/proc/{pid}/cmdline").read_bytes()
+            command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
-        return told == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
+        return command_line == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
 
     def _option(self, *flags: str) -> str | None:
         """The value of the last of these flags: llama-server takes that one."""

@@ -80,5 +80,5 @@ def _free_text(arguments: str) -> str:
 
 def _free_text_schema(tool: Json) -> Json:
     wanted = object_of(tool.get("format"))
-    told = {"description": f"{wanted.get('syntax')}: {wanted['definition']}"} if wanted.get("definition") else {}
-    return {"type": "object", "properties": {_FREE_TEXT: {"type": "string", **told}}, "required": [_FREE_TEXT]}
+    described = {"description": f"{wanted.get('syntax')}: {wanted['definition']}"} if wanted.get("definition") else {}
+    return {"type": "object", "properties": {_FREE_TEXT: {"type": "string", **described}}, "required": [_FREE_TEXT]}

@@ -1,4 +1,4 @@
-"""The routes that are forwarded to a backend, and how each reply is treated: tables, and nothing else."""
+"""Tables of the routes that are forwarded to a backend, and how each reply is treated."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ FORWARDED: dict[str, ReplyKind] = {
 
 _SHORT = {path.removeprefix("/v1"): path for path in FORWARDED if path.startswith("/v1/")}
 
-# Each path that is taken, and the path that is forwarded for it: a route without its /v1 is the one with it.
-# llama-server itself has another `/completions`, but who asks this proxy for it has set a base URL without /v1.
+# Each accepted path, and the path that is forwarded for it: a route without /v1 means the same route with /v1.
+# (llama-server has its own `/completions`. A client that asks this proxy for it has a base URL without /v1.)
 TAKEN: Mapping[str, str] = _SHORT | {path: path for path in FORWARDED}
 
-# llama-server's own routes. Its clients name no model there, since it has but one.
+# llama-server's own routes. Its clients name no model there, because a llama-server has only one.
 MODEL_IS_OPTIONAL = frozenset(("/infill", "/tokenize", "/detokenize", "/apply-template"))

@@ -1,6 +1,6 @@
-"""A request in OpenAI's protocol: what the proxy must know of it, and the bytes that the backend gets. Pure.
+"""A request in OpenAI's protocol: the fields that the proxy needs, and the bytes that the backend gets. Pure.
 
-Knows no socket, no unit and no web framework.
+Must not know sockets, units or the web framework.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_SHOWN_DIGITS = 40
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the proxy must know of a request. `body` must not be changed: `raw` are the same bytes."""
+    """A parsed request. `body` must not be changed, because `raw` are its bytes."""
 
     path: str
     model: str
@@ -52,8 +52,8 @@ def parse_request(
     content_type: str = "application/json",
     find_default: Callable[[], str | None] = lambda: None,
 ) -> Request:
-    """Reads a request's body: JSON, or a form where its Content-Type says so. `find_default` finds the model of a
-    request that names none, on a route where it need not.
+    """Reads a request's body: JSON, or a form if its Content-Type says so. `find_default` finds the model for a request
+    without one, on the routes where that is allowed.
 
     Raises:
         InvalidJson, InvalidRequest, MissingModel: what the client must correct.
@@ -73,7 +73,7 @@ def parse_request(
         raise InvalidRequest("`stream` must be true or false", param="stream")
     options = body.get("stream_options")
     wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    # llama-server must get it as JSON, whatever Content-Type the client gave.
+    # llama-server must get JSON as JSON, even if the client sent another Content-Type.
     sent_as = content_type if is_form else "application/json"
     return Request(path, model, body, raw, bool(stream), wants_usage, sent_as, is_form)
 
@@ -100,7 +100,7 @@ def parse_object(raw: bytes) -> Json:
         InvalidJson, InvalidRequest
     """
     try:
-        # Decoded here: from bytes, Python would also read UTF-16 and UTF-32, which backends do not.
+        # It is decoded here because Python would also read UTF-16 and UTF-32 from bytes, which backends do not.
         body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
@@ -132,10 +132,10 @@ def to_backend(
     force: Mapping[str, object],
     stream: bool = False,
 ) -> bytes:
-    """The bytes for the backend: the client's own, unless something must differ.
+    """The bytes for the backend: the client's own bytes, unless something must change.
 
-    `body`: the request's, or a repaired copy of it. `params`: defaults. `force`: overrides the request. A form is
-    passed on as it came, since it holds files.
+    `body` is the request's, or a repaired copy of it. `params` are defaults; `force` overrides the request. A form is
+    passed on unchanged, because it contains files.
 
     Raises:
         InvalidJson: the body could be read, but is nested too deeply to be written again.
@@ -147,7 +147,7 @@ def to_backend(
         changed |= _merged_options(params, body, force)
     if stream:
         if request.is_repairable:
-            changed["stream_options"] = {"include_usage": True}  # for the journal, whatever the client wants
+            changed["stream_options"] = {"include_usage": True}  # the journal needs it, even if the client does not
     elif body.get("stream") or "stream_options" in body:
         changed["stream"] = False
     choice = changed.get("tool_choice", body.get("tool_choice"))
@@ -165,12 +165,12 @@ def to_backend(
 
 
 def _merged_options(*layers: Mapping[str, object]) -> Json:
-    """The template's options of `params`, request and `force`, each overriding the one before, option by option: a
-    request that sets one option keeps the others."""
+    """The template options of `params`, request and `force`, merged option by option; later ones override earlier ones.
+    So a request that sets one option keeps the others."""
     given = [layer.get(_TEMPLATE_OPTIONS) for layer in layers]
     options = [it for it in given if isinstance(it, Mapping)]
     if len(options) < len(given) - given.count(None):
-        return {}  # one is not an object: the backend says so
+        return {}  # one is not an object: the backend reports that
     merged: Json = {}
     for it in options:
         merged |= it
@@ -178,7 +178,7 @@ def _merged_options(*layers: Mapping[str, object]) -> Json:
 
 
 def _as_only_tool(choice: Json, tools: object) -> Json:
-    """A tool that is required by its name becomes the only tool: llama-server reads an object in `tool_choice` as
+    """Makes a tool that is required by name the only tool, because llama-server reads an object in `tool_choice` as
     "auto" (https://github.com/ggml-org/llama.cpp/issues/26535). An unknown name is left to the backend."""
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None

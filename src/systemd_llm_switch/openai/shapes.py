@@ -18,7 +18,7 @@ _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
 def dump(value: object) -> bytes:
-    """Compact JSON in ASCII. So a string with a lone surrogate, which UTF-8 cannot hold, survives."""
+    """Compact JSON in ASCII, which also keeps lone surrogates: UTF-8 cannot encode them."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
@@ -28,7 +28,7 @@ def choices_of(reply: Mapping[str, Any]) -> list[Json]:
 
 
 def objects_of(value: object) -> list[Json]:
-    """The objects of a list, and no others of its items."""
+    """The items of a list that are objects."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
@@ -38,7 +38,7 @@ def object_of(value: object) -> Json:
 
 
 def foreign_error(status: int, raw: bytes) -> Json:
-    """A backend's error in OpenAI's shape: what the backend left out is filled in, and a long message is cut."""
+    """A backend's error in OpenAI's shape: fills in missing fields, and cuts a long message."""
     error = _read_error(raw)
     said = str(error.get("message") or f"the backend replied with status {status} and no message")
     message = _cut(said)
@@ -54,7 +54,7 @@ def foreign_error(status: int, raw: bytes) -> Json:
 
 
 def _read_error(raw: bytes) -> Json:
-    """The object or the string under `error`; if there is none, the body itself is the message."""
+    """The object or the string under `error`, or else the whole body as the message."""
     if len(raw) <= _MOST_ERROR_BYTES:
         try:
             error = json.loads(raw)["error"]

@@ -1,6 +1,6 @@
 """Server-sent events: a finished reply as events, errors, keep-alives, and a reader of a backend's events. Pure.
 
-docs/design.md, "For clients", says what real clients need.
+docs/design.md, "For clients", lists what real clients need.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ _SPLIT_FIELDS = ("role", *_TEXT_FIELDS, "tool_calls", "function_call")
 
 
 class EventReader:
-    """Cuts a backend's SSE bytes into the data of its events (https://html.spec.whatwg.org/#parsing-an-event-stream;
-    of the fields only `data` matters to OpenAI's protocol). Takes time in proportion to the bytes, however they are
-    cut."""
+    """Splits a backend's SSE bytes into the data of its events (https://html.spec.whatwg.org/#parsing-an-event-stream).
+    OpenAI's protocol uses only the field `data`. Takes linear time, no matter how the bytes are split."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []  # of the event that is not complete
@@ -73,7 +72,7 @@ def frame(chunk: object) -> bytes:
 
 
 def raw_frame(body: bytes) -> bytes:
-    """One event whose data is a body as it is, with a line for each of its lines."""
+    """One event whose data is an unchanged body, line by line."""
     return b"".join(b"data: " + line + b"\n" for line in body.splitlines()) + b"\n"
 
 
@@ -83,10 +82,10 @@ def may_get_better(status: int) -> bool:
 
 
 def error_event(error: Json, *, may_get_better: bool) -> bytes:
-    """An error after the headers are sent; `error` has OpenAI's shape, without the object around it.
+    """An error event, for after the headers were sent; `error` has OpenAI's shape, without the object around it.
 
-    If a retry cannot help, the *message* must say so: litellm looks at nothing else before it sends the request
-    again, up to eight times (measured; docs/design.md, "For clients")."""
+    If a retry cannot help, the *message* must say so: litellm looks only at it before it sends the request again, up to
+    eight times (measured; docs/design.md, "For clients")."""
     if not may_get_better:
         error = error | {"message": f"invalid_request_error: {error['message']}"}
     return frame({"error": error})
@@ -94,8 +93,8 @@ def error_event(error: Json, *, may_get_better: bool) -> bytes:
 
 def sse_frames(reply: Json, is_chat: bool, wants_usage: bool) -> Iterator[bytes]:
     """A finished chat or text completion as the events that a streaming client expects, in the order role, reasoning,
-    content, tool calls, finish_reason, usage, `[DONE]`. A chunk holds one of them only: some clients read one a
-    chunk."""
+    content, tool calls, finish_reason, usage, `[DONE]`. Each chunk has only one of them, because some clients read only
+    one."""
     envelope: Json = {name: reply[name] for name in ("id", "created", "model", "system_fingerprint") if name in reply}
     envelope["object"] = "chat.completion.chunk" if is_chat else "text_completion"
     choices = choices_of(reply)
@@ -128,7 +127,7 @@ def _chat_pieces(choice: Json) -> Iterator[Json]:
 
 
 def tool_call_deltas(position: int, call: Json) -> Iterator[Json]:
-    """A whole tool call as deltas: the first has its id and name, the others the rest of its arguments."""
+    """A whole tool call as deltas: the first one has id and name, the others the rest of the arguments."""
     function = object_of(call.get("function"))
     texts = list(split_text(function.get("arguments"))) or [""]
     head = {name: value for name, value in call.items() if name != "function"}

@@ -1,4 +1,4 @@
-"""The page's files: each is read once, when somebody asks for it, and known by the hash of its bytes."""
+"""The page's files: each is read once, when it is first requested, and identified by the hash of its bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class File(NamedTuple):
 
 
 def find(name: str) -> File | None:
-    """The file of that name; None where there is none. Only names of the folder itself are looked up."""
+    """The file with that name, or None. Only names in the folder itself are looked up."""
     return _read(name) if name in _names() else None
 
 

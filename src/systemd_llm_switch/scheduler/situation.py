@@ -50,7 +50,7 @@ class Situation:
 
     @property
     def hold_ends_at(self) -> float:
-        """The end of the hold; inf if it has none, or if there is no hold."""
+        """The end of the hold; inf without a hold or if it has no end."""
         return math.inf if self.hold_until is None else self.hold_until
 
     @property

@@ -20,7 +20,7 @@ def tracked(places: Places) -> Path:
 
 
 def write(text: str, places: Places, ledger: Ledger) -> Path:
-    """Writes the user's config file if there is none or the demo wrote it, else a file beside it. Edits are kept, and
+    """Writes the user's config file if it is missing or the demo wrote it, else a file beside it. Edits are kept, and
     the user's own config is never touched."""
     is_free = not places.user_config.exists() or ledger.wrote_config(places.user_config)
     path = places.user_config if is_free else places.user_config.with_name("demo.yaml")

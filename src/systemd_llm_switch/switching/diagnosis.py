@@ -138,7 +138,7 @@ def _missing_files(command: str) -> list[str]:
         except (OSError, ValueError):
             continue
         if not is_there:
-            return [f"There is no model file {name}; `./setup.sh --check` names the command that downloads it."]
+            return [f"The model file {name} is missing; `./setup.sh --check` names the command that downloads it."]
         if not is_readable:
             return [f"The model file {name} cannot be read: check its owner and mode."]
     return []

@@ -16,7 +16,7 @@ from systemd_llm_switch.switching.switcher import Switcher
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The state at one moment. `hold_until` is seconds since the epoch; None if there is no hold or it has no end."""
+    """The state at one moment. `hold_until` is seconds since the epoch; None without a hold or if it has no end."""
 
     models: dict[str, ModelStatus]
     waiting: int

@@ -219,7 +219,7 @@ class Switcher:
             self._unloadings.discard(unloading)
 
     def cancel(self, number: int) -> bool:
-        """Rejects the waiting request with that number; False if there is none. Does not block."""
+        """Rejects the waiting request with that number; False if none has it. Does not block."""
         with self._lock:
             lease = next((it for it in self._leases.waiting() if it.number == number), None)
         if lease is None:

@@ -120,7 +120,7 @@ def properties(unit: str, *named: tuple[str, str]) -> list[Call]:
 class ManagerBus:
     """One connection. A context manager; not thread-safe.
 
-    It is the manager's own socket, as systemctl uses it, or the session bus where there is no such socket.
+    It uses the manager's own socket, as systemctl does, or else the session bus.
 
     Raises:
         BusError: from the constructor and from every method.
@@ -315,7 +315,7 @@ def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
     """The socket to connect to, and whether it is the manager's own.
 
     Raises:
-        BusError: there is none.
+        BusError: neither exists.
     """
     runtime_dir = environ.get("XDG_RUNTIME_DIR")
     private, public = f"{runtime_dir}/systemd/private", f"{runtime_dir}/bus"

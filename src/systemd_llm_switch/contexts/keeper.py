@@ -132,7 +132,7 @@ class Contexts:
     def note_reply(
         self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, reported: object
     ) -> None:
-        """A reply was sent: `reported` are llama-server's timings, `message` is the body that it got. Does not block."""
+        """A reply was sent: `reported` are the backend's timings, `message` is the body that it got. Does not block."""
         session = self._sessions.get(unit)
         timings = Timings.of(reported) if session is not None and session.loaded.start == start else None
         if session is None or timings is None:

@@ -87,7 +87,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The target of the switch in progress is no longer wanted: stop it again."""
+    """The target of the switch in progress is not wanted any more: stop it again."""
 
     target: str
 

@@ -47,7 +47,7 @@ def _why_no_server(answer: str, places: Places) -> str:
 
 def _why_no_folder(answer: str, places: Places) -> str:
     path = llama_server.absolute(answer, places)
-    return "" if path.is_dir() else f"there is no folder {places.short(path)}; name another, or make it first"
+    return "" if path.is_dir() else f"the folder {places.short(path)} does not exist; name another, or make it first"
 
 
 def _default_server(places: Places, environ: Mapping[str, str], ledger: Ledger) -> str:

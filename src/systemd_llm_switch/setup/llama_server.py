@@ -68,7 +68,7 @@ def is_executable(path: Path) -> bool:
 def why_no_wheel() -> str:
     """Why the wheel cannot run here; empty when it can."""
     if platform.machine() != "x86_64":
-        return f"there is no ready-made llama-server for {platform.machine()} on PyPI"
+        return f"PyPI has no ready-made llama-server for {platform.machine()}"
     if platform.libc_ver()[0] != "glibc":
         return "the ready-made llama-server on PyPI needs glibc"
     lacking = _NEEDED_CPU_FLAGS - _cpu_flags()

@@ -41,7 +41,7 @@ _SILENCE_TIMEOUT_S = 5.0
 
 
 class LoadAborted(Exception):
-    """The model is no longer wanted. Its unit must still be stopped."""
+    """The model is not wanted any more. Its unit must still be stopped."""
 
 
 class StartRefused(Exception):
@@ -65,7 +65,7 @@ class Launched(NamedTuple):
 class Start:
     """Starts one model; it must be ready within `health_timeout_s` of its launch.
 
-    `abort_fd` becomes readable when the model is no longer wanted, which ends every wait. `rivals` are the other units,
+    `abort_fd` becomes readable when the model is unwanted, which ends every wait. `rivals` are the other units,
     which may have been started by hand.
     """
 

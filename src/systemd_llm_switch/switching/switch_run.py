@@ -94,7 +94,7 @@ class SwitchRun:
         self._is_unwanted = False
 
     def abort(self) -> None:
-        """The target is no longer wanted."""
+        """The target is not wanted any more."""
         with self._abort_lock:
             self._is_unwanted = True
             if self._abort_fd is not None:

@@ -16,6 +16,7 @@ TAME = st.text(alphabet=st.sampled_from("abcxyzÄß東 .-_/0123456789"), min_siz
 WILD = st.text(
     alphabet=st.characters(exclude_categories=("Cs", "Cc", "Co", "Cn")) | st.sampled_from("\n\t\"'\\{}[],:/#`<>")
 )
+_ROLES = st.sampled_from(["required", "given", "left out"])
 _ENUM = ["celsius", "dark_blue"]
 
 
@@ -79,6 +80,7 @@ def samples(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
 # -- schemas and values ------------------------------------------------------------------------------------
 
 _Pair = tuple[Json, Any]
+# Each strategy is built once: to build one for every value took most of the tests' time.
 
 
 def _parts(texts: st.SearchStrategy[str]) -> st.SearchStrategy[_Pair]:
@@ -96,24 +98,32 @@ def _scalars(texts: st.SearchStrategy[str]) -> st.SearchStrategy[_Pair]:
     )
 
 
-@st.composite
-def _object(draw: st.DrawFn, inner: st.SearchStrategy[_Pair]) -> _Pair:
-    pairs = draw(st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=4))
-    left_out = draw(st.sets(st.sampled_from(sorted(pairs)), max_size=len(pairs) - 1))
+def _object(inner: st.SearchStrategy[_Pair]) -> st.SearchStrategy[_Pair]:
+    members = st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=4)
+    return st.builds(_object_of, members, st.tuples(*[_ROLES] * 4), st.booleans())
+
+
+def _object_of(members: dict[str, _Pair], roles: tuple[str, ...], is_closed: bool) -> _Pair:
+    """At least one member is given."""
+    role_of = dict(zip(members, roles, strict=False))
+    given = [name for name in members if role_of[name] != "left out"] or [next(iter(members))]
     schema: Json = {
         "type": "object",
-        "properties": {name: part for name, (part, _) in pairs.items()},
-        "required": sorted(draw(st.sets(st.sampled_from(sorted(pairs.keys() - left_out))))),
+        "properties": {name: part for name, (part, _) in members.items()},
+        "required": sorted(name for name in given if role_of[name] == "required"),
     }
-    if draw(st.booleans()):
+    if is_closed:
         schema["additionalProperties"] = False
-    return schema, {name: value for name, (_, value) in pairs.items() if name not in left_out}
+    return schema, {name: members[name][1] for name in given}
 
 
-@st.composite
-def _array(draw: st.DrawFn, inner: st.SearchStrategy[_Pair]) -> _Pair:
-    schema, value = draw(inner)
-    return {"type": "array", "items": schema}, draw(st.sampled_from([[], [value], [value, value]]))
+def _array(inner: st.SearchStrategy[_Pair]) -> st.SearchStrategy[_Pair]:
+    return st.builds(_array_of, inner, st.integers(0, 2))
+
+
+def _array_of(item: _Pair, length: int) -> _Pair:
+    schema, value = item
+    return {"type": "array", "items": schema}, [value] * length
 
 
 def _typed(pairs: st.SearchStrategy[_Pair]) -> st.SearchStrategy[Sample]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -123,7 +122,7 @@ def test_a_model_started_by_hand_is_used_not_reloaded(proxy: Proxy, stack: Stack
 
 def test_a_killed_backend_is_restarted_by_the_next_request(proxy: Proxy, stack: Stack, units: dict[str, Any]) -> None:
     ask(proxy, "coder")
-    os.kill(stack.main_pid(_unit(units, "coder")), signal.SIGKILL)
+    stack.kill_main(_unit(units, "coder"))
     assert ask(proxy, "coder").model == "coder"
 
 

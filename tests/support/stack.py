@@ -7,7 +7,9 @@ import http.client
 import json
 import os
 import re
+import select
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +195,15 @@ class Stack:
 
     def main_pid(self, unit: str) -> int:
         return int(self.systemctl("show", "-p", "MainPID", "--value", unit))
+
+    def kill_main(self, unit: str) -> None:
+        """SIGKILL for the unit's process. It has ended when this returns: on a busy machine a signal takes a while."""
+        process = os.pidfd_open(self.main_pid(unit))
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            assert select.select([process], [], [], PATIENCE_S)[0], f"{unit} survived SIGKILL"
+        finally:
+            os.close(process)
 
     def seen(self, port: int | None = None) -> Any:
         """What the stand-in saw."""

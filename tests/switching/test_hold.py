@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from support.stack import Answer, Proxy, Stack, in_background, wait_for
+from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.switching.hold_file import HoldFile
 
 
@@ -152,7 +153,7 @@ WRONG: tuple[tuple[object, str | None], ...] = (
     *(({"minutes": minutes}, "minutes") for minutes in WRONG_MINUTES),
     ({"force": "yes"}, "force"),
     ({"minuts": 30}, "minuts"),
-    ({"force": True, "x" * 99: 1}, "x" * 40),
+    ({"force": True, "x" * 999: 1}, printable("x" * 999)),
     ({"minutes": 5, "force": 1}, "force"),
     ([], None),
 )
@@ -169,7 +170,8 @@ def test_a_wrong_hold_is_a_400_and_no_hold(proxy: Proxy, state_home: Path) -> No
 
 def test_a_key_that_it_does_not_know_is_told_with_those_that_it_does(proxy: Proxy) -> None:
     message = hold(proxy, minuts=30).error["message"]
-    assert message == "'minuts' is no key of /api/hold; known: `minutes` and `force` and `pause`"
+    known = "`minutes` and `force` and `pause` and `wait`"
+    assert message == f"'minuts' is not a key of /api/hold; known keys: {known}"
 
 
 def test_too_many_minutes_are_told_with_the_most_that_may_be(proxy: Proxy) -> None:

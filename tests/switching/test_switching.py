@@ -636,7 +636,7 @@ def test_a_daemon_reload_disturbs_nothing(stack: Stack, pair: dict[str, str]) ->
 def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pair: dict[str, str]) -> None:
     proxy = stack.run(pair)
     proxy.chat("a")
-    os.kill(stack.main_pid(pair["a"]), signal.SIGKILL)
+    stack.kill_main(pair["a"])
     assert proxy.chat("a").text == "hello from a"
     assert len(proxy.status()["switches"]) == 2
 

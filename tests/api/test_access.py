@@ -140,7 +140,7 @@ def test_every_route_wants_a_key(keyed: Proxy, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/health/", "/health/../api/status", "/healt"])
-def test_whatever_is_no_open_route_wants_a_key(keyed: Proxy, path: str) -> None:
+def test_every_route_that_is_not_open_needs_a_key(keyed: Proxy, path: str) -> None:
     """Nobody learns which routes there are."""
     assert_no_key(keyed.get(path))
 
@@ -220,7 +220,7 @@ def test_keys_never_reach_a_log_the_status_or_the_backend(keyed: Proxy, bed: Sta
         assert key not in seen
 
 
-def test_a_broken_config_is_told_without_its_keys(stack: Stack) -> None:
+def test_a_broken_config_is_reported_without_its_keys(stack: Stack) -> None:
     """YAML's own words would quote the line."""
     proxy = stack.run({"a": stack.standin("a")}, api_keys=["sk-old"])
     good = stack.config_path.read_text()
@@ -300,7 +300,7 @@ def test_keys_come_as_a_systemd_credential(stack: Stack) -> None:
     assert proxy.get("/v1/models", headers=bearer("sk-credential")).status == 200
 
 
-def test_without_the_credential_the_reason_is_told(stack: Stack) -> None:
+def test_without_the_credential_the_reason_is_reported(stack: Stack) -> None:
     """As at the shell, where --check is run."""
     stack.write_config({"a": "a.service"}, api_keys_file="${CREDENTIALS_DIRECTORY}/keys")
     checked = run_command(stack, "--check")
@@ -331,7 +331,7 @@ def test_without_keys_only_loopback_is_listened_on(stack: Stack, host: str) -> N
         assert "Traceback" not in ended.stderr
 
 
-def test_an_address_that_cannot_be_had_is_told(stack: Stack) -> None:
+def test_an_address_that_cannot_be_bound_is_reported(stack: Stack) -> None:
     stack.write_config({"a": "a.service"}, allow_unauthenticated=True)
     for host in ("192.0.2.1", "no-such-name.invalid"):
         ended = run_command(stack, "--host", host, "--port", str(free_port()))
@@ -395,7 +395,7 @@ def test_a_foreign_page_is_refused(keyed: Proxy, origin: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/unload", "/api/hold", "/api/load", CHAT])
-def test_a_page_that_somebody_visits_cannot_drive_a_proxy_without_keys(keyless: Proxy, path: str) -> None:
+def test_a_visited_page_cannot_use_a_proxy_without_keys(keyless: Proxy, path: str) -> None:
     """A form or a no-cors fetch needs no preflight: its Origin alone gives it away."""
     before = keyless.status()["switches"]
     for origin in ("https://evil.example", "null", f"http://localhost:{keyless.port + 1}"):
@@ -405,7 +405,7 @@ def test_a_page_that_somebody_visits_cannot_drive_a_proxy_without_keys(keyless: 
     assert keyless.status()["on_hold"] is False
 
 
-def test_the_own_address_is_no_foreign_page(keyless: Proxy) -> None:
+def test_a_page_of_the_own_address_is_allowed(keyless: Proxy) -> None:
     """A page that the proxy itself, or a server in front of it, serves at the same name."""
     for name in (f"127.0.0.1:{keyless.port}", f"localhost:{keyless.port}", "my-box.lan"):
         assert raw(keyless, name, Origin=f"http://{name}").status == 200
@@ -591,7 +591,7 @@ def test_names_are_compared_without_what_does_not_matter() -> None:
         ("allowed_hosts", ["*"], "must be a name like my-box.lan"),
     ],
 )
-def test_what_would_never_match_is_told(key: str, values: list[str], words: str) -> None:
+def test_a_value_that_would_never_match_is_reported(key: str, values: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=rf"server\.{key}\.0: {words}"):
         parse({"server": {key: values}, "models": {"a": "a.service"}})
 
@@ -604,7 +604,7 @@ def test_what_would_never_match_is_told(key: str, values: list[str], words: str)
         ("https://a.b:80", "https://a.b:80"), ("null", "null"), ("*", "*"), ("app://obsidian.md", "app://obsidian.md"),
     ],
 )  # fmt: skip
-def test_an_origin_is_meant_as_browsers_send_it(told: str, meant: str) -> None:
+def test_an_origin_is_read_in_the_form_that_browsers_send(told: str, meant: str) -> None:
     parsed = parse({"server": {"cors_origins": [told]}, "models": {"a": "a.service"}})
     assert parsed.server.cors_origins == (meant,)
 

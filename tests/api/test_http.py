@@ -181,7 +181,7 @@ NO_JSON = {
 
 @pytest.mark.parametrize("kind", NO_JSON)
 @pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
-def test_what_is_no_json_is_a_400_invalid_json(proxy: Proxy, path: str, kind: str) -> None:
+def test_an_invalid_body_is_a_400_invalid_json(proxy: Proxy, path: str, kind: str) -> None:
     """Also what is JSON only for Python; nothing of it may reach a backend, which reads more strictly."""
     answer = proxy.post(path, NO_JSON[kind])
     assert answer.status == 400
@@ -217,7 +217,7 @@ def test_no_depth_of_nesting_breaks_the_proxy(proxy: Proxy, stream: bool) -> Non
         ({"model": "AA"}, 404, "model_not_found", "model"),
     ],
 )
-def test_a_wrong_request_is_told_with_its_code_and_field(
+def test_a_wrong_request_is_reported_with_its_code_and_field(
     proxy: Proxy, path: str, body: object, status: int, code: str, param: str | None
 ) -> None:
     answer = proxy.post(path, encode(body))
@@ -292,7 +292,7 @@ def test_a_too_large_chunked_body_is_refused_without_its_end(proxy: Proxy, size:
 
 
 @pytest.mark.parametrize("kind", ["extensions", "trailers"])
-def test_what_is_no_body_is_bounded_too(proxy: Proxy, kind: str) -> None:
+def test_chunk_extensions_and_trailers_are_bounded_too(proxy: Proxy, kind: str) -> None:
     """Nobody reads the extensions of chunks, nor their trailers; they may not go on for ever."""
     line = b"1;" + b"x" * 8000 + b"\r\n \r\n" if kind == "extensions" else b"X: " + b"x" * 8000 + b"\r\n"
     with Wire(proxy) as wire:
@@ -333,7 +333,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_what_is_no_http_is_refused_in_openais_shape(proxy: Proxy, kind: str) -> None:
+def test_invalid_http_is_refused_in_openais_shape(proxy: Proxy, kind: str) -> None:
     """With an answer and the end of the connection: where the next request would begin, nobody knows."""
     data, status = MALFORMED[kind]
     with Wire(proxy) as wire:
@@ -539,7 +539,7 @@ def deltas(answer: Answer) -> list[dict[str, Any]]:
     return [event["choices"][0]["delta"] for event in answer.events[:-1] if event["choices"]]
 
 
-def test_a_stream_tells_one_thing_a_chunk_in_order(proxy: Proxy) -> None:
+def test_a_stream_sends_one_thing_per_chunk_in_order(proxy: Proxy) -> None:
     """role, reasoning, content, tool calls, finish_reason, [DONE]: some clients read only one thing of a chunk."""
     message = {**call_with('{"a": 1}'), "content": "text", "reasoning_content": "thought"}
     answer = proxy.chat("a", tools=[TOOL], stream=True, standin={"message": message, "finish": "tool_calls"})
@@ -667,7 +667,7 @@ def test_an_unknown_model_of_the_list_is_a_404(proxy: Proxy, name: str) -> None:
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
 
 
-def test_the_status_tells_what_is_loaded_and_what_happened(proxy: Proxy, stack: Stack) -> None:
+def test_the_status_shows_what_is_loaded_and_what_happened(proxy: Proxy, stack: Stack) -> None:
     proxy.chat("broken")
     proxy.chat("a")
     status = proxy.status()
@@ -706,7 +706,7 @@ def test_a_model_is_loaded_and_unloaded_by_hand(proxy: Proxy, load: str, unload:
     assert proxy.get("/v1/models/a").json["status"]["value"] == "unloaded"
 
 
-def test_unload_tells_what_it_unloaded(proxy: Proxy) -> None:
+def test_unload_returns_what_it_unloaded(proxy: Proxy) -> None:
     """Not all that there is; of models that share a unit, each."""
     proxy.post("/api/load", {"model": "a"})
     assert proxy.post("/api/unload", {}).json == {"success": True, "models": ["a", "org/name"]}

@@ -92,7 +92,7 @@ def test_a_split_model_is_its_first_part(tmp_path: Path) -> None:
     assert find(NEXT, folders(tmp_path)) == tmp_path / f"given/{FILE}-00001-of-00003.gguf"
 
 
-def test_an_incomplete_split_model_is_none_but_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_split_model_is_not_used_but_reported(tmp_path: Path) -> None:
     first = put(tmp_path / f"given/{FILE}-00001-of-00003.gguf")
     put(tmp_path / f"given/{FILE}-00003-of-00003.gguf")
     assert find(NEXT, folders(tmp_path)) is None
@@ -106,7 +106,7 @@ def test_a_complete_model_elsewhere_beats_an_incomplete_one(tmp_path: Path) -> N
     assert find(NEXT, folders(tmp_path)) == whole
 
 
-def test_a_dangling_link_is_no_model(tmp_path: Path) -> None:
+def test_a_dangling_link_is_not_a_model(tmp_path: Path) -> None:
     """An interrupted download leaves a snapshot's link without its blob."""
     link = tmp_path / f".cache/huggingface/hub/{HUB}/{FILE}.gguf"
     link.parent.mkdir(parents=True)

@@ -96,7 +96,7 @@ def test_an_interim_reply_is_not_the_answer(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "surplus", [b"HTTP/1.1 500 No\r\nContent-Type: a/b\r\nContent-Length: 3\r\n\r\nbad", b"junk\r\n\r\n"]
 )
-def test_what_follows_a_reply_is_no_part_of_it(surplus: bytes) -> None:
+def test_bytes_after_a_reply_are_not_part_of_it(surplus: bytes) -> None:
     """And the connection is not used again."""
     with peer([OK + surplus], [NEXT]) as backend:
         assert ask(backend) == Reply(200, "text/x", b"ok")
@@ -136,7 +136,7 @@ def test_a_body_may_end_with_its_connection() -> None:
     ],
     ids=["another protocol", "no HTTP", "cut in the body", "cut in the head", "nothing", "a bad chunk"],
 )
-def test_a_reply_that_is_none_is_a_lost_backend(pieces: list[bytes], words: str) -> None:
+def test_an_invalid_reply_is_a_lost_backend(pieces: list[bytes], words: str) -> None:
     with peer(pieces) as backend, pytest.raises(BackendLost, match=words):
         ask(backend)
 

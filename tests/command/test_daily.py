@@ -189,7 +189,7 @@ def test_chat_reads_a_question_from_a_pipe(command: Command) -> None:
     assert command.run("chat", "a", text="Hello\nthere\n").stdout.strip()
 
 
-def test_an_error_within_the_answer_is_told(stack: Stack) -> None:
+def test_an_error_within_the_answer_is_shown(stack: Stack) -> None:
     proxy = run_proxy(stack, {"a": stack.standin("a")}, streaming="live")
     proxy.chat("a")
     proxy.post("/api/hold", {})

@@ -239,7 +239,7 @@ def test_the_rule_is_systemds_own(manager: UserManager, unit: str) -> None:
         ({"repair": {"rescu": 1}}, "repair.rescu", "unknown key; did you mean 'rescue'?"),
     ],
 )
-def test_a_misplaced_key_is_told_its_place(raw: dict[str, Any], path: str, words: str) -> None:
+def test_the_right_place_of_a_misplaced_key_is_named(raw: dict[str, Any], path: str, words: str) -> None:
     assert words in problems({"models": {"a": "a.service"}, **raw})[path]
 
 

@@ -141,7 +141,7 @@ def test_what_the_packaged_config_comments_out_is_true(tmp_path: Path) -> None:
 # --- what is refused --------------------------------------------------------------------------------
 
 
-def test_every_problem_is_told_at_once_with_its_path() -> None:
+def test_every_problem_is_reported_at_once_with_its_path() -> None:
     raw = {
         "server": {"prot": 3002, "port": "x", "queue_limit": -1},
         "models": {"a": {"unit": "a.service", "alias": ["x"]}, "b": {}, "c": "c", 5: "d.service"},
@@ -188,7 +188,7 @@ def test_a_config_needs_a_model(models: object) -> None:
         ("llama_url", "http://h:1#f", "must look like"), ("llama_url", "http://[::1", ""),
     ],
 )  # fmt: skip
-def test_a_wrong_value_of_the_server_is_told(key: str, value: object, words: str) -> None:
+def test_a_wrong_value_of_the_server_is_reported(key: str, value: object, words: str) -> None:
     assert words in problem_of("server", **{key: value})
 
 
@@ -201,14 +201,14 @@ def test_a_wrong_value_of_the_server_is_told(key: str, value: object, words: str
         ("streaming", "Live", "one of"), ("llama_url", "x", "must look like"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_of_a_model_is_told(key: str, value: object, words: str) -> None:
+def test_a_wrong_value_of_a_model_is_reported(key: str, value: object, words: str) -> None:
     assert words in problem_of("models.a", **{key: value})
 
 
 @pytest.mark.parametrize(
     "unit", ["", "a", "a.slice", "a b.service", "../a.service", "a/b.service", "a.service.d", "@.timer", 5, None]
 )
-def test_what_is_no_service_is_refused(unit: object) -> None:
+def test_an_invalid_service_name_is_refused(unit: object) -> None:
     """systemctl would take it for something else, or for an option."""
     found = problems({"models": {"a": {"unit": unit}}})
     assert list(found) == ["models.a.unit"]
@@ -303,7 +303,7 @@ def test_loopback_needs_no_key(host: str) -> None:
     assert parse({"server": {"host": host}, "models": MODELS}).server.is_loopback
 
 
-def test_a_wrong_entry_of_a_list_is_told_by_its_index() -> None:
+def test_a_wrong_entry_of_a_list_is_reported_by_its_index() -> None:
     """Which of ten keys it is cannot be told by its text; a number most often lacks its quotes."""
     server = {"api_keys": ["sk-one", "sk-two", 31415], "allowed_hosts": ["my-box.lan", "http://my-box.lan"]}
     found = problems({"server": server, "models": {"a": {"unit": "a.service", "aliases": ["b", None]}}})
@@ -350,13 +350,13 @@ def write(path: Path, text: str) -> Path:
         ("", "must hold a mapping"),
     ],
 )
-def test_a_file_that_cannot_be_understood_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_a_malformed_file_is_reported(tmp_path: Path, text: str, words: str) -> None:
     """A doubled key most of all: YAML itself lets the later one win in silence."""
     with pytest.raises(ConfigError, match=words):
         load(write(tmp_path / "config.yaml", text))
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"models: {\xff: a.service}")
     with pytest.raises(ConfigError, match="is not valid UTF-8: byte 0xff in line 1"):
         load(tmp_path / "config.yaml")
@@ -454,7 +454,7 @@ def test_an_unchanged_file_is_not_read_again(path: Path) -> None:
     assert live.current() is live.current()
 
 
-def test_a_change_is_told_once_before_anybody_sees_it(path: Path) -> None:
+def test_a_change_is_reported_once_before_a_request_sees_it(path: Path) -> None:
     """Whoever asks first has it told; the others wait, and none gets a model that the listener does not know."""
     live = LiveConfig(path)
     told: list[tuple[Config | None, str | None]] = []

@@ -36,7 +36,7 @@ def test_a_title_request_does_not_replace_it() -> None:
     assert [it.prompt for it in seen.most_wanted()] == [1000, 300]
 
 
-def test_one_that_somebody_goes_on_with_comes_before_a_longer_one() -> None:
+def test_a_continued_conversation_comes_before_a_longer_one() -> None:
     seen = Conversations()
     note(seen, fingerprint(chat(LONG)), 1000)
     note(seen, fingerprint(chat(LONG, "a", "b")), 1020)
@@ -102,6 +102,6 @@ def test_an_entry_survives_its_file() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"version": 1}', '{"version": 2}', "[" * 100_000])
-def test_another_file_is_no_entry(text: str) -> None:
+def test_another_file_is_not_an_entry(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_entry("a", text, 5)

@@ -67,5 +67,5 @@ def test_a_huge_conversation_costs_no_more_than_a_bound() -> None:
     assert found.size <= 4_000_000
 
 
-def test_a_lone_surrogate_is_no_obstacle() -> None:
+def test_a_lone_surrogate_is_accepted() -> None:
     assert fingerprint(chat("\ud800" * 1000)).marks

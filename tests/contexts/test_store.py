@@ -203,7 +203,7 @@ def test_a_folder_that_others_may_write_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "file"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_something_that_is_not_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FolderProblem):
         Folder(tmp_path / name).check()

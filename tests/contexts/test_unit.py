@@ -117,5 +117,5 @@ def test_a_unit_without_a_command_has_the_problem_of_one_without_the_flag() -> N
     assert "--slot-save-path" in str(Command.of([]).problem)
 
 
-def test_a_flag_without_a_value_is_no_folder(make: Make) -> None:
+def test_a_flag_without_a_value_names_no_folder(make: Make) -> None:
     assert make("--slot-save-path").folder is None

@@ -62,5 +62,5 @@ def test_the_size_follows_the_last_file() -> None:
     assert known.size(100) == 2_300_000
 
 
-def test_nothing_measured_is_no_obstacle() -> None:
+def test_a_context_is_saved_before_anything_was_measured() -> None:
     assert Rates().judge(2000).reason is None

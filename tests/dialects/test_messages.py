@@ -314,7 +314,7 @@ def test_fields_get_a_chats_names(given: Json, meant: Json) -> None:
 
 
 @pytest.mark.parametrize("field", [{"messages": "x"}, {"messages": [1]}, {"messages": [{"content": 5}]}, {"tools": {}}])
-def test_what_is_no_such_request_is_refused_with_its_field(field: Json) -> None:
+def test_a_malformed_request_is_refused_with_its_field(field: Json) -> None:
     with pytest.raises(InvalidRequest, match="must be a list of objects"):
         chat_of_messages({"model": "m", "messages": [], **field})
 

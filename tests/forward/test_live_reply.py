@@ -196,7 +196,7 @@ def test_a_cut_in_the_stream_is_an_error_in_it(proxy: Proxy) -> None:
     assert "choices" not in events[-1]
 
 
-def test_a_crash_in_the_stream_is_told_with_its_reason(proxy: Proxy, stack: Stack) -> None:
+def test_a_crash_in_the_stream_is_reported_with_its_reason(proxy: Proxy, stack: Stack) -> None:
     events = []
     for event in stream(proxy, "live", standin={"delta_s": 0.5}):
         events.append(event)

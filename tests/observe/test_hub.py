@@ -62,7 +62,7 @@ def test_nothing_is_computed_without_watchers() -> None:
     assert status.count == before
 
 
-def test_a_companion_runs_only_while_somebody_watches() -> None:
+def test_a_companion_runs_only_while_there_are_watchers() -> None:
     told: list[str] = []
 
     def begin() -> Callable[[], None]:

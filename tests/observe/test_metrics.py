@@ -52,7 +52,7 @@ def test_a_request_is_counted_with_its_times_and_tokens(proxy: Proxy) -> None:
     assert [key for key in found if key[0] == "llm_switch_build_info"]
 
 
-def test_an_unknown_model_is_no_label(proxy: Proxy) -> None:
+def test_an_unknown_model_never_becomes_a_label(proxy: Proxy) -> None:
     """Whoever can send requests could else make as many series as they like."""
     proxy.chat("made-up")
     assert wait_for_sample(proxy, "llm_switch_errors_total", "model_not_found") == 1

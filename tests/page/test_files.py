@@ -83,6 +83,6 @@ def test_a_page_of_another_site_gets_nothing(proxy: Proxy, path: str) -> None:
     assert (answer.status, answer.error["code"]) == (403, "forbidden_origin")
 
 
-def test_a_look_whether_somebody_answers_is_no_warning(proxy: Proxy) -> None:
+def test_a_check_whether_the_proxy_answers_logs_no_warning(proxy: Proxy) -> None:
     assert proxy.request("HEAD", "/").status == 200
     assert "refused" not in proxy.log

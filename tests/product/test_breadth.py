@@ -104,7 +104,7 @@ def test_upstream_shows_a_loaded_model_and_loads_none(proxy: Proxy) -> None:
     assert proxy.get("/upstream/nope/props").error["code"] == "model_not_found"
 
 
-def test_requests_aside_of_the_queue_leave_threads_for_the_rest(proxy: Proxy) -> None:
+def test_requests_outside_the_queue_leave_threads_for_the_rest(proxy: Proxy) -> None:
     """However many ask a wedged backend for its slots, /health answers; one too many is told so."""
     proxy.chat("a")
     hung = {"standin": {"delay_s": 3}}
@@ -154,7 +154,7 @@ def test_a_tool_that_is_forced_by_its_name_is_the_only_one(
     assert (body["tool_choice"], body["tools"]) == (told, tools)
 
 
-def test_a_broken_history_is_mended_before_it_is_sent(proxy: Proxy, stack: Stack) -> None:
+def test_a_broken_history_is_repaired_before_it_is_sent(proxy: Proxy, stack: Stack) -> None:
     """A conversation never gets stuck on arguments that were cut long ago."""
     call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Par'}}
     body = chat("a", tools=TOOLS)

@@ -50,7 +50,7 @@ def test_the_reason_and_the_next_step_come_before_the_journals_lines(stack: Stac
     assert message.index("3 times in a row") < message.index("exit status") < message.index("Last journal lines: ")
 
 
-def test_only_this_starts_lines_are_told(stack: Stack) -> None:
+def test_only_the_lines_of_this_start_are_shown(stack: Stack) -> None:
     """A journal full of older starts does not leak into the reason."""
     unit = stack.standin("m", "--exit", "3", "--say", "the first reason")
     proxy = stack.run({"m": unit})
@@ -107,7 +107,7 @@ def test_the_port_must_be_silent_before_a_start(stack: Stack) -> None:
     assert proxy.chat("m").status == 200
 
 
-def test_a_taken_port_is_no_failure_of_the_unit(stack: Stack) -> None:
+def test_a_taken_port_does_not_count_as_a_failure_of_the_unit(stack: Stack) -> None:
     """It does not count towards a crash loop: two of its own, and a third time the port was taken."""
     proxy = stack.run({"m": stack.standin("m", "--exit", "1")})
     for _ in range(2):
@@ -182,7 +182,7 @@ def test_a_crash_loop_ends_in_a_clear_error_and_clears_when_the_unit_is_mended(s
     assert proxy.chat("bad").text == "hello from bad"
 
 
-def test_a_failed_start_is_told_to_everybody_who_waited(stack: Stack) -> None:
+def test_every_waiting_request_gets_the_error_of_a_failed_start(stack: Stack) -> None:
     proxy = stack.run({"m": stack.standin("m", "--exit", "1", "--load-s", "0.5")})
     answers = run_all(*[lambda: proxy.chat("m") for _ in range(5)])
     assert [answer.status for answer in answers] == [503] * 5
@@ -219,7 +219,7 @@ def test_a_backends_own_error_keeps_status_and_message(stack: Stack, status: int
     }  # fmt: skip
 
 
-def test_a_backends_error_that_is_no_json_gets_the_shape(stack: Stack) -> None:
+def test_a_backends_error_that_is_not_json_gets_the_shape(stack: Stack) -> None:
     """Plain text loses its message in the clients."""
     proxy = stack.run({"m": stack.standin("m")})
     answer = proxy.chat("m", standin={"status": 500, "raw": "out of cheese"})
@@ -227,7 +227,7 @@ def test_a_backends_error_that_is_no_json_gets_the_shape(stack: Stack) -> None:
     assert answer.error["message"] == "out of cheese"
 
 
-def test_an_overflow_is_told_in_words_that_clients_know(stack: Stack) -> None:
+def test_an_overflow_is_reported_in_words_that_clients_know(stack: Stack) -> None:
     """Roo and Cline condense the conversation when they read "context length exceeded"."""
     raw = '{"error": {"code": 400, "type": "exceed_context_size_error", "message": "request (99 tokens) exceeds the available context size (9 tokens)"}}'  # noqa: E501
     answer = stack.run({"m": stack.standin("m")}).chat("m", standin={"status": 400, "raw": raw})
@@ -340,7 +340,7 @@ def test_a_stopped_process_under_a_request_is_a_504_too(stack: Stack) -> None:
     assert proxy.chat("m").status == 200
 
 
-def test_a_request_killed_by_hand_is_told_and_the_next_is_served(stack: Stack) -> None:
+def test_a_request_killed_by_hand_gets_an_error_and_the_next_is_served(stack: Stack) -> None:
     """Somebody stops the unit under a running request."""
     unit = stack.standin("m")
     proxy = stack.run({"m": unit})
@@ -533,7 +533,7 @@ def test_a_proxy_without_open_files_to_spare_switches_again_later(stack: Stack, 
     assert proxy.post("/api/unload", {}).status == 200
 
 
-def test_without_a_user_manager_the_reason_is_told(stack: Stack) -> None:
+def test_without_a_user_manager_the_reason_is_reported(stack: Stack) -> None:
     """No bus: the proxy runs, says so in the journal, and each request gets the reason."""
     stack.write_config({"m": "m.service"})
     proxy = stack.start_proxy(env={"XDG_RUNTIME_DIR": str(stack.folder)})

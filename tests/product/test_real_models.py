@@ -139,7 +139,7 @@ def test_a_restarted_proxy_adopts_the_loaded_model(stack: Stack, proxy: Proxy, u
     assert second.status()["switches"] == []
 
 
-def test_a_missing_model_file_is_told_in_llama_servers_own_words(stack: Stack, real_unit: RealUnit) -> None:
+def test_a_missing_model_file_is_reported_in_llama_servers_own_words(stack: Stack, real_unit: RealUnit) -> None:
     """The reason of a failed start is in the answer, not only in the journal."""
     unit = real_unit("lost", model="/nonexistent/model.gguf")
     answer = stack.run({"lost": unit}).chat("lost")
@@ -150,7 +150,7 @@ def test_a_missing_model_file_is_told_in_llama_servers_own_words(stack: Stack, r
     assert "./setup.sh --check" in answer.error["message"]
 
 
-def test_a_missing_binary_is_told(stack: Stack) -> None:
+def test_a_missing_binary_is_reported(stack: Stack) -> None:
     """systemd's exit status 203 in words, and no retry that cannot help."""
     answer = stack.run({"m": stack.unit("m", "/nonexistent/llama-server --port 1")}).chat("m")
     assert answer.status == 503
@@ -198,7 +198,7 @@ def test_the_journal_line_of_a_request_has_its_figures_and_no_prompt(proxy: Prox
     assert answer.text not in proxy.log
 
 
-def test_server_timing_tells_where_the_time_went(proxy: Proxy) -> None:
+def test_server_timing_shows_where_the_time_went(proxy: Proxy) -> None:
     """The first request pays the switch, the second does not."""
     first, second = proxy.chat("coder"), proxy.chat("coder")
     assert first.timing("switch") > 100

@@ -237,7 +237,7 @@ def test_its_lines_are_found_by_its_name(service: Service, pair: dict[str, str])
     assert any(entry["MESSAGE"].startswith("listening") for entry in service.entries("-t", "llm-switch"))
 
 
-def test_one_line_tells_a_switch_a_request_a_repair(service: Service, pair: dict[str, str]) -> None:
+def test_a_switch_a_request_and_a_repair_log_one_line_each(service: Service, pair: dict[str, str]) -> None:
     proxy = service.start(pair)
     proxy.chat("a")
     function = {"name": "read", "arguments": "{'path': 'a.py',}"}
@@ -256,7 +256,7 @@ def test_one_line_tells_a_switch_a_request_a_repair(service: Service, pair: dict
     assert re.fullmatch(r"repair model=b kind=\w+ tool=read", repair)
 
 
-def test_one_line_tells_an_error_with_its_code(service: Service, pair: dict[str, str]) -> None:
+def test_an_error_logs_one_line_with_its_code(service: Service, pair: dict[str, str]) -> None:
     proxy = service.start(pair, request_timeout=1)
     for orders, code in (({"crash": 7}, "backend_crashed"), ({"cut": True}, "backend_error"), ({"hang": True}, None)):
         answer = proxy.chat("a", standin=orders)
@@ -295,7 +295,7 @@ def test_what_is_asked_and_answered_never_reaches_the_journal(service: Service, 
 QUICK = "RestartSec=100ms\nWatchdogSec=1500ms\nTimeoutAbortSec=300ms"
 
 
-def test_a_proxy_that_lives_tells_so(stack: Stack, pair: dict[str, str]) -> None:
+def test_a_live_proxy_notifies_the_watchdog(stack: Stack, pair: dict[str, str]) -> None:
     """Before the watchdog's time is over, and while requests run."""
     service = Service(stack, drop_in=QUICK)
     proxy = service.start(pair)

@@ -52,7 +52,7 @@ def test_the_words_before_a_call_stay(form: str, sample: Sample) -> None:
 @pytest.mark.parametrize("form", BARE)
 @few
 @given(sample=samples(TAME))
-def test_a_form_without_a_mark_is_no_call_behind_words(form: str, sample: Sample) -> None:
+def test_a_form_without_a_mark_is_not_a_call_behind_words(form: str, sample: Sample) -> None:
     """It may be anything: only as the whole answer it is a call."""
     assert_untouched(sample, f"I will do it.\n\n{BARE[form]('do_it', sample.value)}")
 

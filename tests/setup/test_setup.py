@@ -127,7 +127,7 @@ def test_asks_two_questions_on_a_terminal(settled: Newcomer, tmp_path: Path) -> 
     models.mkdir()
     shown = settled.setup_on_terminal("/no/such/llama-server", str(server), "/no/such/folder", str(models))
     assert "! no llama-server at /no/such/llama-server; name another" in shown
-    assert "! there is no folder /no/such/folder; name another, or make it first" in shown
+    assert "! the folder /no/such/folder does not exist; name another, or make it first" in shown
     assert f"{SERVER_PROMPT}{settled.answers['LLAMA_SERVER_PATH']}]: " in shown
     assert f"{MODELS_PROMPT}{settled.answers['MODELS_DIR']}]: " in shown
     text = (settled.rendered / "qwen3-coder-next.service").read_text()

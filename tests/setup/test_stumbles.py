@@ -99,7 +99,7 @@ def test_an_answer_that_does_not_work_never_replaces_one_that_does(settled: Newc
     ran = settled.setup("--yes", LLAMA_SERVER_PATH="/no/such/llama-server", MODELS_DIR="/no/such/folder")
     assert ran.returncode == 0
     assert "! no llama-server at /no/such/llama-server" in ran.stdout
-    assert "! there is no folder /no/such/folder" in ran.stdout
+    assert "! the folder /no/such/folder does not exist" in ran.stdout
     assert tree_sums(settled.rendered) == before
 
 

@@ -1,4 +1,4 @@
-"""Repair, pure: a model's reply (or a client's replayed history) in, a sound one out.
+"""Repair, pure: takes a model's reply (or a client's replayed history) and returns a sound one.
 
 Must not do I/O, log or start threads. docs/repair.md has the rules. Start reading at `reply`.
 """

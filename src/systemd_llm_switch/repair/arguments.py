@@ -1,7 +1,7 @@
-"""A tool call's arguments: whatever the model wrote in, a string with a JSON object that fits its tool out.
+"""Repairs a tool call's arguments: takes what the model wrote, and returns a string with a JSON object for the tool.
 
-The rule: nothing is invented, and nothing that was begun and not finished is presented as whole. Where that leaves
-no object, the text stays exactly as the model wrote it, and is marked.
+The rule: nothing is invented, and an incomplete value is never presented as complete. If that leaves no object, the
+text stays exactly as the model wrote it, and is marked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HEADLESS = re.compile(r"[\"'][\w$.-]++[\"']\s*+:")
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """Arguments as they are to be sent, and the kinds of repair that led there."""
+    """The arguments to send, and the kinds of repair that were made."""
 
     text: str
     kinds: tuple[RepairKind, ...] = ()
@@ -59,7 +59,7 @@ class Repaired:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An object found in a text, and what had to be done to find it."""
+    """An object found in a text, and the repairs that it took to read it."""
 
     value: dict[str, object]
     kinds: tuple[RepairKind, ...] = ()
@@ -305,7 +305,7 @@ def _ends_in_doubt(reading: Reading) -> bool:
 
 
 def _has_all(value: dict[str, object], schema: Node | None) -> bool:
-    """Whether the tool needs nothing more: all that it requires is there, or all that it knows."""
+    """Whether the tool needs nothing more: all required members are there, or all declared ones."""
     if schema is None:
         return False
     return all(name in value for name in schema.required or schema.members)

@@ -1,4 +1,4 @@
-"""A reply's tool calls: each with an id of its own, a type, a name the request knows, and sound arguments."""
+"""Repairs a reply's tool calls: each gets a unique id, a type, a declared name and sound arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def repair_tool_calls(
 def repair_function(
     function: Call, facts: RequestFacts, budget: Budget, *, truncated: bool
 ) -> tuple[Call, tuple[Repair, ...]]:
-    """The name and the arguments of a call (also the legacy `function_call`); identical if both are sound."""
+    """Repairs the name and the arguments of a call (or a legacy `function_call`); identical if both are sound."""
     changes: Call = {}
     name = function.get("name")
     known = facts.known_name(name) if isinstance(name, str) else None
@@ -61,12 +61,12 @@ def repair_function(
 
 
 def new_call_id() -> str:
-    """An id that no other call has: clients merge calls whose ids are equal, across a whole conversation."""
+    """A unique id: clients merge calls with equal ids, in a whole conversation."""
     return f"call_{os.urandom(12).hex()}"
 
 
 def function_of(call: Call) -> Call | None:
-    """The part of a call that has its name and arguments, also where a model left out the level between."""
+    """The part of a call with its name and arguments, even if a model left out the level `function`."""
     function = call.get("function")
     if isinstance(function, dict):
         return function

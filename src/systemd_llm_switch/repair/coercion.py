@@ -1,4 +1,4 @@
-"""Which value was meant, where the schema leaves only one: names, types and spellings set right, nothing made up."""
+"""Corrects names, types and spellings of a value if the schema allows only one meaning. Invents nothing."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class _Coercer(Judge):
         return result
 
     def may_be_left_out(self, name: str, node: Node, depth: int) -> bool:
-        """An optional member that must not be null but is: left out, it says the same."""
+        """Whether a member is optional and null although it must not be: leaving it out means the same."""
         return name in node.members and name not in node.required and not self.fits(None, node.members[name], depth + 1)
 
     def renames(self, value: dict[str, object], node: Node) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Content of which the client demanded that it be JSON; any other content is nobody's business here."""
+"""Repairs content that the client demanded as JSON. Must not touch any other content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the rows of `forms` at a place in the text; knows nothing about where such a text may be believed."""
+"""Reads a call in one of the `forms` at a place in the text. Does not decide whether the call is believed there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CUT_END = re.compile(r"\s*+(?:</[\w:]{0,20}|<[|｜][\w|▁｜]{0,30})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One stretch of the text that is nothing but calls."""
+    """A part of the text that consists of calls only."""
 
     start: int
     end: int
@@ -106,7 +106,7 @@ def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple
 
 
 def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
-    """The call that starts here in one of the forms, or the calls of a list; the form is None if there is none."""
+    """The call that starts here in one of the forms, or the calls of a list; the form is None if none starts here."""
     at = source.skip(at)
     if opened and source.elements and (element := source.elements.match(source.text, at)):
         calls, end = written.elements(source, element[1], element.end())

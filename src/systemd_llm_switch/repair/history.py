@@ -1,4 +1,4 @@
-"""The conversation that a client replays: a call with broken arguments in it must not block every further request."""
+"""Repairs the conversation that a client replays: a call with broken arguments must not block all further requests."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Attempt:
         return {**function, "arguments": self.as_object(arguments, tool)}
 
     def as_object(self, arguments: object, tool: str | None) -> str:
-        """A JSON object: what the arguments say, or the text of them under a name that tells the model so."""
+        """The arguments as a JSON object, or their text under a name that marks it as malformed."""
         try:
             text = arguments if isinstance(arguments, str) else encode(arguments)
             try:

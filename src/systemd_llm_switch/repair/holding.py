@@ -1,4 +1,4 @@
-"""How much of a text that is still being written is surely not part of a leaked tool call. See `rescue`.
+"""How much of a text that is still being written is certainly not part of a leaked tool call. See `rescue`.
 
 It uses the rows of `forms`: what may start a call there is held back here.
 """

@@ -1,7 +1,7 @@
-"""Reads JSON as language models write it, in time linear in its length, and never makes up a value.
+"""Reads JSON as language models write it, in linear time, and never invents a value.
 
-Owns the tolerant grammar; knows nothing of tools, of types or of replies. What it had to assume (a bracket or a
-string that the text ends without, a member that has no value) is said in the `Reading`, for the caller to judge.
+Owns the tolerant grammar. Must not know tools, types or replies. The `Reading` lists what was assumed (a missing
+bracket or quote at the end, a member without a value), so that the caller can judge it.
 """
 
 from __future__ import annotations

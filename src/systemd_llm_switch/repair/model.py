@@ -1,4 +1,4 @@
-"""What a repair must know of a request, and what it says it did."""
+"""Records of repair: the facts of a request that it needs, and the repairs that it made."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class RequestFacts:
         return frozenset().union(*(node.names for tool in self.tools if (node := self.schema_of(tool))))
 
     def known_name(self, name: str) -> str | None:
-        """The declared tool that a model meant by this name; None if there is none, or more than one."""
+        """The declared tool that a model meant by this name; None unless it is exactly one."""
         if name in self.tools:
             return name
         if len(name) > _MAX_NAME:

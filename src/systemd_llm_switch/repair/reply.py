@@ -1,4 +1,4 @@
-"""A finished reply: malformed JSON in it becomes sound JSON, and what is sound stays the identical object."""
+"""Repairs a finished reply: malformed JSON becomes sound JSON, and a sound reply stays the identical object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls that a model left in its text: which of them are meant, and the text without them.
+"""Finds the tool calls that a model left in its text and meant, and the text without them.
 
 A call is believed only where a model that calls would write it: on a line of its own or at the text's very end,
 outside of code, quotes and thoughts, not announced as an example; and only if it names a tool of the request and

@@ -1,4 +1,4 @@
-"""Does a value fit a JSON schema?
+"""Compiles JSON schemas, and checks whether values fit them.
 
 A schema is compiled once, to a graph of `Node`s of bounded size, and then asked often. It covers what tool definitions
 use: types, members, items, enums, unions, local references. What it does not know counts as fitting, and so does what

@@ -1,4 +1,4 @@
-"""What json-repair makes of a text that our own reader refuses, believed only where it lost and added nothing."""
+"""Asks json-repair about a text that our own reader refuses. Its result counts only if nothing was lost or added."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def second_opinion(text: str) -> object:
     try:
         value: object = loads(text, skip_json_loads=True)
         return value if isinstance(value, dict | list) and _is_faithful(value, text) else None
-    except Exception:  # another project's code on a text of any kind: whatever it raises, there is no opinion
+    except Exception:  # a foreign library on arbitrary text may raise anything: then it has no opinion
         return None
 
 

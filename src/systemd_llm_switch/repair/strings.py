@@ -1,4 +1,4 @@
-"""Where a string ends whose quotes cannot be trusted, and what it says.
+"""Finds the end of a string whose quotes cannot be trusted, and reads its value.
 
 Models forget to escape the quotes and the newlines of the code they put into an argument. What follows a quote tells
 whether it could be the string's end; quotes inside come in pairs, so an even number before it makes it likely.

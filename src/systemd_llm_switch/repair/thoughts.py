@@ -1,4 +1,4 @@
-"""Thoughts that a backend left in the content: where they end, and what is the answer.
+"""Separates the thoughts that a backend left in the content from the answer.
 
 Owns the tokens around thoughts. A backend whose template is another one than the model's does not split them off, and a
 template that starts the thought itself leaves an end tag without a start.
@@ -39,7 +39,7 @@ def may_be_thoughts(begun: str) -> bool:
 
 
 def is_thoughts_start(begun: str) -> bool:
-    """Whether a text is no more than the beginning of what starts thoughts, or of gpt-oss's without its tokens."""
+    """Whether a text is only a prefix of what starts thoughts (also gpt-oss's, without its special tokens)."""
     body = begun.lstrip()
     is_prefix = any(start.startswith(body) for start in (*_STARTS, "analysis"))
     return is_prefix or _WORD_START.match(body) is not None

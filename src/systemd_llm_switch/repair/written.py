@@ -1,4 +1,4 @@
-"""How the arguments of a leaked call are written: one reader a style, each from a place in the text to JSON text."""
+"""Reads the arguments of a leaked call: one reader for each style, each from a place in the text to JSON text."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Source:
         return SPACE.match(self.text, at).end()  # type: ignore[union-attr]
 
     def json_at(self, at: int, tail: re.Pattern[str] = _BEHIND_JSON) -> Reading | None:
-        """The JSON value that starts here, read leniently; None if there is none."""
+        """The JSON value that starts here, read leniently, or None."""
         self.budget.check()
         try:
             reading = read(self.text, at, names=self.names, tail=tail, budget=self.budget)
@@ -267,7 +267,7 @@ def python_calls(source: Source, start: int) -> Found:
 
 
 def _closing(text: str, at: int) -> int:
-    """Behind the bracket that closes the one here; -1 if there is none, or if it is too far away."""
+    """The position behind the matching closing bracket; -1 if it is missing or too far away."""
     depth = code = 0
     limit = at + _MAX_PYTHON_STRINGS
     while at < limit and code < _MAX_PYTHON and (part := _PYTHON_PART.match(text, at)):

@@ -32,8 +32,10 @@ class LineFormatter(logging.Formatter):
         record.message = record.getMessage()
         if self.usesTime():
             record.asctime = self.formatTime(record)
-        lines = [self.formatMessage(record), *_traceback_lines(record)]
         prefix = _priority(record.levelno) if self._has_priority else ""
+        if not record.exc_info:
+            return prefix + _as_line(self.formatMessage(record), MAX_LINE_BYTES - len(prefix))
+        lines = [self.formatMessage(record), *_traceback_lines(record)]
         return "\n".join(prefix + _as_line(line, MAX_LINE_BYTES - len(prefix)) for line in lines)
 
 
@@ -69,6 +71,8 @@ def _as_line(text: str, limit: int) -> str:
     """The text on one line of at most `limit` bytes, its end included."""
     limit -= 1
     is_fine = len(text) <= limit and text.isprintable()
+    if is_fine and text.isascii():
+        return text
     shown = text if is_fine else printable(text, limit - _ENDING_BYTES)
     raw = shown.encode("utf-8", "backslashreplace")
     if len(raw) <= limit:

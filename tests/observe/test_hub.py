@@ -118,3 +118,21 @@ def test_a_wait_ends_with_the_client() -> None:
         theirs.close()
         with pytest.raises(ClientGone):
             watcher.take(Client(ours.fileno()), 60)
+
+
+def test_a_companion_may_publish_while_it_begins() -> None:
+    """One that cannot begin logs why, and each log line is an event."""
+
+    def begin() -> Callable[[], None]:
+        hub.publish("log", {"message": "no journal"})
+        return lambda: None
+
+    def watch() -> None:
+        with hub.watch() as watcher:
+            seen.append(watcher.take(NOBODY, 1))
+
+    hub = Hub(Status(), (begin,))
+    seen: list[bytes] = []
+    threading.Thread(target=watch, daemon=True).start()
+    wait_for(lambda: seen)
+    assert b"no journal" in seen[0]

@@ -117,7 +117,7 @@ class Logs(Observing):
     def follow_own(self, stack: ExitStack, count: int) -> Watcher:
         own_log = self.services.observation.own_log
         watcher = stack.enter_context(closing(Watcher(b"".join(frame("log", it) for it in self.own_lines(count)))))
-        stack.callback(own_log.listen(lambda *line: watcher.give(frame("log", own_line(*line)))))
+        stack.callback(own_log.listen(lambda line: watcher.give(frame("log", own_line(*line.shown())))))
         return watcher
 
     def follow_unit(self, stack: ExitStack, unit: str, count: int) -> Watcher:

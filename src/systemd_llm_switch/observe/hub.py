@@ -62,9 +62,15 @@ class Hub:
         self._companions = companions
         self._ends: list[Callable[[], None]] = []
         self._watchers: list[Watcher] = []
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the list of watchers
+        self._turn = threading.Lock()  # one comes or goes at a time; companions may log, and so publish, meanwhile
         self._seats = threading.BoundedSemaphore(MOST_WATCHERS)
         self._wake = threading.Event()  # the last watcher left
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody watches. Without a lock: who comes a moment later missed the moment before anyway."""
+        return bool(self._watchers)
 
     def publish(self, name: str, data: Json) -> None:
         """Sends an event to every watcher. Costs almost nothing without watchers; does not block."""
@@ -99,8 +105,9 @@ class Hub:
             watcher.close()
 
     def _admit(self, watcher: Watcher) -> None:
-        with self._lock:
-            self._watchers.append(watcher)
+        with self._turn:
+            with self._lock:
+                self._watchers.append(watcher)
             if len(self._watchers) == 1:
                 self._begin()
 
@@ -110,14 +117,15 @@ class Hub:
         threading.Thread(target=self._keep_status, args=(self._wake,), name="status-events", daemon=True).start()
 
     def _dismiss(self, watcher: Watcher) -> None:
-        with self._lock:
-            self._watchers.remove(watcher)
+        with self._turn:
+            with self._lock:
+                self._watchers.remove(watcher)
             if self._watchers:
                 return
             self._wake.set()
             ends, self._ends = self._ends, []
-        for end in ends:
-            end()
+            for end in ends:
+                end()
 
     def _send(self, event: bytes) -> None:
         with self._lock:  # a watcher that has left is not in the list: its descriptor is closed

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from systemd_llm_switch import __version__
-from systemd_llm_switch.observe.tally import BOUNDS_S, Histogram, Tally
+from systemd_llm_switch.observe.tally import BOUNDS_S, Histogram, ModelTally, Tally
 from systemd_llm_switch.openai.shapes import Json
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-_HISTOGRAMS = {
-    "request_queue": "How long requests waited in the queue.",
-    "request_switch": "How long requests waited for a switch.",
-    "request_backend": "How long the backend took for requests.",
-    "time_to_first_token": "From a request to the first words of its streamed reply.",
+_HISTOGRAMS: Mapping[str, tuple[str, Callable[[ModelTally], Histogram]]] = {
+    "request_queue": ("How long requests waited in the queue.", attrgetter("queue")),
+    "request_switch": ("How long requests waited for a switch.", attrgetter("switch")),
+    "request_backend": ("How long the backend took for requests.", attrgetter("backend")),
+    "time_to_first_token": ("From a request to the first words of its streamed reply.", attrgetter("first_token")),
 }
 _LOADED = ("ready", "draining")
 _CONTEXT_KINDS = ("saved", "restored", "reused")
@@ -71,10 +72,14 @@ class Metrics:
 
     def _counts(self) -> Iterator[Metric]:
         tally = self._tally
-        yield _counter("requests", "Finished requests.", ("model", "route", "status"), tally.requests.copy())
-        yield _counter(
-            "tokens", "Tokens of replies, as the backends counted them.", ("model", "kind"), tally.tokens.copy()
-        )
+        requests = {(model, path, str(status)): count for (model, path, status), count in tally.requests.copy().items()}
+        yield _counter("requests", "Finished requests.", ("model", "route", "status"), requests)
+        tokens = {
+            (name, kind): count
+            for name, model in tally.models.copy().items()
+            for kind, count in (("prompt", model.prompt), ("cached", model.cached), ("completion", model.completion))
+        }
+        yield _counter("tokens", "Tokens of replies, as the backends counted them.", ("model", "kind"), tokens)
         yield _counter(
             "switches", "Switches, by the model that was to be loaded.", ("model", "outcome"), tally.switches.copy()
         )
@@ -85,12 +90,13 @@ class Metrics:
     def _histograms(self) -> Iterator[Metric]:
         from prometheus_client.core import HistogramMetricFamily
 
-        durations = sorted(self._tally.durations.copy().items())
-        for what, words in _HISTOGRAMS.items():
+        models = sorted(self._tally.models.copy().items())
+        for what, (words, of_model) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(f"llm_switch_{what}_seconds", words, labels=("model",))
-            for (name, model), histogram in durations:
-                if name == what:
-                    family.add_metric((model,), _buckets(histogram), histogram.sum_s)
+            for name, model in models:
+                histogram = of_model(model)
+                if any(histogram.counts):
+                    family.add_metric((name,), _buckets(histogram), histogram.sum_s)
             yield family
 
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.observe.hub import Hub
-from systemd_llm_switch.observe.own_log import OwnLog
-from systemd_llm_switch.observe.requests import RequestLog
+from systemd_llm_switch.observe.own_log import LogLine, OwnLog
+from systemd_llm_switch.observe.requests import Finished, RequestLog
 from systemd_llm_switch.observe.tally import Tally
 from systemd_llm_switch.observe.vram import Vram
 from systemd_llm_switch.openai.shapes import Json
@@ -23,20 +23,28 @@ class Observation:
         self._units = units
         self.hub = Hub(make_status, (self._follow_units,))
         self.tally = Tally()
-        self.requests = RequestLog(lambda entry: self.hub.publish("request", entry))
+        self.requests = RequestLog(self._publish_request)
         self.own_log = OwnLog()
         self.vram = Vram()
-        self.own_log.listen(lambda *line: self.hub.publish("log", own_line(*line)))
+        self.own_log.listen(self._publish_line)
 
-    def note_request(self, entry: Json, repairs: Iterable[str]) -> None:
-        """A request is over; `repairs` are the kinds of its repairs. Must be quick."""
+    def note_request(self, entry: Finished) -> None:
+        """A request is over. Costs almost nothing without watchers."""
         self.requests.add(entry)
-        self.tally.note_request(entry, repairs)
+        self.tally.note_request(entry)
 
     def note_switch(self, record: Json) -> None:
         """A switch is over."""
         self.tally.note_switch(record)
         self.hub.publish("switch", record)
+
+    def _publish_request(self, entry: Finished) -> None:
+        if self.hub.is_watched:
+            self.hub.publish("request", entry.as_json())
+
+    def _publish_line(self, line: LogLine) -> None:
+        if self.hub.is_watched:
+            self.hub.publish("log", own_line(*line.shown()))
 
     def _follow_units(self) -> Callable[[], None]:
         """Sends the units' journal lines as events until the returned function is called."""

@@ -5,34 +5,53 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from systemd_llm_switch.quoting import printable
 
 KEPT = 1000
-Listener = Callable[[float, int, str], None]
 _MOST_CHARACTERS = 2000
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
+class LogLine(NamedTuple):
+    """A line as it was logged. It is kept for each, and shown for few, so it is made readable when it is shown."""
+
+    at: float
+    level: int
+    message: str
+
+    def shown(self) -> tuple[float, int, str]:
+        """Seconds since the epoch, priority as in syslog(3), and the message on one line."""
+        priority = next((number for level, number in _PRIORITIES if self.level >= level), 7)
+        return self.at, priority, printable(self.message, _MOST_CHARACTERS)
+
+
+Listener = Callable[[LogLine], None]
+
+
 class OwnLog(logging.Handler):
-    """Keeps lines as (seconds since the epoch, priority as in syslog(3), message). Thread-safe."""
+    """Keeps the last lines. Thread-safe."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._lines: deque[tuple[float, int, str]] = deque(maxlen=KEPT)
+        self._lines: deque[LogLine] = deque(maxlen=KEPT)
         self._listeners: tuple[Listener, ...] = ()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises: `logging` reports a line that cannot be formatted."""
         try:
-            priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-            line = (record.created, priority, printable(record.getMessage(), _MOST_CHARACTERS))
+            # The formatter of a handler before this one has left the message in the record.
+            message = record.__dict__.get("message") or record.getMessage()
+            if len(message) > _MOST_CHARACTERS:
+                message = printable(message, _MOST_CHARACTERS)
         except Exception:
             self.handleError(record)
             return
+        line = LogLine(record.created, record.levelno, message)
         self._lines.append(line)
         for listener in self._listeners:
-            listener(*line)
+            listener(line)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with each new line until the returned function is called. The listener must not log."""
@@ -47,4 +66,4 @@ class OwnLog(logging.Handler):
     def last(self, count: int) -> list[tuple[float, int, str]]:
         """The last `count` lines, the oldest first."""
         lines = self._lines.copy()
-        return [lines[at] for at in range(max(0, len(lines) - count), len(lines))]
+        return [lines[at].shown() for at in range(max(0, len(lines) - count), len(lines))]

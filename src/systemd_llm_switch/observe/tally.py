@@ -5,22 +5,14 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from systemd_llm_switch.observe.requests import Finished
 from systemd_llm_switch.openai.shapes import Json
 
 # Upper bounds of the histograms: from a request that does not wait to a load of ten minutes.
 BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_FOLD_AT = 256  # so many uncounted entries are counted at once
-
-
-class Seen(NamedTuple):
-    """A finished request: its entry in the list of requests, and the kinds of its repairs."""
-
-    entry: Json
-    repairs: tuple[str, ...]
+_FOLD_AT = 32  # so many uncounted entries are counted at once
 
 
 @dataclass(slots=True)
@@ -35,23 +27,45 @@ class Histogram:
         self.sum_s += seconds
 
 
+class ModelTally:
+    """The tokens and durations of one model's requests."""
+
+    __slots__ = ("backend", "cached", "completion", "first_token", "prompt", "queue", "switch")
+
+    def __init__(self) -> None:
+        self.prompt = self.cached = self.completion = 0  # tokens
+        self.queue, self.switch, self.backend = Histogram(), Histogram(), Histogram()
+        self.first_token = Histogram()
+
+    def add(self, request: Finished) -> None:
+        """Counts one request."""
+        self.prompt += request.prompt_tokens or 0
+        self.cached += request.cached_tokens or 0
+        self.completion += request.completion_tokens or 0
+        queue_ms, switch_ms, backend_ms = request.times_ms
+        self.queue.add(queue_ms / 1000)
+        self.switch.add(switch_ms / 1000)
+        self.backend.add(backend_ms / 1000)
+        if request.first_token_ms is not None:
+            self.first_token.add(request.first_token_ms / 1000)
+
+
 class Tally:
     """Thread-safe. A note is one append. Notes are counted when the numbers are read, or when many have come."""
 
     def __init__(self) -> None:
-        self._pending: deque[Seen] = deque()
+        self._pending: deque[Finished] = deque()
         self._lock = threading.Lock()
-        self.requests: Counter[tuple[str, str, str]] = Counter()  # model, route, status
+        self.requests: Counter[tuple[str, str, int]] = Counter()  # model, route, status
         self.errors: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
-        self.tokens: Counter[tuple[str, str]] = Counter()  # model, kind
+        self.models: dict[str, ModelTally] = {}
         self.switches: Counter[tuple[str, str]] = Counter()  # model, outcome
         self.switch_s = 0.0
-        self.durations: dict[tuple[str, str], Histogram] = {}  # what, model
 
-    def note_request(self, entry: Json, repairs: Iterable[str]) -> None:
+    def note_request(self, request: Finished) -> None:
         """A request is over."""
-        self._pending.append(Seen(entry, tuple(repairs)))
+        self._pending.append(request)
         if len(self._pending) >= _FOLD_AT:
             self.fold()
 
@@ -66,20 +80,15 @@ class Tally:
         """Counts all notes so far."""
         with self._lock:
             for _ in range(len(self._pending)):
-                self._count(*self._pending.popleft())
+                self._count(self._pending.popleft())
 
-    def _count(self, entry: Json, repairs: Sequence[str]) -> None:
-        model = "" if entry["model"] == "-" else entry["model"]  # never a name that only the client knows
-        self.requests[model, entry["path"], str(entry["status"])] += 1
-        self.repairs.update(repairs)
-        if entry["error"]:
-            self.errors[entry["error"]] += 1
-        for kind in ("prompt", "cached", "completion"):
-            self.tokens[model, kind] += entry[f"{kind}_tokens"] or 0
-        for what in ("queue", "switch", "backend"):
-            self._duration(f"request_{what}", model, entry[f"{what}_ms"])
-        if entry["first_token_ms"] is not None:
-            self._duration("time_to_first_token", model, entry["first_token_ms"])
-
-    def _duration(self, what: str, model: str, milliseconds: float) -> None:
-        self.durations.setdefault((what, model), Histogram()).add(milliseconds / 1000)
+    def _count(self, request: Finished) -> None:
+        model = "" if request.model == "-" else request.model  # never a name that only the client knows
+        self.requests[model, request.path, request.status] += 1
+        if request.repairs:
+            self.repairs.update(request.repairs)
+        if request.error:
+            self.errors[request.error] += 1
+        if (known := self.models.get(model)) is None:
+            known = self.models[model] = ModelTally()
+        known.add(request)

@@ -27,6 +27,8 @@ _CHANNEL = re.compile(
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)")
 _STRIPPED = re.compile(r"analysis(?P<thought>.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL)
+# All that thoughts can begin with; "" is a content without a word. Nearly all contents begin with something else.
+_FIRST = ("<", "[", "a", "")
 _MAX_BLOCKS = 64
 
 
@@ -47,6 +49,8 @@ def is_thoughts_start(begun: str) -> bool:
 
 def split_thoughts(content: str) -> tuple[str, str]:
     """The thoughts in a content (empty: none), and the answer; the identical content if there are none."""
+    if "think>" not in content and content.lstrip()[:1] not in _FIRST:
+        return "", content
     blocks: list[str] = []
     answer = content
     for _ in range(_MAX_BLOCKS):

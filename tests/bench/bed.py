@@ -1,4 +1,4 @@
-"""What a benchmark stands on: a private user manager, the two C programs, the real server and two real models."""
+"""What benchmarks share: a private user manager, the two C programs, the real server and two real models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a run: every round's value of every measurement, and what is told of them. Knows no process."""
+"""The figures of a run: every round's value of every measurement, and their statistics. Knows no process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Linux tells of a process: its CPU time, its memory, its children, who listens on a port."""
+"""What Linux reports of a process: its CPU time, its memory, its children, who listens on a port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bare relay: the least that a proxy in Python does, to tell what of ours is ours and what is Python's.
+"""A bare relay: the least that a proxy in Python must do, to separate our own cost from Python's.
 
     python tests/bench/relay.py PORT BACKEND_PORT
 

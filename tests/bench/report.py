@@ -1,4 +1,4 @@
-"""A run told as Markdown and as JSON."""
+"""The report of a run, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def number(value: float) -> str:
 
 def as_json(figures: Figures, machine: Machine) -> str:
     """Every round's value."""
-    told: dict[str, Any] = {"machine": asdict(machine), "measurements": {}}
+    values: dict[str, Any] = {"machine": asdict(machine), "measurements": {}}
     for name, measurement in figures.measurements.items():
-        told["measurements"][name] = asdict(measurement)
-    return json.dumps(told, indent=1) + "\n"
+        values["measurements"][name] = asdict(measurement)
+    return json.dumps(values, indent=1) + "\n"

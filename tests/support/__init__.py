@@ -1,1 +1,1 @@
-"""What the tests stand on: a private user manager, real units, the proxy as a process, a stand-in backend."""
+"""What the tests share: a private user manager, real units, the proxy as a process, a stand-in backend."""

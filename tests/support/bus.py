@@ -1,4 +1,4 @@
-"""A user manager's socket that fails: in front of the real one, or with nothing but a script behind it."""
+"""A user manager's socket that fails: a relay to the real one, or a script alone."""
 
 from __future__ import annotations
 

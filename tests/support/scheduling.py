@@ -1,5 +1,5 @@
 """What the scheduler's tests share. Unless a test says otherwise: units a, b and c share a port and the card, and a
-switch costs 4 s, so the loaded unit's right of way ends 4 s after somebody began to wait, and at least 8 s (there and
+switch costs 4 s, so the loaded unit's right of way ends 4 s after a request began to wait, and at least 8 s (there and
 back) after it was ready."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stack for a test: units in a private user manager, a config file, the proxy as a process of its own."""
+"""A stack for a test: units in a private user manager, a config file, and the proxy in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat's conversation, put together from another API's: roles, content and calls as templates take them."""
+"""Builds a chat's conversation from another API's: roles, content and calls in the form that templates accept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Conversation:
         self.messages: list[Json] = []
 
     def add_system(self, content: Content) -> None:
-        """Instructions. Many templates take one such message, and only as the first: what comes with it is joined to
-        it, and what comes later is said by the user."""
+        """Adds instructions. Many templates accept only one such message, and only as the first. So instructions at the
+        beginning are joined, and later ones become the user's."""
         if not content:
             return
         if not self.messages:
@@ -27,27 +27,27 @@ class Conversation:
             self.add_user(content)
 
     def add_user(self, content: Content) -> None:
-        """What the user says."""
+        """Adds the user's content."""
         if content:
             self.messages.append({"role": "user", "content": content})
 
     def add_result(self, call_id: object, content: Content) -> None:
-        """What a tool returned."""
+        """Adds a tool's result."""
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def add_text(self, content: Content) -> None:
-        """What the model answered."""
+        """Adds the model's answer."""
         message = self._assistant()
         message["content"] = _joined(message["content"], content) if message["content"] else content
 
     def add_thought(self, text: str) -> None:
-        """What it thought before that."""
+        """Adds the model's thoughts."""
         if text:
             message = self._assistant()
             message["reasoning_content"] = message.get("reasoning_content", "") + text
 
     def add_call(self, call_id: object, name: object, arguments: object) -> None:
-        """A tool that it called. The arguments may be broken: the history is repaired later."""
+        """Adds a tool call. Its arguments may be broken: the history is repaired later."""
         function = {"name": name, "arguments": arguments}
         call = {"id": call_id, "type": "function", "function": function}
         self._assistant().setdefault("tool_calls", []).append(call)
@@ -70,14 +70,14 @@ def image_part(url: object) -> Json:
 
 
 def left_out(kind: object) -> Json:
-    """What stands for something that llama-server cannot take: the model must know that there was something, and a
-    refusal would block a conversation for as long as this is in it."""
+    """A note in place of something that llama-server cannot take. The model must know that something was left out, and
+    refusing the request would block the conversation."""
     name = kind if isinstance(kind, str) else "unknown"
     return text_part(f"[{name[:100]}: left out, this model cannot read it]")
 
 
 def content_of(parts: list[Json]) -> Content:
-    """Parts as a content: a string where there is only text, since every template takes that."""
+    """Parts as content: a string if there is only text, because every template accepts that."""
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts

@@ -1,4 +1,4 @@
-"""What a dialect does for one request. The plain one is OpenAI's own: nothing is translated."""
+"""The interface of a dialect, for one request. The plain one is OpenAI's own chat and translates nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from systemd_llm_switch.openai.sse import error_event
 
 
 class Dialect:
-    """One request's answers, in the words of its route. A dialect other than this one keeps the state of a stream."""
+    """Translates the answers of one request for its route. Other dialects keep the state of a stream."""
 
     is_translation = False
 
@@ -25,5 +25,5 @@ class Dialect:
 
 
 def named_event(event: Json) -> bytes:
-    """An event whose name is its type. A line for the name: SDKs skip events without it."""
+    """An event with a line for its name, which is its type: SDKs skip events without a name."""
     return b"event: " + str(event["type"]).encode("ascii") + b"\ndata: " + dump(event) + b"\n\n"

@@ -134,7 +134,7 @@ def _stop(end: End) -> Json:
 
 
 def _usage(usage: Json) -> Json:
-    """Anthropic counts what was read from the cache beside the input, OpenAI as a part of it."""
+    """The usage. Anthropic counts cached tokens in addition to the input, OpenAI as a part of it."""
     cached = object_of(usage.get("prompt_tokens_details")).get("cached_tokens") or 0
     return {
         "input_tokens": (usage.get("prompt_tokens") or 0) - cached,

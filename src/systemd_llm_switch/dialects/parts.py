@@ -27,7 +27,7 @@ class Text(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A whole tool call. Its arguments are a JSON object in any case: clients parse them, and die of anything else."""
+    """A whole tool call. Its arguments are always a JSON object: clients parse them, and crash on anything else."""
 
     id: str
     name: str
@@ -108,7 +108,7 @@ def _call(call: Json) -> Call:
 
 
 def _as_object(arguments: object) -> str:
-    """Arguments that repair could make nothing of keep their text, under a name that tells the model so."""
+    """Arguments that could not be repaired: an object with their text, under a name that says so to the model."""
     text = arguments if isinstance(arguments, str) else dump(arguments).decode()
     try:
         if isinstance(json.loads(text), dict):

@@ -6,7 +6,7 @@ import { action, onPress, role, setText, show } from "./dom.js";
 import { Events } from "./events.js";
 import { renderHold, setUpHold, tickHold } from "./hold.js";
 import { addLine, fill, openJournal, renderSources } from "./log.js";
-import { noteRate, renderModels, tickModels } from "./models.js";
+import { forgetRates, noteRate, renderModels, tickModels } from "./models.js";
 import { notice } from "./notices.js";
 import { renderQueue, tickQueue } from "./queue.js";
 import { addRequest, clearRequests, renderRepairs } from "./requests.js";
@@ -52,6 +52,7 @@ async function fillHistory() {
   try {
     const requests = await read(`api/requests?limit=${FIRST_REQUESTS}`);
     clearRequests();
+    forgetRates();
     requests.reverse().forEach(noteRequest);
   } catch (error) {
     notice(error.message);

@@ -27,6 +27,9 @@ export function noteRate(request) {
   rates.set(request.model, list.slice(-MOST_RATES));
 }
 
+/** The last requests are about to be noted from the beginning. */
+export const forgetRates = () => rates.clear();
+
 export function renderModels(models, openJournal) {
   known = models;
   keyed(role("models"), Object.entries(models), ([id]) => id, ([id]) => makeCard(id, openJournal), updateCard);

@@ -79,7 +79,9 @@ SERVER: Mapping[str, Key] = {
     "min_resident": Key(NOT_NEGATIVE, "Seconds that a loaded model may stay, however many wait. Default: measured."),
     "drain_timeout": Key(NOT_NEGATIVE, "Seconds that a running request may delay a switch. Default: request_timeout."),
     "preload": Key(TEXTS, "The models to load when the proxy starts."),
-    "api_keys": Key(TEXTS, "If any is set, every route but /health needs `Authorization: Bearer KEY`."),
+    "api_keys": Key(
+        TEXTS, "If any is set, every route but /health and the page's files needs `Authorization: Bearer KEY`."
+    ),
     "api_keys_file": Key(TEXT, "A file with API keys, one a line. ~ and ${VARIABLE} are expanded."),
     "allow_unauthenticated": Key(FLAG, "Listen beyond loopback without keys."),
     "cors_origins": Key(ORIGINS, "Web pages that may use the proxy, for instance https://chat.example.org."),

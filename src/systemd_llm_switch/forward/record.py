@@ -84,8 +84,8 @@ class Record:
             self.status,
             "yes" if self.is_streamed else "no",
             *self.times_ms,
-            self.usage.get("prompt_tokens", "-"),
-            self.usage.get("completion_tokens", "-"),
+            _count(self.usage.get("prompt_tokens")),
+            _count(self.usage.get("completion_tokens")),
             len(self.repairs),
             self.error,
         )
@@ -93,3 +93,8 @@ class Record:
 
 Observer = Callable[[Record], None]
 """Called once at the end of each request, by its own thread, when the client has its answer. It must be quick."""
+
+
+def _count(value: object) -> int | str:
+    """A number of tokens for the journal; a backend may send anything, which could add fields to the line."""
+    return value if isinstance(value, int) else "-"

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from systemd_llm_switch.quoting import printable
+
 _FIELDS = "MESSAGE,_SYSTEMD_USER_UNIT,USER_UNIT,PRIORITY"
 _TIMEOUT_S = 5.0
 _MOST_MESSAGE_CHARACTERS = 2000
@@ -44,7 +46,7 @@ def last_lines(units: Sequence[str], count: int) -> list[Line]:
     found = list(_parse(done.stdout.splitlines()))
     complaint = done.stderr.decode("utf-8", "replace").strip()
     if not found and complaint:
-        raise JournalError(f"the journal cannot be read: {complaint.splitlines()[-1]}")
+        raise JournalError(f"the journal cannot be read: {printable(complaint.splitlines()[-1])}")
     return found
 
 

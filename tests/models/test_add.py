@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.conftest import ONE_THREAD, Person
+from models.made import split
+from systemd_llm_switch.setup.install import remove_obsolete
+from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.places import Places
 
 
 def test_a_model_is_added_and_answers(person: Person, model_file: Path) -> None:
@@ -24,3 +28,66 @@ def test_remove_undoes_it(person: Person, model_file: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert person.files() == before
     assert person.models() == ["mine"]
+
+
+def test_another_chat_model_answers(person: Person, gemma_file: Path) -> None:
+    ran = person.run("add", "gemma", str(gemma_file), "--ctx", "1024", *ONE_THREAD)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "tokens per second" in ran.stdout
+
+
+def test_an_embedder_on_the_cpu_runs_beside_the_others(person: Person, model_file: Path) -> None:
+    """It gives a vector, and the model that was loaded stays."""
+    assert person.proxy.chat("mine").status == 200
+    ran = person.run("add", "vectors", str(model_file), "--embedding", "--cpu", "--ctx", "512", *ONE_THREAD)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "a vector of 576 numbers" in ran.stdout
+    assert person.proxy.state("mine") == person.proxy.state("vectors") == "ready"
+
+
+def test_a_split_model_is_added_by_its_first_part(person: Person, model_file: Path, tmp_path: Path) -> None:
+    """In a folder with a blank, a dollar, a percent sign and an umlaut."""
+    folder = tmp_path / "größe $5 100%"
+    folder.mkdir()
+    parts = split(model_file, folder, 2)
+    ran = person.run("add", "parts", str(parts[0]), "--ctx", "512", *ONE_THREAD)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_dry_run_shows_and_changes_nothing(person: Person, model_file: Path) -> None:
+    before = person.files()
+    ran = person.run("add", "small", str(model_file), "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    assert "ExecStart=" in ran.stdout
+    assert 'small: "small.service"' in ran.stdout
+    assert person.files() == before
+
+
+def test_without_a_proxy_it_says_so_before_anything_is_done(person: Person, model_file: Path) -> None:
+    person.proxy.stop()
+    before = person.files()
+    ran = person.run("add", "small", str(model_file))
+    assert ran.returncode == 3
+    assert "no proxy answers" in ran.stderr
+    assert person.files() == before
+
+
+def test_a_model_that_add_did_not_add_is_not_removed(person: Person) -> None:
+    ran = person.run("remove", "mine")
+    assert ran.returncode == 1
+    assert "not ours to remove" in ran.stderr
+
+
+def test_a_model_that_is_not_there_is_not_removed(person: Person) -> None:
+    ran = person.run("remove", "nobody")
+    assert ran.returncode == 1
+    assert "the models are mine" in ran.stderr
+
+
+def test_a_set_up_leaves_an_added_unit_alone(person: Person, model_file: Path) -> None:
+    """What a set-up removes is what is no longer shipped."""
+    assert person.run("add", "small", str(model_file), "--no-try").returncode == 0
+    places = Places.of(person.env)
+    ledger = Ledger.load(places)
+    assert remove_obsolete([], places, ledger) == []
+    assert (places.linked / "small.service").exists()

@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
+from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY, USAGE
+from systemd_llm_switch.command.fetch import fetch
 from systemd_llm_switch.command.first_answer import check_ready, first_answer
 from systemd_llm_switch.command.proxy_client import NoProxy, ProxyClient, Refused, client_of, complain, configured
 from systemd_llm_switch.config.file import find
@@ -23,9 +24,12 @@ TAKES_REST = True  # what follows `--` is llama-server's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s NAME FILE.gguf [options] [-- LLAMA-SERVER-FLAGS]"
+    parser.usage = "%(prog)s NAME FILE.gguf | -hf REPO[:QUANT] [options] [-- LLAMA-SERVER-FLAGS]"
     parser.add_argument("name", metavar="NAME", help="what clients will send as `model`")
-    parser.add_argument("file", metavar="FILE.gguf", type=Path, help="the model; the first part of a split one")
+    parser.add_argument(
+        "file", metavar="FILE.gguf", nargs="?", type=Path, help="the model; the first part of a split one"
+    )
+    parser.add_argument("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="download it from Hugging Face instead")
     parser.add_argument("--ctx", metavar="N", type=_count, help="tokens of context (default: chosen from the file)")
     parser.add_argument("--embedding", action="store_true", help="for embeddings, also if the file does not say so")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, beside any other model")
@@ -38,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """DONE once the model has answered."""
     console.accept_any_text()
+    if (arguments.file is None) == (arguments.hf_repo is None):
+        return complain("name either a GGUF file, or a repository with -hf", USAGE)
     try:
         return _run(arguments)
     except ConfigError as error:
@@ -61,7 +67,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if client:
         check_ready(client, config_path)
     wishes = Wishes(arguments.ctx, arguments.embedding, arguments.cpu, arguments.vram, tuple(arguments.rest))
-    plan = planning.plan(arguments.name, arguments.file.absolute(), wishes, config_path, places, os.environ, systemd)
+    file = arguments.file
+    if file is None:
+        planning.check_possible(arguments.name, config_path, places, os.environ, systemd)
+        file = fetch(arguments.hf_repo, places, os.environ, is_dry=arguments.dry_run)
+        if file is None:
+            return DONE
+    plan = planning.plan(arguments.name, file.absolute(), wishes, config_path, places, os.environ, systemd)
     _show(plan, places, is_dry=arguments.dry_run)
     if arguments.dry_run:
         return DONE

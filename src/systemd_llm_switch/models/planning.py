@@ -59,14 +59,12 @@ def plan(
         SetupError: the model cannot be added; nothing was changed.
         ConfigError: the config in force is broken.
     """
-    config = load(config_path)
-    _check_name(name, config)
+    config = check_possible(name, config_path, places, environ, systemd)
     facts = read_facts(file)
     server = _server(places, environ)
     known = server_flags.ask(server)
     choices = choose(facts, wishes, known, _machine(wishes, config))
     unit = _unit_name(name)
-    check_free(unit, config, Ledger.load(places), places, systemd)
     url = _url(wishes, config)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
     purpose = purpose_of(facts, wishes)
@@ -79,6 +77,21 @@ def plan(
     made = Plan(name, unit, text, config_path, target, entry, facts, purpose, tuple(choices))
     edited_config(made)
     return made
+
+
+def check_possible(
+    name: str, config_path: Path, places: Places, environ: Mapping[str, str], systemd: Systemctl | None
+) -> Config:
+    """What can be said before the file is there: the name is free, and there is a llama-server.
+
+    Raises:
+        SetupError, ConfigError
+    """
+    config = load(config_path)
+    _check_name(name, config)
+    check_free(_unit_name(name), config, Ledger.load(places), places, systemd)
+    _server(places, environ)
+    return config
 
 
 def edited_config(plan: Plan) -> tuple[str, str]:

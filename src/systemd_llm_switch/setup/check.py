@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from urllib.parse import urlsplit
 
+from systemd_llm_switch.setup import server_flags
 from systemd_llm_switch.setup.llama_server import is_executable
 from systemd_llm_switch.setup.model_files import missing_parts
 from systemd_llm_switch.setup.places import Places, SetupError
@@ -110,8 +111,23 @@ def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, plac
         if not is_executable(program):
             fix = f"run {places.how_to()} again and name another, or build it there"
             yield Finding(f"no llama-server at {places.short(program)}", fix)
+        else:
+            yield from _of_flags(model, program)
         yield from _of_port(model, config, places)
     yield from _of_model_file(model, program, places)
+
+
+def _of_flags(model: _Model, program: Path) -> Iterator[Finding]:
+    """Flags that this build does not know: it would end at once."""
+    try:
+        known = server_flags.ask(program)
+    except SetupError:  # it does not say what it knows
+        return
+    for flag in known.unknown(model.words[1:]):
+        instead = known.instead_of(flag)
+        what = f"{model.id}: {model.unit} has {flag}, which this llama-server does not know"
+        do = f"write {instead} instead" if instead else "take it out"
+        yield Finding(what, f"{do}: systemctl --user edit --full {model.unit}")
 
 
 def _of_port(model: _Model, config: ProxyConfig, places: Places) -> Iterator[Finding]:

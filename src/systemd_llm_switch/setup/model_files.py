@@ -81,6 +81,13 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)] or [path]
 
 
+def choose_names(names: list[str], quant: str) -> str | None:
+    """The one of a repository's files that `-hf REPO:QUANT` means, or the first part; None if there is none."""
+    models = [str(path) for path in _models_in(map(Path, names))]
+    quants = (quant,) if quant else (*_DEFAULT_QUANTS, "")
+    return next((name for wanted in quants for name in models if _has_quant(name, wanted)), None)
+
+
 def _candidates(wanted: WantedModel, folders: Folders) -> Iterator[Path]:
     for folder in dict.fromkeys((folders.given, folders.flat_cache)):
         yield from _in_plain_folder(wanted, folder)

@@ -1,4 +1,5 @@
-"""Chaos on real units: random requests, shells, edits and kills; at the end every request is accounted for.
+"""Chaos on real units: random requests, hostile clients, shells, edits and kills; at the end every request is accounted
+for, by its client and by the journal.
 
     python tests/product/test_chaos.py [--seconds 120] [--seed N]
 
@@ -12,7 +13,9 @@ import contextlib
 import json
 import queue
 import random
+import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +31,8 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "deploy")]  # runs as a script, too
 
+from support.health_watch import percentiles  # noqa: E402
+from support.hostile_clients import CLIENTS  # noqa: E402
 from support.stack import Proxy, Stack, chat, descriptors_of, free_port, rss_mib, run_all, wait_for  # noqa: E402
 from systemd_llm_switch.setup.user_manager import UserManager  # noqa: E402
 
@@ -36,6 +41,7 @@ CI_SEED = 1
 
 # Two models of the whole card and one that leaves room share a port; a small one and one on the CPU have their own.
 MODELS = ("big", "large", "medium", "small", "cpu")
+KEEPS_CONTEXTS = ("big", "medium")
 REQUEST_TIMEOUT_S, HEALTH_TIMEOUT_S, DRAIN_TIMEOUT_S = 6, 6, 3
 HANGS_AFTER_S = 90  # longer than any chain of bounds above; what lasts longer hangs
 
@@ -54,7 +60,11 @@ FAIR = {
 ACCOUNTED = {"ok", "dropped", "no proxy", "the backend's own error", "model_not_found, as configured", *FAIR}
 # The pool keeps the threads of its busiest moment: two of its steps more than a fresh one after the same burst.
 BURST, THREADS_STEP = 80, 48
-GROWTH_MIB = 10
+MOST_GROWTH = 1.2
+MAX_LINE_BYTES = 2000
+# The journal line follows the answer. Where the proxy was killed between the two, there is none.
+KILLED_S = 2.0
+LONG = " word" * 500  # a prompt whose context is worth a file
 
 
 # --- the plan: from the seed alone ----------------------------------------------------------------------
@@ -75,7 +85,7 @@ def make_plan(seed: int, seconds: float) -> list[Step]:
     """All steps in order. The proxy is killed and restarted in the first half only, so that what leaks shows."""
     rng = random.Random(seed)
     steps: list[Step] = []
-    for mean_s, draw in ((0.12, _request), (0.9, _shell), (2.5, _api), (6.0, _edit)):
+    for mean_s, draw in ((0.12, _request), (0.3, _hostile), (0.9, _shell), (2.5, _api), (6.0, _edit)):
         at = rng.expovariate(1 / mean_s)
         while at < seconds:
             steps.append(draw(rng, at))
@@ -92,6 +102,11 @@ def _request(rng: random.Random, at: float) -> Step:
              "crash": 3, "cut": 2, "error": 3, "hang": 1}  # fmt: skip
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     return Step(at, "client", kind, rng.choice(MODELS), (rng.expovariate(1 / 0.5), rng.uniform(0, 1.5)))
+
+
+def _hostile(rng: random.Random, at: float) -> Step:
+    kind = rng.choices(list(CLIENTS), [weight for _, weight in CLIENTS.values()])[0]
+    return Step(at, "hostile", kind, rng.choice(MODELS), (rng.randrange(1_000_000),))
 
 
 def _shell(rng: random.Random, at: float) -> Step:
@@ -140,8 +155,12 @@ class World:
     absent: list[tuple[str, float, float]] = field(default_factory=list)  # when a model was not in the config
 
     restarting: threading.Lock = field(default_factory=threading.Lock)
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    refused: int = 0  # answers of a refusal that hostile clients got
 
     def __post_init__(self) -> None:
+        self.contexts = self.stack.folder / "contexts"
+        self.contexts.mkdir(mode=0o700)
         shared = free_port()
         self.ports = dict.fromkeys(MODELS[:3], shared) | {name: free_port() for name in MODELS[3:]}
         self.units = {name: self.write_unit(name, 0.1) for name in MODELS}
@@ -152,6 +171,8 @@ class World:
     # --- units and config ---
 
     def write_unit(self, name: str, load_s: float, *options: str) -> str:
+        if name in KEEPS_CONTEXTS:
+            options += ("--slot-save-path", str(self.contexts))
         return self.stack.standin(
             name, "--load-s", f"{load_s:.2f}", *options, port=self.ports[name],
             service="Restart=on-failure\nRestartSec=1",
@@ -290,6 +311,25 @@ class World:
 
     # --- the clients ---
 
+    def hostile(self, step: Step) -> None:
+        """One hostile client. What it got is right, or there was no proxy."""
+        client, _ = CLIENTS[step.action]
+        began = time.monotonic()
+        try:
+            outcome = client(self.proxy_port, random.Random(step.numbers[0]), step.model)
+        except TimeoutError:
+            self.faults.append(f"{step} hangs")
+        except (OSError, HTTPException) as error:
+            if not self.was_down(began, time.monotonic()):
+                self.faults.append(f"{step}: {error!r}")
+        except AssertionError as error:
+            self.faults.append(f"{step} got a wrong answer: {error}")
+        else:
+            is_sure = not self.was_down(began, time.monotonic() + KILLED_S)
+            with self.counting:
+                self.done[f"hostile {step.action}"] += 1
+                self.refused += outcome.refused if is_sure else 0
+
     def client(self, outcome: Outcome) -> None:
         try:
             outcome.result = self.ask(outcome.step, outcome.number)
@@ -318,7 +358,8 @@ class World:
         orders["deltas"] = [{"role": "assistant", "content": words}]
         fields = {"stream": True} if step.action in ("stream", "live", "drop_stream") else {}
         path = "/v1/embeddings" if step.action == "embed" else "/v1/chat/completions"
-        body = json.dumps(chat(step.model, words, input=["x"] * 3, standin=orders, **fields)).encode()
+        prompt = words + LONG if number % 3 else words
+        body = json.dumps(chat(step.model, prompt, input=["x"] * 3, standin=orders, **fields)).encode()
         with socket.create_connection(("127.0.0.1", self.proxy_port), timeout=HANGS_AFTER_S) as sock:
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             sock.sendall(head.encode() + body)
@@ -390,8 +431,15 @@ def run(stack: Stack, seed: int, seconds: float) -> World:
     """Chaos, then quiet; raises AssertionError with all that was wrong."""
     print(f"chaos: seed {seed}, {seconds:g} s", flush=True)
     world = World(stack)
-    _play(world, make_plan(seed, seconds))
-    _mend(world)
+    measured = stack.folder / "health"
+    watch = [sys.executable, str(Path(__file__).parents[1] / "support" / "health_watch.py")]
+    with subprocess.Popen([*watch, str(world.proxy_port), str(measured)]) as watcher:
+        try:
+            _play(world, make_plan(seed, seconds))
+        finally:
+            watcher.kill()
+    print(f"chaos: {_summary_of_health(measured)}", flush=True)
+    _repair(world)
     after = _rest(world)
     world.proxy_keeper(Step(seconds, "proxy", "sigterm"))
     fresh = _rest(world)
@@ -425,6 +473,9 @@ def _play(world: World, plan: list[Step]) -> None:
             world.outcomes.append(outcome)
             threads.append(threading.Thread(target=world.client, args=(outcome,), daemon=True))
             threads[-1].start()
+        elif step.actor == "hostile":
+            threads.append(threading.Thread(target=world.hostile, args=(step,), daemon=True))
+            threads[-1].start()
         else:
             queues[step.actor].put(step)
     for waiting in queues.values():
@@ -435,7 +486,7 @@ def _play(world: World, plan: list[Step]) -> None:
     world.faults += ["an actor hangs" for thread in threads[: len(actors)] if thread.is_alive()]
 
 
-def _mend(world: World) -> None:
+def _repair(world: World) -> None:
     """Every unit is sound again, every model configured, nothing on hold."""
     for name in MODELS:
         world.write_unit(name, 0.1)
@@ -475,6 +526,33 @@ def _rest(world: World) -> Footprint:
     return Footprint(*seen[-1], mib=round(rss_mib(pid), 1))
 
 
+def _summary_of_health(measured: Path) -> str:
+    """What `health_watch` saw."""
+    rows = [line.split() for line in measured.read_text().splitlines() if len(line.split()) == 2]
+    health = [float(row[0]) for row in rows if row[0] != "-"]
+    return f"/health {percentiles(health)}; a bare process {percentiles([float(row[1]) for row in rows])}"
+
+
+def _unaccounted(world: World) -> Iterator[str]:
+    """Requests that a client has an answer to, and the journal has no line of."""
+    log = "".join(proxy.log for proxy in world.stack.proxies)
+    answered = [
+        it
+        for it in world.outcomes
+        if it.result in ACCOUNTED - {"dropped", "no proxy"} and not world.was_down(it.ended, it.ended + KILLED_S)
+    ]
+    lines = len(re.findall(r" request model=", log))
+    if lines < len(answered):
+        yield f"{len(answered)} requests were answered, the journal has {lines} lines"
+    refused = len(re.findall(r"(?:request_refused|refused path=\S*) .*unlogged=", log))
+    refused += sum(map(int, re.findall(r" unlogged=(\d+)", log)))
+    if refused < world.refused:
+        yield f"{world.refused} requests were refused, the journal has {refused} of them"
+    print(
+        f"chaos: {len(answered)} answered, {lines} lines; {world.refused} refused, {refused} in the journal", flush=True
+    )
+
+
 def _faults_of(world: World, after: Footprint, fresh: Footprint) -> Iterator[str]:
     for outcome in world.outcomes:
         if outcome.result not in ACCOUNTED:
@@ -487,7 +565,7 @@ def _faults_of(world: World, after: Footprint, fresh: Footprint) -> Iterator[str
     is_more = after.threads > fresh.threads + THREADS_STEP
     if is_more or after.children or after.descriptors != fresh.descriptors:
         yield f"left over in the proxy: {after}, a fresh one: {fresh}"
-    if after.mib > fresh.mib + GROWTH_MIB:
+    if after.mib > fresh.mib * MOST_GROWTH:
         yield f"memory grew: {after.mib} MiB, a fresh proxy: {fresh.mib}"
     for name, unit in world.units.items():
         if world.stack.active_state(unit) not in ("inactive", "failed"):
@@ -496,7 +574,11 @@ def _faults_of(world: World, after: Footprint, fresh: Footprint) -> Iterator[str
         with contextlib.suppress(OSError):
             if f"/{world.stack.prefix}-" in group.read_text():
                 yield f"left over: process {group.parent.name}, {group.with_name('cmdline').read_text()}"
+    yield from _unaccounted(world)
     for proxy in world.stack.proxies:
+        longest = max((len(line) for line in proxy.log_path.read_bytes().splitlines()), default=0)
+        if longest > MAX_LINE_BYTES:
+            yield f"{proxy.log_path.name} has a line of {longest} bytes"
         for word in ("Traceback", "_crashed path", "switch_crashed"):
             if word in proxy.log:
                 at = proxy.log.index(word)

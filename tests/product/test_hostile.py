@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.hostile_clients import FRAMING, HOST, POST
 from support.stack import Answer, Proxy, Stack, chat, descriptors_of, rss_mib, run_all, wait_for
 from systemd_llm_switch.setup.user_manager import UserManager
 
 CHAT = "/v1/chat/completions"
-HOST = b"Host: localhost\r\n"
 MAX_LINE_BYTES = 2000
 
 
@@ -94,30 +94,6 @@ def encode(value: object) -> bytes:
 # --- framing ------------------------------------------------------------------------------------------
 
 SMUGGLED = b"GET /api/status HTTP/1.1\r\n" + HOST + b"\r\n"
-POST = b"POST /api/load HTTP/1.1\r\n" + HOST
-FRAMING = {
-    "lengths that differ": POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    "one length twice": POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
-    "a list of lengths": POST + b"Content-Length: 2, 2\r\n\r\n{}",
-    "length and chunks": POST + b"Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunks and length": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 7\r\n\r\n0\r\n\r\n",
-    "chunked twice": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked of HTTP/1.0": b"POST /api/load HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "blank before the colon": POST + b"Content-Length : 2\r\n\r\n{}",
-    "folded field": POST + b"Content-Length: 2\r\nX: a\r\n b\r\n\r\n{}",
-    "folded first field": b"GET /health HTTP/1.1\r\n Host: localhost\r\n\r\n",
-    "NUL": POST + b"X: a\0b\r\n\r\n",
-    "bare CR": POST + b"Content-Type: text/x\rX: y\r\n\r\n",
-    "bare LF": POST + b"X: a\nContent-Length: 2\r\n\r\n{}",
-    "bare LF after the head": b"GET /health HTTP/1.1\r\n" + HOST + b"\n",
-    "bare CR in a chunk line": POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\r{}\r\n0\r\n\r\n",
-    "bare LF in a chunk line": POST + b"Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
-    "control character in a chunk line": POST + b"Transfer-Encoding: chunked\r\n\r\n2;\x01\r\n{}\r\n0\r\n\r\n",
-    "data beyond its chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{} \r\n0\r\n\r\n",
-    "a length as trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 9\r\n\r\n",
-    "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
-}
 
 
 @pytest.mark.parametrize("kind", FRAMING)

@@ -3,6 +3,7 @@
     python standin.py --port P [--name N] [--load-s S] [--never-ready] [--exit CODE] [--ignore-term]
                       [--bind-s S, before it listens] [--stop-s S, after it no longer listens] [--say WORDS]
                       [--beside PORT] [--model FILE, which it does not look at]
+                      [--slot-save-path DIR: it has a slot that is saved there and restored]
 
 With --beside, --say and --exit hold only while something listens on that port: two models that want too much of one
 card.
@@ -39,8 +40,10 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+SLOT_TOKENS = 1000
 HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
@@ -68,7 +71,7 @@ class StandIn(ThreadingHTTPServer):
         self.options = options
         self.ready_at = time.monotonic() + options.load_s
         self.seen = Seen()
-        self.is_released = False
+        self.is_released = self.is_restored = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError | Dropped):
@@ -101,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/standin/release":
             self.server.is_released = True
             self.reply(200, {})
+        elif self.path == "/slots" and self.server.options.slot_save_path:
+            self.reply(200, [{"id": 0, "n_prompt_tokens": SLOT_TOKENS, "is_processing": False, "id_task": 1}])
         elif self.path in ("/v1/models", "/props") and self.server.options.n_ctx:
             self.reply(200, self.describe())
         else:
@@ -116,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith("/slots/0?action="):
+            return self.move_slot(self.path.rpartition("=")[2], json.loads(raw)["filename"])
         seen = self.server.seen
         try:
             body = json.loads(raw)
@@ -138,6 +145,19 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with seen.lock:
                 seen.counts["running"] -= 1
+
+    def move_slot(self, action: str, name: str) -> None:
+        """Saves or restores the slot, as llama-server answers that."""
+        path = Path(self.server.options.slot_save_path, name)
+        try:
+            self.server.is_restored = action == "restore"
+            if action == "save":
+                path.write_bytes(b"x" * SLOT_TOKENS)
+            size = len(path.read_bytes())
+        except OSError as error:
+            return self.reply(500, {"error": {"message": str(error), "code": 500}})
+        names = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")
+        return self.reply(200, {"id_slot": 0, "filename": name, **dict.fromkeys(names, size)})
 
     def act(self, body: dict[str, Any], orders: dict[str, Any], raw: bytes) -> None:
         if self.path == "/apply-template" and "template" in orders:
@@ -173,7 +193,11 @@ class Handler(BaseHTTPRequestHandler):
     def completion(self, body: dict[str, Any], orders: dict[str, Any]) -> dict[str, Any]:
         name = self.server.options.name
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-        envelope = {"id": "standin-1", "created": 1, "model": name, "usage": usage}
+        envelope: dict[str, Any] = {"id": "standin-1", "created": 1, "model": name, "usage": usage}
+        if self.server.options.slot_save_path:  # so long to read that it is worth a file
+            cached = SLOT_TOKENS - 1 if self.server.is_restored else 0
+            read = {"cache_n": cached, "prompt_n": SLOT_TOKENS - cached, "prompt_ms": (SLOT_TOKENS - cached) * 20}
+            envelope["timings"] = {**read, "predicted_n": 1, "predicted_ms": 1}
         finish = orders.get("finish", "stop")
         if self.path.endswith("/v1/completions"):
             choice = {"index": 0, "text": f"text from {name}", "finish_reason": finish, "logprobs": None}
@@ -284,6 +308,7 @@ def main() -> int:
     parser.add_argument("--say", default="")
     parser.add_argument("--beside", type=int)
     parser.add_argument("-m", "--model")
+    parser.add_argument("--slot-save-path")
     options = parser.parse_args()
     if options.beside is not None and not is_taken(options.beside):
         options.say, options.exit = "", None

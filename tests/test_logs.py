@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,6 +128,29 @@ def test_ten_of_a_kind_are_admitted_in_a_second_and_the_others_counted() -> None
     now += 1
     assert [throttle.admit("a"), throttle.admit("a")] == [5, 0]
     assert throttle.counts() == {"a": 17, "b": 1}
+
+
+def test_the_rest_of_a_burst_is_reported_once() -> None:
+    """Where nothing follows it."""
+    reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    throttle = Throttle(lambda kind, unlogged: reported.put((kind, unlogged)))
+    admitted = [throttle.admit("a") for _ in range(50)].count(0)
+    assert reported.get(timeout=60) == ("a", 50 - admitted)
+    throttle.admit("a")
+    assert throttle.admit("a") == 0
+
+
+def test_what_the_next_event_says_is_not_reported_again() -> None:
+    now = 100.0
+    reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    throttle = Throttle(lambda kind, unlogged: reported.put((kind, unlogged)), clock=lambda: now)
+    for kind in ("a", "b"):
+        for _ in range(15):
+            throttle.admit(kind)
+    now += 1
+    assert throttle.admit("a") == 5
+    assert reported.get(timeout=60) == ("b", 5)
+    assert reported.empty()
 
 
 def test_the_kinds_that_are_remembered_are_bounded() -> None:

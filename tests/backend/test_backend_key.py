@@ -54,6 +54,28 @@ def test_a_real_llama_server_takes_the_key(stack: Stack, real_unit: Callable[...
     assert KEY not in proxy.log
 
 
+@pytest.mark.parametrize("given", [None, "sk-wrong"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_backend_that_refuses_the_key_is_a_502_that_names_the_setting(
+    stack: Stack, given: str | None, stream: bool
+) -> None:
+    """A 401 would send the client to look for its own key."""
+    unit = stack.standin("a")
+    proxy = stack.run({"a": {"unit": unit} | ({"backend_key": given} if given else {})})
+    answer = proxy.chat("a", stream=stream, standin={"status": 401})
+    assert (answer.status, answer.error["code"]) == (502, "backend_error")
+    assert "`backend_key`" in answer.error["message"]
+    upstream = proxy.post("/upstream/a/props", {"standin": {"status": 401}})
+    assert (upstream.status, upstream.error["code"]) == (502, "backend_error")
+
+
+def test_a_real_llama_server_that_refuses_the_key(stack: Stack, real_unit: Callable[..., str]) -> None:
+    proxy = stack.run({"a": {"unit": real_unit("a", "--api-key", KEY), "backend_key": "sk-wrong"}})
+    answer = proxy.chat("a", max_tokens=1)
+    assert (answer.status, answer.error["code"]) == (502, "backend_error")
+    assert "`backend_key`" in answer.error["message"]
+
+
 def test_a_changed_key_takes_effect_when_the_model_is_loaded_again(stack: Stack) -> None:
     unit = stack.standin("a")
     proxy = stack.run({"a": {"unit": unit, "backend_key": "sk-one"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contexts.test_fingerprint import LONG, chat
-from systemd_llm_switch.contexts.entry import Entry, FileMark
+from systemd_llm_switch.contexts.entry import Entry, FileMark, parse_entry
 from systemd_llm_switch.contexts.fingerprint import fingerprint
 from systemd_llm_switch.contexts.folder import Folder, FolderProblem
 from systemd_llm_switch.contexts.store import Store
@@ -213,3 +214,19 @@ def test_room_leaves_a_tenth_of_the_disk_free(path: Path) -> None:
     disk = os.statvfs(path)
     expected = disk.f_bavail * disk.f_frsize - disk.f_blocks * disk.f_frsize // 10
     assert abs(Folder(path).free_bytes() - expected) < 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens", "1e999"), ("tokens", "-1"), ("tokens", "1" + "0" * 400), ("tokens", "1.5"), ("tokens", "true"),
+     ("read_s", "NaN"), ("read_s", "1e999"), ("read_s", "-1"), ("read_s", "1" + "0" * 400), ("size", "1" + "0" * 400)],
+)  # fmt: skip
+def test_numbers_that_are_not_ours_are_no_context(path: Path, name: str, value: str) -> None:
+    """They would end up in sums and in the status: JSON has no NaN, and a quotient of such numbers is an error."""
+    entry = save(Store(path))
+    facts = json.loads(entry.as_text())
+    known = json.dumps(facts[name])
+    text = entry.as_text().replace(f'"{name}": {known}', f'"{name}": {value}')
+    assert text != entry.as_text()
+    with pytest.raises(ValueError, match="not "):
+        parse_entry(entry.key, text, 0.0)

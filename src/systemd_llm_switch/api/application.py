@@ -83,7 +83,14 @@ _LIKENESS = 0.75  # suggests a route for a missing /v1 or a typing error, but no
 
 _RESULT = "llm_switch.result"
 _MOST_REASON_CHARACTERS = 1000
-_refusals = Throttle()
+
+
+def _log_unlogged(kind: str, count: int) -> None:
+    """How many refusals of a burst had no line."""
+    log.warning("more_refused kind=%s unlogged=%d", quoted(kind), count)
+
+
+_refusals = Throttle(_log_unlogged)
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus} | {
     ClientGone.status: f"{ClientGone.status} Client Closed Request"
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ CONTEXT, FACTS, UNFINISHED, USELESS = ".ctx", ".json", ".part", ".useless"
 # Only names of this form are ours; nothing else in a folder is looked at, or removed.
 OURS = re.compile(r"llm-switch-[0-9a-f]{16}(?:\.ctx|\.json|\.part|\.useless)")
 _VERSION = 1
+_MOST = 2**62  # of tokens, bytes, seconds: more is not a number that we wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +81,38 @@ def parse_entry(key: str, text: str, used_at: float) -> Entry:
         value: Any = json.loads(text)
         if value["version"] != _VERSION:
             raise ValueError("another version")
-        size, mtime_ns, inode = map(int, value["file"])
-        known = Fingerprint.of_text(str(value["marks"]), int(value["size"]))
+        size, mtime_ns, inode = map(_count, value["file"])
+        known = Fingerprint.of_text(str(value["marks"]), _count(value["size"]))
         return Entry(
             key=key,
             unit=str(value["unit"]),
             binding=str(value["binding"]),
             boot=str(value["boot"]),
-            tokens=int(value["tokens"]),
-            read_s=float(value["read_s"]),
+            tokens=_count(value["tokens"]),
+            read_s=_seconds(value["read_s"]),
             fingerprint=known,
             mark=FileMark(size, mtime_ns, inode),
             used_at=used_at,
         )
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"not the facts of a context: {error!r}") from error
+
+
+def _count(value: Any) -> int:
+    """
+    Raises:
+        ValueError: it is not a number that we write.
+    """
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError("not a count")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    """
+    Raises:
+        ValueError: it is not a number that we write.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= _MOST:
+        raise ValueError("not a time")
+    return float(value)

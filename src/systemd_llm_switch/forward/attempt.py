@@ -153,3 +153,13 @@ def max_reply_bytes(settings: ServerSettings) -> int:
 def too_large(model: Model, settings: ServerSettings) -> BackendError:
     """The error for a reply that exceeds `max_reply_bytes`."""
     return BackendError(f"the reply of {model.id!r} is larger than {settings.max_reply_mb:g} MB (server.max_reply_mb)")
+
+
+def wrong_key(model: Model) -> BackendError:
+    """The error for a backend that refuses the proxy's own key. The client's key never gets there, so a 401 would send
+    the client to look in the wrong place."""
+    known = "another `backend_key` than the config has" if model.backend_key else "a `backend_key`"
+    return BackendError(
+        f"the backend of {model.id!r} asks for {known} (it replied 401): set `backend_key` of this model to the"
+        " `--api-key` of its unit, and load the model again"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from http import HTTPStatus
 
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
@@ -16,13 +17,14 @@ from systemd_llm_switch.dialects.routes import error_of_route
 from systemd_llm_switch.errors import BackendError, ModelStartTimeout, Unloaded
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
-from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused
+from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused, wrong_key
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.forward.record import Asked, Record
 from systemd_llm_switch.forward.recovery import Beginning
 from systemd_llm_switch.forward.responder import Responder
+from systemd_llm_switch.openai.endpoints import NAMES_MODEL
 from systemd_llm_switch.openai.request import Request, to_backend
-from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error, naming
 from systemd_llm_switch.openai.sse import (
     SSE_HEADERS,
     EventReader,
@@ -198,7 +200,7 @@ class Forwarding:
 
     def _relay_events(self, attempt: Attempt, exchange: Exchange) -> Reply | LiveReply:
         """Passes a reply on while the model writes it. Returns what must still be sent when the backend is done."""
-        live = LiveReply(self._facts(), self._request.is_chat, self._request.wants_usage, self._budget)
+        live = LiveReply(self._facts(), self._request.is_chat, self._request.wants_usage, self._budget, self._model.id)
         self._live = live
         try:
             reader = EventReader()
@@ -300,7 +302,8 @@ class Forwarding:
         elif self._responder.has_started:
             self._finish_stream(reply.status, raw_frame(reply.body))
         else:
-            self._send(reply.status, (("Content-Type", reply.content_type),), reply.body)
+            body = naming(reply.body, self._model.id) if self._request.path in NAMES_MODEL else reply.body
+            self._send(reply.status, (("Content-Type", reply.content_type),), body)
 
     def _answer_repaired(self, reply: Reply) -> None:
         parsed, body = self._repair(reply)
@@ -327,12 +330,16 @@ class Forwarding:
         repaired, more = repair_reply(parsed, self._facts(), self._budget)
         self._record.repairs.extend(repairs + more)
         is_same = repaired is parsed and not repairs
+        if repaired.get("model", self._model.id) != self._model.id:
+            repaired, is_same = repaired | {"model": self._model.id}, False
         return repaired, reply.body if is_same else dump(repaired)
 
     def _pass_error(self, reply: Reply) -> None:
         """A backend's own error keeps its status and message, in a shape that clients can show."""
         if reply.status < 400:
             raise BackendError(f"the backend of {self._model.id!r} returned unexpected status {reply.status}")
+        if reply.status == HTTPStatus.UNAUTHORIZED:
+            raise wrong_key(self._model)
         body = foreign_error(reply.status, reply.body)
         body["error"]["message"] += self._warning
         if self._responder.has_started:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from systemd_llm_switch.forward.recovery import Beginning
-from systemd_llm_switch.openai.shapes import Json, choices_of, object_of, objects_of
+from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
 from systemd_llm_switch.openai.sse import (
     DONE,
     frame,
@@ -73,8 +73,17 @@ class LiveReply:
     """The reply of one streamed request. Feed it the data of each event; `repairs`, `usage` and `timings` are complete
     at the end."""
 
-    def __init__(self, facts: RequestFacts, is_chat: bool, wants_usage: bool, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        facts: RequestFacts,
+        is_chat: bool,
+        wants_usage: bool,
+        budget: Budget | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        """`model_id`: what each chunk names as its model; None leaves the backend's own name."""
         self._facts = facts
+        self._model_id = model_id
         self._may_rescue = bool(facts.rescue and facts.tools)
         self._is_chat = is_chat
         self._wants_usage = wants_usage
@@ -114,6 +123,9 @@ class LiveReply:
             raise BrokenStream(f"an event is not a JSON object: {quoted(data)}") from error
         if "error" in chunk:
             raise StreamError(chunk)
+        if self._model_id is not None and chunk.get("model", self._model_id) != self._model_id:
+            chunk["model"] = self._model_id
+            data = dump(chunk)
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]
             if not choices:

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http import HTTPStatus
 
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import BackendError, BackendTimeout, ClientGone, ProxyError
 from systemd_llm_switch.forward.answer import Answer, Sendable, Start
-from systemd_llm_switch.forward.attempt import max_reply_bytes, too_large
+from systemd_llm_switch.forward.attempt import max_reply_bytes, too_large, wrong_key
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
@@ -61,6 +62,8 @@ class Passing:
     def _read(self, model: Model, exchange: Exchange) -> Answer:
         with self.translating(model):
             reply = exchange.read()
+        if reply.status == HTTPStatus.UNAUTHORIZED:
+            raise wrong_key(model)
         encoding = (("Content-Encoding", exchange.content_encoding),) if exchange.content_encoding else ()
         return Answer(reply.status, (("Content-Type", reply.content_type), *encoding), reply.body)
 

@@ -121,7 +121,7 @@ def chat_reply(completion_reply: bytes, model: str, begun: Beginning, created: i
         return None
     finish = "length" if reply.get("stop_type") == "limit" else "stop"
     return {
-        **_envelope(reply.get("model") or model, created),
+        **_envelope(model, created),
         "choices": [_choice(text, begun, finish)],
         "usage": {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used},
     }

@@ -36,7 +36,14 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = frozenset((204, 205, 304))
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 20
-_refusals = Throttle()
+
+
+def _log_unlogged(kind: str, count: int) -> None:
+    """How many refusals of a burst had no line."""
+    log.warning("more_refused kind=%s unlogged=%d", quoted(kind), count)
+
+
+_refusals = Throttle(_log_unlogged)
 
 
 class ServedRequest(cheroot_server.HTTPRequest):

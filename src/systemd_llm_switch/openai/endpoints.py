@@ -42,3 +42,6 @@ TAKEN: Mapping[str, str] = _SHORT | {path: path for path in FORWARDED}
 
 # llama-server's own routes. Its clients name no model there, because a llama-server has only one.
 MODEL_IS_OPTIONAL = frozenset(("/infill", "/tokenize", "/detokenize", "/apply-template"))
+
+# Plain routes whose replies name their model.
+NAMES_MODEL = frozenset(("/v1/embeddings", "/v1/rerank", "/v1/reranking", "/rerank"))

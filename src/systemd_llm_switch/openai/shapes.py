@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
 
 _MOST_ERROR_BYTES = 64 * 1024  # a longer error is shown as text
 _MOST_MESSAGE_CHARACTERS = 2000
+_FIRST_MODEL = re.compile(rb'\s{0,9}+\{\s{0,9}+"model"\s{0,9}+:\s{0,9}+("[^"\\]{0,1000}+")')
+_MOST_NAMED_BYTES = 1_000_000  # a larger reply is not read for its model's name
 # llama-server's words for a prompt that is too long. Roo and Cline condense only if they read the words below.
 _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
@@ -20,6 +23,26 @@ _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 def dump(value: object) -> bytes:
     """Compact JSON in ASCII, which also keeps lone surrogates: UTF-8 cannot encode them."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def naming(body: bytes, model_id: str) -> bytes:
+    """A reply that names this model: the same bytes where it does, or names none. A backend without `--alias` names the
+    path of its file.
+
+    A reply that begins with its model, as one with embeddings does, is not read as JSON.
+    """
+    name = dump(model_id)
+    found = _FIRST_MODEL.match(body)
+    if found is not None:
+        return body if found[1] == name else body[: found.start(1)] + name + body[found.end(1) :]
+    if b'"model"' not in body or len(body) > _MOST_NAMED_BYTES:
+        return body
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    is_other = isinstance(reply, dict) and reply.get("model", model_id) != model_id
+    return dump(reply | {"model": model_id}) if is_other else body
 
 
 def choices_of(reply: Mapping[str, Any]) -> list[Json]:

@@ -15,7 +15,7 @@ from .lenient import Reading, best_reading, read
 from .model import RepairKind
 from .schema import Judge, Misfit, Node
 from .second_opinion import second_opinion
-from .strings import Exhausted, Unreadable
+from .strings import Ambiguous, Exhausted, Unreadable
 from .text import decode, encode, fold
 
 UNREPAIRABLE: RepairKind = "unrepairable_arguments"
@@ -156,7 +156,7 @@ class _Attempt:
                 reading = self.read_behind_words(text, start)
             else:
                 reading = best_reading(text, start, self.names, _TAIL, self.budget)
-        except Exhausted:
+        except (Exhausted, Ambiguous):
             raise
         except Unreadable:
             if self.truncated or type(value := second_opinion(text)) is not dict:

@@ -13,7 +13,7 @@ from .lenient import Reading, best_reading
 from .model import Repair, RequestFacts
 from .schema import OBJECT, Judge, Node
 from .second_opinion import second_opinion
-from .strings import Exhausted, Unreadable
+from .strings import Ambiguous, Exhausted, Unreadable
 from .text import decode, decode_start, encode
 
 _FENCE = re.compile(r"```[^\n`]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
@@ -99,7 +99,7 @@ class _Attempt:
     def read(self, text: str) -> str:
         try:
             reading = best_reading(text, 0, self.schema.names, _TAIL, self.budget)
-        except Exhausted:
+        except (Exhausted, Ambiguous):
             raise
         except Unreadable:
             value = second_opinion(text)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .budget import Budget
-from .strings import CLOSER_OF, COMMENT, SPACE, Exhausted, StringReader, Unreadable, unescape
+from .strings import CLOSER_OF, COMMENT, SPACE, Ambiguous, Exhausted, StringReader, Unreadable, unescape
 from .text import fold
 
 MAX_DEPTH = 100
@@ -32,6 +32,7 @@ _KEY = re.compile(
 _KEY_WITHOUT_COLON = re.compile(r"[\"'](?P<name>[\w$.-]{1,80}+)[\"']\s*+(?=[\"'{\[]|-?\d|(?:true|false|null)\b)")
 _CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*+[\"'”]?|[A-Za-z_$][\w$.-]*+)\s*+\Z")
 _LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
+_VALUES = re.compile(r"(?:(?:[+-]?[\d._]++|[Tt]rue|[Ff]alse|null|None)(?:\s++|\Z)){2,}+")
 _BEHIND_VALUE = re.compile(r"\s*+(?:[,;，}\]#]|//|/\*|\Z|[\"'][\w$.-]{1,80}+[\"']\s*+:)|[^\S\n]*+\n")
 _END_OF_TEXT = re.compile(r"\s*+\Z")
 _NO_VALUE = object()
@@ -121,7 +122,7 @@ def _readings(text: str, start: int, names: frozenset[str], tail: re.Pattern[str
     for trusts_names in (False, True) if names else (False,):
         try:
             reading = read(text, start, names=names, tail=tail, trusts_names=trusts_names, budget=budget)
-        except Exhausted:
+        except (Exhausted, Ambiguous):
             raise
         except Unreadable:
             continue
@@ -226,6 +227,15 @@ class _Reader(StringReader):
             if char not in ",;，}]":
                 return False
             self.at += 1
+            if char in "}]" and len(self.stack) > 1:
+                self.check_surplus()
+
+    def check_surplus(self) -> None:
+        """Behind a bracket that closes nothing, within an inner value: what follows a comma may belong to that value or
+        to the outer one, and nothing says to which."""
+        self.skip()
+        if self.peek() in (",", ";", "，"):
+            raise Ambiguous("a bracket of the wrong kind")
 
     def separator(self) -> None:
         """Behind a member: a text that ends right after a comma was cut before the next member."""
@@ -277,6 +287,8 @@ class _Reader(StringReader):
         if word in _NOT_A_NUMBER:
             self.has_not_a_number = True
             return None
+        if self.stack and self.stack[-1] == "[" and _VALUES.fullmatch(word):
+            raise Unreadable("values without commas")
         if self.peek() in ('"', "'") and self.ends_string(self.at):
             self.at += 1
         elif not _BEHIND_VALUE.match(self.text, self.at):

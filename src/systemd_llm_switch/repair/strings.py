@@ -47,6 +47,10 @@ class Exhausted(Unreadable):
     """More work than a text of this length deserves; another attempt at it would not end better."""
 
 
+class Ambiguous(Unreadable):
+    """What is there may mean two things, and nothing says which: another reader would only guess."""
+
+
 class StringReader:
     """A text, how far it was read, and the brackets around that place.
 

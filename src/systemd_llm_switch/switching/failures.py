@@ -36,7 +36,8 @@ class Fingerprint(NamedTuple):
 class _Series:
     count: int
     last_at: float
-    error: ProxyError
+    message: str  # not the error: its traceback would keep the start's process and connections
+    is_permanent: bool
     fingerprint: Fingerprint
 
 
@@ -50,7 +51,7 @@ class Failures:
         """One more start failed; `fingerprint` is taken after the unit was stopped again."""
         before = self._series.get(unit)
         count = before.count + 1 if before is not None else 1
-        self._series[unit] = _Series(count, now, error, fingerprint)
+        self._series[unit] = _Series(count, now, error.message, error.permanent, fingerprint)
 
     def note_success(self, unit: str) -> None:
         """The unit became ready."""
@@ -67,8 +68,8 @@ class Failures:
             return None
         refusal = ModelStartFailed(
             f"unit {unit} failed {series.count} times in a row and is not tried again for {left_s:.0f} s, unless its "
-            f"unit file changes or `systemctl --user reset-failed {unit}` is run: {series.error.message}",
-            permanent=series.error.permanent,
+            f"unit file changes or `systemctl --user reset-failed {unit}` is run: {series.message}",
+            permanent=series.is_permanent,
         )
         refusal.retry_after_s = left_s
         return refusal

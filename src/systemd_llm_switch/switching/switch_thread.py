@@ -64,11 +64,13 @@ class SwitchThread:
 
     def _work(self) -> None:
         while True:
-            try:
-                run = self._runs.get()
-                self._on_end(run, run.carry_out())
-            except Exception:
-                log.exception("switch_crashed")
+            self._carry_out(self._runs.get())  # keeps no run: it holds the processes that it stopped
+
+    def _carry_out(self, run: SwitchRun) -> None:
+        try:
+            self._on_end(run, run.carry_out())
+        except Exception:
+            log.exception("switch_crashed")
 
 
 def _units_to_stop(switch: Switch, models: Mapping[str, Model]) -> list[str]:

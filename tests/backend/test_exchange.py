@@ -112,6 +112,15 @@ def test_a_connection_that_the_backend_will_close_is_not_kept(head: str) -> None
         assert not has_kept_one(backend)
 
 
+def test_a_connection_whose_request_was_not_read_whole_is_not_kept() -> None:
+    """The rest of the request would be read as the next one."""
+    large = Message("POST", "/x", b"x" * 30_000_000, "application/json")
+    with peer([OK], [NEXT]) as backend:
+        with contextlib.closing(backend.ask(large, Client(None), bounds(60), lambda _: None)) as exchange:
+            assert exchange.read().body == b"ok"
+        assert not has_kept_one(backend)
+
+
 def test_a_kept_connection_is_used_again() -> None:
     with peer([OK], [NEXT]) as backend:
         ask(backend)

@@ -24,7 +24,7 @@ _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 # Tools that Anthropic's servers run themselves. Here, a call of one would never be answered.
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_", "advisor_", "mcp_toolset")
 # Claude Code's first line of instructions differs from request to request: no context would be found again.
-_BILLING = re.compile(r"\Ax-anthropic-billing-header:(?: ?[a-z_]{1,30}=[^;\s]{0,100};)*+\s*+")
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:(?>(?: ?[a-z_]{1,30}=[^;\s]{0,100};)*)\s*+")
 _SILENT = ("redacted_thinking",)
 
 

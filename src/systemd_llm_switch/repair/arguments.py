@@ -26,12 +26,12 @@ _WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
 _CHANGED: dict[str, RepairKind] = {NAMES: "arguments_names", TYPES: "arguments_types"}
-_LEADING = re.compile(r"(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*+")
+_LEADING = re.compile(r"(?>(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*)")
 _END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
 _MAX_END_MARKS = 8
 _FILLER = r"(?:[^\S\n]|```|</?\|?[\w|]{1,40}+>|[}\];])"
 _WORDS = r"[^{}\[\]\"]*+\Z"
-_TAIL = re.compile(rf"(?:{_FILLER}*+\n)++{_WORDS}|(?:{_FILLER}|\n)*+(?:(?://|#){_WORDS}|\Z)")
+_TAIL = re.compile(rf"(?>(?:{_FILLER}*+\n)+){_WORDS}|(?>(?:{_FILLER}|\n)*)(?:(?://|#){_WORDS}|\Z)")
 """What may follow the object without mattering: brackets, marks, a comment, sentences."""
 _LOOSE_TAIL = re.compile(rf"\s*+\)?+;?+(?:{_TAIL.pattern})")
 """The same behind `tool({…})`."""

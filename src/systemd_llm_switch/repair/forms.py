@@ -23,7 +23,7 @@ Style = Literal["call", "json", "parameters", "pairs", "python", "quoted", "elem
 """
 
 NAME = r"(?P<name>[\w./:-]{1,99}+)"
-_DSML = r"(?:[｜|]DSML[｜|]|antml:)?+"
+_DSML = r"(?>(?:[｜|]DSML[｜|]|antml:)?)"
 _M3 = "]<]minimax[>["
 
 
@@ -76,9 +76,9 @@ FORMS = (
         "harmony",
         "json",
         opens=("<|start|>assistant", "<|start|>", "<|channel|>"),
-        head=rf"(?:assistant)?+\s*+(?:<\|channel\|>)?+\s*+(?:commentary|analysis)\s*+to=(?:functions\.)?+{NAME}\s*+"
-        r"(?:<\|channel\|>\s*+(?:commentary|analysis))?+\s*+(?:code)?+\s*+(?:<\|constrain\|>)?+\s*+(?:json)?+\s*+"
-        r"(?:<\|message\|>)?+\s*+(?=\{)",
+        head=rf"(?>(?:assistant)?)\s*+(?>(?:<\|channel\|>)?)\s*+(?:commentary|analysis)\s*+to=(?>(?:functions\.)?){NAME}\s*+"
+        r"(?>(?:<\|channel\|>\s*+(?:commentary|analysis))?)\s*+(?>(?:code)?)\s*+(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+"
+        r"(?>(?:<\|message\|>)?)\s*+(?=\{)",
         ends=("<|call|>", "<|end|>", "<|return|>"),
         bare=(r"(?:assistant)?(?:commentary|analysis) {0,3}to=(?:functions\.)?[\w-]",),
     ),
@@ -86,8 +86,8 @@ FORMS = (
         "harmony, recipient first",
         "json",
         opens=("<|start|>assistant", "<|start|>"),
-        head=rf"(?:assistant)?+\s*+to=(?:functions\.)?+{NAME}\s*+<\|channel\|>\s*+(?:commentary|analysis)\s*+"
-        r"(?:<\|constrain\|>)?+\s*+(?:json)?+\s*+(?:<\|message\|>)?+\s*+(?=\{)",
+        head=rf"(?>(?:assistant)?)\s*+to=(?>(?:functions\.)?){NAME}\s*+<\|channel\|>\s*+(?:commentary|analysis)\s*+"
+        r"(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+(?>(?:<\|message\|>)?)\s*+(?=\{)",
         ends=("<|call|>", "<|end|>", "<|return|>"),
         bare=(r"(?:assistant )?to=functions\.[\w-]",),
     ),
@@ -107,7 +107,7 @@ FORMS = (
         "DeepSeek R1",
         "json",
         opens=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
-        head=rf"function\s*+<｜tool[▁_]sep｜>\s*+{NAME}\s*+(?:```(?:json)?+)?+\s*+(?=\{{)",
+        head=rf"function\s*+<｜tool[▁_]sep｜>\s*+{NAME}\s*+(?>(?:```(?>(?:json)?))?)\s*+(?=\{{)",
         ends=(
             "```",
             "<｜tool▁call▁end｜>",
@@ -160,7 +160,7 @@ FORMS = (
             "<tool_call>",
             "<tool_calls>",
         ),
-        head=rf"(?:{re.escape(_M3)})?+<{_DSML}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
+        head=rf"(?>(?:{re.escape(_M3)})?)<{_DSML}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
         ends=(
             *(f"</{prefix}invoke>" for prefix in ("", "｜DSML｜", "|DSML|", "antml:")),
             f"{_M3}</invoke>",
@@ -190,7 +190,7 @@ FORMS = (
         "Gemma 4",
         "quoted",
         opens=("<|tool_call>", "<tool_call>"),
-        head=rf"(?:call:)?+{NAME}\s*+(?=\{{)",
+        head=rf"(?>(?:call:)?){NAME}\s*+(?=\{{)",
         quote='<|"|>',
         ends=("<tool_call|>", "<|tool_response>", "<turn|>"),
     ),
@@ -199,7 +199,7 @@ FORMS = (
         "FunctionGemma",
         "quoted",
         opens=("<start_function_call>",),
-        head=rf"(?:call:)?+{NAME}\s*+(?=\{{)",
+        head=rf"(?>(?:call:)?){NAME}\s*+(?=\{{)",
         quote="<escape>",
         ends=("<end_function_call>", "<start_function_response>"),
     ),
@@ -209,14 +209,14 @@ FORMS = (
         "json",
         opens=("[TOOL_CALLS]",),
         ends=("</s>",),
-        head=rf"{NAME}\s*+(?:\[CALL_ID\][\w-]{{1,99}}+)?+\s*+(?:\[ARGS\])?+\s*+(?=\{{)",
+        head=rf"{NAME}\s*+(?>(?:\[CALL_ID\][\w-]{{1,99}}+)?)\s*+(?>(?:\[ARGS\])?)\s*+(?=\{{)",
     ),
     # A model repeats how a client shows its calls: seen with Gemma 4 and Qwen 3.
     Form(
         "calling tool",
         "json",
         opens=_SHOWN_OPENS,
-        head=rf"{NAME}\s*+(?:\(|with arguments:?+|\])?+\s*+(?=\{{)",
+        head=rf"{NAME}\s*+(?>(?:\(|with arguments:?+|\])?)\s*+(?=\{{)",
         ends=(")]", ")", "]"),
     ),
     Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),

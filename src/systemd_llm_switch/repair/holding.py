@@ -31,7 +31,7 @@ _BARE_STARTS = (
     "```tool_code",
 )
 _PARTIAL_TAG = re.compile(
-    r"<(?:(?:[｜|]DSML[｜|]|antml:)?+(?:function|invoke|tool_call)\s{0,9}+(?:n(?:a(?:m(?:e)?)?)?)?+|`{1,2})\Z"
+    r"<(?:(?>(?:[｜|]DSML[｜|]|antml:)?)(?:function|invoke|tool_call)\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
 )
 _PARTIAL_WORD = re.compile(r"functools\s{1,9}\Z")
 _LONGEST = 120

@@ -21,18 +21,20 @@ _COMMENT_STARTS = frozenset("/#")
 _SKIPPED = frozenset(" \n\r\t/#")
 _NOT_A_NUMBER = frozenset({"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"})
 _CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
-_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?:\d[\d_]*+)?+(?:\.\d*+)?+(?:[eE][+-]?\d++)?+)(?![\w.])")
+_NUMBER = re.compile(
+    r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?>(?:\d[\d_]*+)?)(?>(?:\.\d*+)?)(?>(?:[eE][+-]?\d++)?))(?![\w.])"
+)
 _WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*+")
 _KEY = re.compile(
-    r'(?:"(?P<double>[^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"'
-    r"|'(?P<single>[^'\\\n]*+(?:\\.[^'\\\n]*+)*+)'"
+    r'(?:"(?P<double>[^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*))"'
+    r"|'(?P<single>[^'\\\n]*+(?>(?:\\.[^'\\\n]*+)*))'"
     r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”]?)"
-    r"\s*+[:：](?:\s*+[:：])?+"
+    r"\s*+[:：](?>(?:\s*+[:：])?)"
 )
 _KEY_WITHOUT_COLON = re.compile(r"[\"'](?P<name>[\w$.-]{1,80}+)[\"']\s*+(?=[\"'{\[]|-?\d|(?:true|false|null)\b)")
 _CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*+[\"'”]?|[A-Za-z_$][\w$.-]*+)\s*+\Z")
 _LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
-_VALUES = re.compile(r"(?:(?:[+-]?[\d._]++|[Tt]rue|[Ff]alse|null|None)(?:\s++|\Z)){2,}+")
+_VALUES = re.compile(r"(?>(?:(?:[+-]?[\d._]++|[Tt]rue|[Ff]alse|null|None)(?:\s++|\Z)){2,})")
 _BEHIND_VALUE = re.compile(r"\s*+(?:[,;，}\]#]|//|/\*|\Z|[\"'][\w$.-]{1,80}+[\"']\s*+:)|[^\S\n]*+\n")
 _END_OF_TEXT = re.compile(r"\s*+\Z")
 _NO_VALUE = object()

@@ -22,8 +22,8 @@ _STARTS = (*(start for start, _ in _PAIRS), "<|channel|>", "<|start|>")
 _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:)?think>")
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>)?+(?:assistant)?+<\|channel\|>(?P<name>[a-z]{1,20}+)(?P<header>[^<\n]{0,80}+"
-    r"(?:<\|constrain\|>[a-z]{0,20}+)?+)<\|message\|>"
+    r"(?>(?:<\|start\|>)?)(?>(?:assistant)?)<\|channel\|>(?P<name>[a-z]{1,20}+)(?P<header>[^<\n]{0,80}+"
+    r"(?>(?:<\|constrain\|>[a-z]{0,20}+)?))<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)")
 _STRIPPED = re.compile(r"analysis(?P<thought>.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL)

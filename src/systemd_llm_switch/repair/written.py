@@ -18,20 +18,20 @@ ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool
 MAX_CALLS = 64
 """A model that writes more of them at once is caught in a loop."""
 _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "tool_call_id"})
-_TAG = r"<(?:[｜|]DSML[｜|]|antml:)?+"
-_END_TAG = r"</(?:[｜|]DSML[｜|]|antml:)?+"
-_SPACE_TAG = r"(?:\]<\]minimax\[>\[)?+"
+_TAG = r"<(?>(?:[｜|]DSML[｜|]|antml:)?)"
+_END_TAG = r"</(?>(?:[｜|]DSML[｜|]|antml:)?)"
+_SPACE_TAG = r"(?>(?:\]<\]minimax\[>\[)?)"
 _CALL_END = r"</(?:invoke|function)>"
 _PARAMETER = re.compile(
     rf"\s*+{_TAG}parameter(?:=|(?P<attribute>\s{{1,9}}+name=))[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
-    r"(?:\s++string=[\"'](?P<string>true|false)[\"'])?+\s*+>"
+    r"(?>(?:\s++string=[\"'](?P<string>true|false)[\"'])?)\s*+>"
 )
 _PARAMETER_END = re.compile(
     rf"{_END_TAG}parameter>(?=\s*+(?:{_END_TAG}parameter>|{_TAG}parameter(?:=|\s)"
     rf"|{_END_TAG}(?:function|invoke)>|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜]|</[|｜]|\Z))"
     rf"|(?=\n{_TAG}parameter(?:=|\s)|\n{_END_TAG}function>|\n{_END_TAG}invoke>|\n</tool_call>)"
 )
-_PARAMETER_ENDS = re.compile(rf"(?:\s*+{_END_TAG}parameter>)*+")
+_PARAMETER_ENDS = re.compile(rf"(?>(?:\s*+{_END_TAG}parameter>)*)")
 _TAGS = re.compile(
     rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+>|tool_call>"
     rf"|(?P<started>parameter)(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[^<>\n]{{0,60}}+>))"
@@ -39,8 +39,8 @@ _TAGS = re.compile(
 )
 _CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
 _PAIR = re.compile(
-    r"\s*+(?:<arg_key>\s*+)?+(?P<name>[^<\n]{1,99}+)</arg_key>\s*+(?:<arg_value>)?+(?P<value>.*?)"
-    r"(?:</arg_value>(?:\s*+</arg_value>)*+|(?=</tool_call>\s*+\Z))", re.S
+    r"\s*+(?>(?:<arg_key>\s*+)?)(?P<name>[^<\n]{1,99}+)</arg_key>\s*+(?>(?:<arg_value>)?)(?P<value>.*?)"
+    r"(?:</arg_value>(?>(?:\s*+</arg_value>)*)|(?=</tool_call>\s*+\Z))", re.S
 )  # fmt: skip
 _PAIR_WITHOUT_KEY_END = re.compile(
     r"\s*+<arg_key>\s*+(?P<name>[^<\n]{1,99}+)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.S
@@ -51,8 +51,8 @@ _SEPARATOR = re.compile(r"\s*+[;,]?\s*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
-_PYTHON_PART = re.compile(r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
-_PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?:\.call)?+\(")
+_PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
+_PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?>(?:\.call)?)\(")
 _MAX_PYTHON = 20_000
 """So many characters outside of strings: Python's parser cannot be stopped."""
 _MAX_PYTHON_STRINGS = 2_000_000

@@ -140,6 +140,14 @@ def test_the_rest_of_a_burst_is_reported_once() -> None:
     assert throttle.admit("a") == 0
 
 
+def test_the_rest_of_each_burst_is_reported() -> None:
+    reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    throttle = Throttle(lambda kind, unlogged: reported.put((kind, unlogged)), per_s=0)
+    for _ in range(2):
+        throttle.admit("a")
+        assert reported.get(timeout=60) == ("a", 1)
+
+
 def test_what_the_next_event_says_is_not_reported_again() -> None:
     now = 100.0
     reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()

@@ -16,7 +16,11 @@ _MINUTES = {"m": 1, "min": 1, "h": 60, "d": 24 * 60, None: 1}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "minutes", metavar="TIME", nargs="?", type=_minutes, help="90, 90m or 2h; without it, until llm-switch release"
+        "minutes",
+        metavar="TIME",
+        nargs="?",
+        type=_minutes,
+        help="90 or 90m (minutes), or 2h; without it, until release",
     )
     parser.add_argument("--force", action="store_true", help="end running requests at once")
     parser.add_argument("--pause", action="store_true", help="pause running answers; release lets them go on")

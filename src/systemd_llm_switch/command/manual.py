@@ -22,7 +22,7 @@ def parser_of_all_verbs() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llm-switch", description=DESCRIPTION)
     verbs = parser.add_subparsers(metavar="VERB")
     for name, verb in VERBS.items():
-        added = verbs.add_parser(name, help=verb.does, description=f"{verb.does.capitalize()}.")
+        added = verbs.add_parser(name, help=verb.does, description=f"{verb.does[:1].upper()}{verb.does[1:]}.")
         import_module(f"systemd_llm_switch.command.{verb.module}").add_arguments(added)
     return parser
 
@@ -44,7 +44,7 @@ def man_page() -> str:
     for name, verb in VERBS.items():
         parser = argparse.ArgumentParser(add_help=False)
         import_module(f"systemd_llm_switch.command.{verb.module}").add_arguments(parser)
-        lines += [".TP", f".B {_escaped(_usage(name, parser))}", f"{_escaped(verb.does.capitalize())}."]
+        lines += [".TP", f".B {_escaped(_usage(name, parser))}", f"{_escaped(verb.does[:1].upper() + verb.does[1:])}."]
         lines += [_described(action) for action in parser._actions if action.option_strings and action.help]
     lines += [".SH EXIT STATUS", *_EXITS, ".SH SEE ALSO", ".BR systemctl (1),", ".BR journalctl (1)"]
     return "\n".join(lines) + "\n"

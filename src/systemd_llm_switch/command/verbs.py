@@ -69,7 +69,9 @@ def _run_verb(name: str, words: Sequence[str]) -> int:
         print(f"{_program()}: {_unknown(name)}", file=sys.stderr)
         return USAGE
     module = import_module(f"systemd_llm_switch.command.{verb.module}")
-    parser = argparse.ArgumentParser(prog=f"{_program()} {name}", description=f"{verb.does.capitalize()}.")
+    parser = argparse.ArgumentParser(
+        prog=f"{_program()} {name}", description=f"{verb.does[:1].upper()}{verb.does[1:]}."
+    )
     return _parse_and_run(parser, module, words)
 
 

@@ -129,6 +129,12 @@ def module_stack(manager: UserManager, tmp_path_factory: pytest.TempPathFactory)
     stack.close()
 
 
+@pytest.fixture(scope="module")
+def module_real_unit(module_stack: Stack, llama_server: Path, model_file: Path) -> Callable[..., str]:
+    """Writes a unit of the module's stack that runs the real llama-server with the real model."""
+    return _real_unit(module_stack, llama_server, model_file)
+
+
 @pytest.fixture(scope="module", params=clients.MODES)
 def bed(
     request: pytest.FixtureRequest,

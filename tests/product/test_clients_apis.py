@@ -19,6 +19,8 @@ from agents import Agent as OpenAIAgent
 from agents import OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from anthropic import Anthropic
 from openai import AsyncOpenAI, OpenAI
+from openai.lib.streaming.responses import ResponseCompletedEvent
+from openai.types.responses import ResponseIncompleteEvent
 from pydantic import BaseModel
 from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai import AgentRunResultEvent
@@ -108,11 +110,13 @@ def message_of(claude: Anthropic, streamed: bool, **fields: Any) -> Any:
 
 
 def response_of(client: OpenAI, streamed: bool, **fields: Any) -> Any:
-    """A response, as the SDK has it in the end."""
+    """A response, as the SDK has it in the end (`get_final_response` takes none that was cut)."""
     if not streamed:
         return client.responses.create(**fields)
     with client.responses.stream(**fields) as stream:
-        return stream.get_final_response()
+        *_, last = stream
+    assert isinstance(last, ResponseCompletedEvent | ResponseIncompleteEvent)
+    return last.response
 
 
 # --- Anthropic's SDK --------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ from agents import Agent as OpenAIAgent
 from agents import OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from anthropic import Anthropic
 from openai import AsyncOpenAI, OpenAI
-from openai.lib.streaming.responses import ResponseCompletedEvent
-from openai.types.responses import ResponseIncompleteEvent
 from pydantic import BaseModel
 from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai import AgentRunResultEvent
@@ -115,7 +113,7 @@ def response_of(client: OpenAI, streamed: bool, **fields: Any) -> Any:
         return client.responses.create(**fields)
     with client.responses.stream(**fields) as stream:
         *_, last = stream
-    assert isinstance(last, ResponseCompletedEvent | ResponseIncompleteEvent)
+    assert last.type in ("response.completed", "response.incomplete")
     return last.response
 
 

@@ -17,6 +17,7 @@ _MAX_ELEMENTS = 500
 _HEADS = {form.name: re.compile(form.head) for form in FORMS}
 LIST_OF_CALLS = re.compile(r"\[\s*+(?:[{/#]|\Z|[A-Za-z_][\w.]{0,99}+(?:\(|\Z))")
 """A list that may hold calls, as far as it was written."""
+_REST_IS_SPACE = re.compile(r"\s*+\Z")  # a copy of the rest for each call would be quadratic
 _FENCE = re.compile(r"\s*+```")
 _CUT_END = re.compile(r"\s*+(?:</[\w:]{0,20}|<[|｜][\w|▁｜]{0,30})\Z")
 """An end tag that was cut."""
@@ -151,7 +152,7 @@ def _read(source: Source, form: Form, at: int) -> Found:
 def _is_plausible(source: Source, form: Form, end: int) -> bool:
     """Whether tags without their end are followed by the text's end, or by a token of the form."""
     text = source.text
-    if not text[end:].strip() or _OPEN_OR_END.match(text, end) or _CUT_END.match(text, end):
+    if _REST_IS_SPACE.match(text, end) or _OPEN_OR_END.match(text, end) or _CUT_END.match(text, end):
         return True
     return _HEADS[form.name].match(text, source.skip(end)) is not None
 
@@ -171,7 +172,7 @@ def _closed(source: Source, form: Form, start: int, end: int, calls: list[Leaked
         at = token.end()
         if fence or token[1] not in form.opens or token[1] in form.ends:
             end, is_closed = at, True
-    if not text[at:].strip():
+    if _REST_IS_SPACE.match(text, at):
         end = at
     elif cut := _CUT_END.match(text, at):
         end = cut.end()

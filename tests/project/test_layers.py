@@ -117,3 +117,9 @@ def test_a_package_says_what_it_owns(package: str) -> None:
 def test_a_library_has_its_owners(library: str, owners: set[str]) -> None:
     """What speaks to the outside is in one place."""
     assert {name for name in order() if library in imported(name)} == owners
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if "node_modules" not in path.parts]
+    assert sorted(names) == sorted(set(names))

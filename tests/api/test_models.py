@@ -112,11 +112,21 @@ def test_wrong_props_are_refused(stack: Stack, query: str, status: int, code: st
 # --- forms of a request -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages"])
+SAYING_X: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+WITHOUT_V1: dict[str, dict[str, Any]] = {
+    "/chat/completions": SAYING_X,
+    "/completions": {"prompt": "x"},
+    "/embeddings": {"input": "x"},
+    "/responses": {"input": "x"},
+    "/messages": {**SAYING_X, "max_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("path", WITHOUT_V1)
 def test_a_route_without_its_v1_is_the_one_with_it(stack: Stack, path: str) -> None:
     """llama-server's own /completions is another one: the backend must be asked for the route with /v1."""
     proxy = stack.run({"a": stack.standin("a")})
-    assert proxy.post(path, {"model": "a", "messages": [], "prompt": "x", "input": "x"}).status == 200
+    assert proxy.post(path, {"model": "a", **WITHOUT_V1[path]}).status == 200
     is_translated = path in ("/responses", "/messages")  # they go to the backend as chats
     assert stack.seen()["paths"] == ["/v1/chat/completions" if is_translated else f"/v1{path}"]
     wait_for(lambda: f"path=/v1{path} status=200" in proxy.log)

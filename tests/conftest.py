@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from support import clients, workers
 from support.stack import Stack
 from systemd_llm_switch.setup.user_manager import UserManager
+
+# The same examples in each run, so that a run says something about the change at hand and not about chance. To search
+# further: `./run_tests.sh -m pure --hypothesis-profile=search`.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same")
 
 _numbers = itertools.count(1)
 # A test that uses one of these, directly or through another fixture, gets the mark.

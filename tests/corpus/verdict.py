@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corpus.cases import Case
+from support.replies import plenty
 from systemd_llm_switch.repair import Repair, UnrepairableReply, parse_reply, repair_history, repair_reply
 
 IDENTICAL, REPAIRED, MARKED = "left identical", "repaired", "not repaired, and said so"
@@ -31,7 +32,7 @@ def judge(case: Case) -> Verdict:
         return _judge_history(case)
     reply = case.reply
     before = deepcopy(reply)
-    mended, repairs = repair_reply(reply, case.facts)
+    mended, repairs = repair_reply(reply, case.facts, budget=plenty())
     problems = [] if reply == before else ["the input was changed"]
     return _verdict(case, mended, mended is reply, repairs, problems)
 
@@ -43,19 +44,19 @@ def exact(value: object) -> str:
 
 def _judge_body(case: Case) -> Verdict:
     try:
-        reply, repairs = parse_reply(case.body)
+        reply, repairs = parse_reply(case.body, budget=plenty())
     except UnrepairableReply:
         return Verdict(MARKED, () if case.raw.get("unrepairable") else ("the body was refused",))
     if case.raw.get("unrepairable"):
         return Verdict(MARKED, (f"the body became {exact(reply)}",))
-    mended, more = repair_reply(reply, case.facts)
+    mended, more = repair_reply(reply, case.facts, budget=plenty())
     return _verdict(case, mended, mended is reply and not repairs, repairs + more, [])
 
 
 def _judge_history(case: Case) -> Verdict:
     body = case.replayed
     before = deepcopy(body)
-    mended, repairs = repair_history(body)
+    mended, repairs = repair_history(body, budget=plenty())
     problems = [] if body == before else ["the input was changed"]
     if case.is_sound:
         return _verdict(case, mended, mended is body, repairs, problems)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from support.replies import call_of, calling
+from support.replies import call_of, calling, plenty
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -23,7 +23,7 @@ FACTS = RequestFacts(tools={"f": SCHEMA})
     ['{"a": {"b": 1], "c": 2}', '{"a": {"b": 1], "c": 2}}', '{"a": {"b": "x"] , "c": 2}', "{'a': {'b': 1]; 'c': 2}"],
 )
 def test_a_member_behind_a_wrong_bracket_is_not_read_into_the_inner_object(arguments: str) -> None:
-    reply, repairs = repair_reply(calling("f", arguments), FACTS)
+    reply, repairs = repair_reply(calling("f", arguments), FACTS, budget=plenty())
     assert [repair.kind for repair in repairs] == ["unrepairable_arguments"]
     assert call_of(reply)["arguments"] == arguments
 
@@ -38,7 +38,7 @@ def test_a_member_behind_a_wrong_bracket_is_not_read_into_the_inner_object(argum
     ],
 )
 def test_a_bracket_too_many_is_passed_over_where_nothing_changes(arguments: str, value: object) -> None:
-    reply, _ = repair_reply(calling("f", arguments), FACTS)
+    reply, _ = repair_reply(calling("f", arguments), FACTS, budget=plenty())
     assert json.loads(call_of(reply)["arguments"]) == value
 
 
@@ -53,5 +53,5 @@ def test_a_bracket_too_many_is_passed_over_where_nothing_changes(arguments: str,
 )
 def test_values_without_commas_are_several_items(arguments: str, value: object) -> None:
     """Words without quotes may be one string."""
-    reply, _ = repair_reply(calling("f", arguments), FACTS)
+    reply, _ = repair_reply(calling("f", arguments), FACTS, budget=plenty())
     assert json.loads(call_of(reply)["arguments"]) == value

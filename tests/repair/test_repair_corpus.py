@@ -12,6 +12,7 @@ import pytest
 from corpus.cases import Case, load_cases
 from corpus.report import OUTCOMES, table
 from corpus.verdict import IDENTICAL, judge
+from support.replies import plenty
 from systemd_llm_switch.repair import (
     Repair,
     RepairKind,
@@ -37,8 +38,8 @@ def test_a_reply_becomes_what_a_human_expects(case: Case) -> None:
 @each_reply
 def test_what_was_repaired_needs_no_second_repair(case: Case) -> None:
     """A repaired reply is sound: nothing more is changed in it."""
-    once, _ = repair_reply(case.reply, case.facts)
-    twice, _ = repair_reply(once, case.facts)
+    once, _ = repair_reply(case.reply, case.facts, budget=plenty())
+    twice, _ = repair_reply(once, case.facts, budget=plenty())
     assert twice is once
 
 
@@ -84,16 +85,16 @@ def _outcome(case: Case) -> tuple[object, object, tuple[Repair, ...]]:
     """What went in, what came out, and what was noted."""
     if "body" in case.raw:
         try:
-            reply, repairs = parse_reply(case.body)
+            reply, repairs = parse_reply(case.body, budget=plenty())
         except UnrepairableReply:
             return case.body, None, ()
-        mended, more = repair_reply(reply, case.facts)
+        mended, more = repair_reply(reply, case.facts, budget=plenty())
         return reply, mended, repairs + more
     if case not in REPLIES:
         body = case.replayed
-        return body, *repair_history(body)
+        return body, *repair_history(body, budget=plenty())
     reply = case.reply
-    return reply, *repair_reply(reply, case.facts)
+    return reply, *repair_reply(reply, case.facts, budget=plenty())
 
 
 def _is_untouched(case: Case) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corpus.cases import Case, load_cases
-from support.replies import events_of, saying, told_by, told_whole
+from support.replies import events_of, plenty, saying, told_by, told_whole
 from systemd_llm_switch.forward.live_reply import LiveReply
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
@@ -50,14 +50,14 @@ CASES = [case for case in load_cases() if _is_streamable(case)]
 
 
 def _streamed(reply: dict[str, Any], facts: RequestFacts, pieces: list[int]) -> dict[int, Any]:
-    live = LiveReply(facts, is_chat=True, wants_usage=False)
+    live = LiveReply(facts, is_chat=True, wants_usage=False, budget=plenty())
     frames = [live.feed(event) for event in events_of(reply, cycle(pieces))]
     live.end()
     return told_by([*frames, *live.rest()])
 
 
 def _finished(reply: dict[str, Any], facts: RequestFacts) -> dict[int, Any]:
-    return told_whole(repair_reply(reply, facts)[0])
+    return told_whole(repair_reply(reply, facts, budget=plenty())[0])
 
 
 def test_most_of_the_corpus_can_be_streamed() -> None:
@@ -85,20 +85,20 @@ def test_any_text_says_the_same(parts: list[str], finish_reason: str, facts: Req
 
 def test_words_go_on_before_the_call_that_follows_them() -> None:
     """What is surely no part of a call is not held."""
-    live = LiveReply(_FILES, is_chat=True, wants_usage=False)
+    live = LiveReply(_FILES, is_chat=True, wants_usage=False, budget=plenty())
     frames = [live.feed(event) for event in events_of(saying(f"I will read it.\n<tool_call>{_CALL}"), cycle([3]))]
     assert told_by(frames)[0]["text"] == "I will read it."
 
 
 def test_a_block_of_code_goes_on_as_it_is_written() -> None:
     """An answer that starts with a fence is held only as long as it may be nothing but a call."""
-    live = LiveReply(_FILES, is_chat=True, wants_usage=False)
+    live = LiveReply(_FILES, is_chat=True, wants_usage=False, budget=plenty())
     frames = [live.feed(event) for event in events_of(saying("```python\nimport os\n\nprint(os.name)"), cycle([3]))]
     assert "import os" in told_by(frames)[0]["text"]
 
 
 def test_an_answer_that_starts_with_a_reference_goes_on_as_it_is_written() -> None:
     """So does a bracket that opens no list of calls."""
-    live = LiveReply(_FILES, is_chat=True, wants_usage=False)
+    live = LiveReply(_FILES, is_chat=True, wants_usage=False, budget=plenty())
     frames = [live.feed(event) for event in events_of(saying("[1] says so, and more."), cycle([3]))]
     assert told_by(frames)[0]["text"].startswith("[1] says so")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from corpus.verdict import exact
 from support.breakage import BREAKAGES, STYLES, TAME, WILD, Sample, Style, samples
-from support.replies import call_of, calling, saying
+from support.replies import call_of, calling, plenty, saying
 from systemd_llm_switch.repair import (
     RequestFacts,
     UnrepairableReply,
@@ -48,7 +48,7 @@ many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCh
 def repaired(sample: Sample, text: str, *, is_cut: bool = False) -> Any:
     """The value of the arguments that came out; None where they are marked, and then they are what went in."""
     facts = RequestFacts(tools={"f": sample.schema})
-    mended, repairs = repair_reply(calling("f", text, "length" if is_cut else "tool_calls"), facts)
+    mended, repairs = repair_reply(calling("f", text, "length" if is_cut else "tool_calls"), facts, budget=plenty())
     arguments = call_of(mended)["arguments"]
     assert isinstance(arguments, str)
     if any(repair.kind in MARKS for repair in repairs):
@@ -117,8 +117,8 @@ def test_a_sound_call_stays_the_identical_object(
     """However it is printed, and whatever its strings hold."""
     text = json.dumps(sample.value, indent=indent, separators=separators, ensure_ascii=ensure_ascii)
     reply = calling("f", text, finish_reason)
-    assert repair_reply(reply, RequestFacts(tools={"f": sample.schema})) == (reply, ())
-    assert repair_reply(reply, RequestFacts(tools={"f": sample.schema}))[0] is reply
+    assert repair_reply(reply, RequestFacts(tools={"f": sample.schema}), budget=plenty()) == (reply, ())
+    assert repair_reply(reply, RequestFacts(tools={"f": sample.schema}), budget=plenty())[0] is reply
 
 
 @many
@@ -126,14 +126,14 @@ def test_a_sound_call_stays_the_identical_object(
 def test_words_stay_the_identical_object(content: str, offers_tools: bool) -> None:
     reply = saying(content)
     facts = RequestFacts(tools={"f": FILE_SCHEMA} if offers_tools else {})
-    assert repair_reply(reply, facts)[0] is reply
+    assert repair_reply(reply, facts, budget=plenty())[0] is reply
 
 
 @some
 @given(sample=samples(WILD))
 def test_sound_json_content_stays_the_identical_object(sample: Sample) -> None:
     reply = saying(json.dumps(sample.value))
-    assert repair_reply(reply, RequestFacts(wants_json=True, json_schema=sample.schema))[0] is reply
+    assert repair_reply(reply, RequestFacts(wants_json=True, json_schema=sample.schema), budget=plenty())[0] is reply
 
 
 # -- what was cut is not presented as whole ----------------------------------------------------------------
@@ -196,8 +196,8 @@ fragments = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
 @many
 @given(reply=objects, request=objects)
 def test_no_shape_of_a_reply_or_a_request_raises(reply: dict[str, Any], request: dict[str, Any]) -> None:
-    repair_reply(reply, RequestFacts.of(request))
-    repair_history(request)
+    repair_reply(reply, RequestFacts.of(request), budget=plenty())
+    repair_history(request, budget=plenty())
 
 
 @many
@@ -206,8 +206,8 @@ def test_no_text_raises_and_no_repair_needs_another(text: str, finish_reason: An
     """As content and as arguments: a second repair finds nothing to change."""
     facts = RequestFacts(tools={"f": FILE_SCHEMA}, wants_json=wants_json)
     for reply in (saying(text, finish_reason), calling("f", text, finish_reason)):
-        once, _ = repair_reply(reply, facts)
-        assert repair_reply(once, facts)[0] is once
+        once, _ = repair_reply(reply, facts, budget=plenty())
+        assert repair_reply(once, facts, budget=plenty())[0] is once
 
 
 @many
@@ -215,7 +215,7 @@ def test_no_text_raises_and_no_repair_needs_another(text: str, finish_reason: An
 def test_arguments_come_out_as_a_string(text: str) -> None:
     """That holds an object that fits, or the text that went in."""
     facts = RequestFacts(tools={"f": FILE_SCHEMA})
-    mended, repairs = repair_reply(calling("f", text), facts)
+    mended, repairs = repair_reply(calling("f", text), facts, budget=plenty())
     arguments = call_of(mended)["arguments"]
     assert isinstance(arguments, str)
     if not any(repair.kind in MARKS for repair in repairs):
@@ -226,7 +226,7 @@ def test_arguments_come_out_as_a_string(text: str) -> None:
 @given(body=st.binary() | fragments.map(lambda text: text.encode(errors="replace")))
 def test_a_body_becomes_an_object_or_is_refused(body: bytes) -> None:
     try:
-        reply, _ = parse_reply(body)
+        reply, _ = parse_reply(body, budget=plenty())
     except UnrepairableReply:
         return
     assert type(reply) is dict
@@ -237,7 +237,7 @@ def test_a_body_becomes_an_object_or_is_refused(body: bytes) -> None:
 def test_a_replayed_call_has_an_object_that_utf8_can_carry(arguments: object) -> None:
     """Else the backend answers 500 for as long as it is in the conversation."""
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    mended, _ = repair_history({"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    mended, _ = repair_history({"messages": [{"role": "assistant", "tool_calls": [call]}]}, budget=plenty())
     text: Any = mended["messages"][0]["tool_calls"][0]["function"]["arguments"]  # type: ignore[index]
     value = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert type(value) is dict

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from corpus.verdict import exact
 from support.breakage import TAME, WILD, Sample, samples
 from support.leaked import BARE, MARKED, SHOWN
-from support.replies import call_of, saying
+from support.replies import call_of, plenty, saying
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
 FORMS = MARKED | BARE
@@ -25,7 +25,7 @@ def facts_of(sample: Sample) -> RequestFacts:
 
 
 def repaired(sample: Sample, content: str, finish_reason: str = "stop") -> dict[str, Any]:
-    return repair_reply(saying(content, finish_reason), facts_of(sample))[0]
+    return repair_reply(saying(content, finish_reason), facts_of(sample), budget=plenty())[0]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -91,4 +91,4 @@ def test_a_cut_call_is_rescued_whole_or_not_at_all(sample: Sample, form: str, da
 
 def assert_untouched(sample: Sample, content: str) -> None:
     reply = saying(content)
-    assert repair_reply(reply, facts_of(sample)) == (reply, ())
+    assert repair_reply(reply, facts_of(sample), budget=plenty()) == (reply, ())

@@ -11,7 +11,7 @@ import pytest
 
 from corpus.cases import load_cases
 from support.leaked import MARKED
-from support.replies import calling, saying
+from support.replies import calling, plenty, saying
 from systemd_llm_switch.repair import Budget, RequestFacts, parse_reply, repair_history, repair_reply
 
 SMALL, LARGE = 250_000, 1_000_000
@@ -105,7 +105,10 @@ def _seconds(work: Callable[[Any], object], given: object) -> float:
 
 @pytest.mark.parametrize("shape", ARGUMENTS)
 def test_arguments(shape: str) -> None:
-    assert_linear(lambda reply: repair_reply(reply, FILES), lambda it: calling("write_to_file", ARGUMENTS[shape](it)))
+    assert_linear(
+        lambda reply: repair_reply(reply, FILES, budget=plenty()),
+        lambda it: calling("write_to_file", ARGUMENTS[shape](it)),
+    )
 
 
 @pytest.mark.parametrize("shape", ["code with quotes", "quotes", "members", "opening braces"])
@@ -113,28 +116,31 @@ def test_arguments_that_were_cut(shape: str) -> None:
     def cut(length: int) -> Any:
         return calling("write_to_file", ARGUMENTS[shape](length)[:-2], "length")
 
-    assert_linear(lambda reply: repair_reply(reply, FILES), cut)
+    assert_linear(lambda reply: repair_reply(reply, FILES, budget=plenty()), cut)
 
 
 def test_texts_that_all_lost_their_closing_quote() -> None:
     """Each is looked for to the end of the arguments, so their number has a bound."""
     texts = between('{"question": "?", "follow_up": [', '{"text": "a, "mode": null}, ')
     assert_linear(
-        lambda reply: repair_reply(reply, FILES), lambda length: calling("ask_followup_question", texts(length))
+        lambda reply: repair_reply(reply, FILES, budget=plenty()),
+        lambda length: calling("ask_followup_question", texts(length)),
     )
 
 
 def test_more_values_than_any_call_has_are_left_as_they_are() -> None:
     """Past the bound on its work repair gives up, and says so."""
     reply = calling("ask_followup_question", between('{"question": "?", "follow_up": [', "{'text': 'a'}, ")(LARGE))
-    mended, repairs = repair_reply(reply, FILES)
+    mended, repairs = repair_reply(reply, FILES, budget=plenty())
     assert mended is reply
     assert [repair.kind for repair in repairs] == ["unrepairable_arguments"]
 
 
 @pytest.mark.parametrize("shape", CONTENTS)
 def test_words_that_may_hold_calls(shape: str) -> None:
-    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(CONTENTS[shape](length)))
+    assert_linear(
+        lambda reply: repair_reply(reply, FILES, budget=plenty()), lambda length: saying(CONTENTS[shape](length))
+    )
 
 
 @pytest.mark.parametrize("form", MARKED)
@@ -144,8 +150,8 @@ def test_a_form_with_a_megabyte_in_it(form: str) -> None:
     def whole(length: int) -> str:
         return MARKED[form]("write_to_file", {"path": "a", "content": 'print("a")\n' * (length // 11)})
 
-    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(whole(length)))
-    assert_linear(lambda reply: repair_reply(reply, FILES), lambda length: saying(whole(length)[:-20]))
+    assert_linear(lambda reply: repair_reply(reply, FILES, budget=plenty()), lambda length: saying(whole(length)))
+    assert_linear(lambda reply: repair_reply(reply, FILES, budget=plenty()), lambda length: saying(whole(length)[:-20]))
 
 
 @pytest.mark.parametrize("form", MARKED)
@@ -159,7 +165,9 @@ def test_a_form_over_and_over(form: str) -> None:
 
 @pytest.mark.parametrize("shape", WANTED_JSON)
 def test_content_that_is_to_be_json(shape: str) -> None:
-    assert_linear(lambda reply: repair_reply(reply, JSON), lambda length: saying(WANTED_JSON[shape](length)))
+    assert_linear(
+        lambda reply: repair_reply(reply, JSON, budget=plenty()), lambda length: saying(WANTED_JSON[shape](length))
+    )
 
 
 @pytest.mark.parametrize("shape", ["code with quotes", "quotes", "objects without end"])

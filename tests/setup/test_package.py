@@ -54,6 +54,7 @@ def test_every_file_of_the_package_is_installed(installed: Path) -> None:
     assert files_of(there / "setup/deploy") == {
         *(f"systemd/{name}" for name in files_of(ROOT / "deploy/systemd")),
         *(f"demo/{name}" for name in files_of(ROOT / "deploy/demo")),
+        *(f"command/{name}" for name in files_of(ROOT / "deploy/command")),
         *(path.name for path in (ROOT / "deploy").glob("*.txt")),
     }
 

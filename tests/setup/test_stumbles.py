@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_sentence(newcomer: Newcomer, tmp_path: Path) -> None
 
 @pytest.mark.systemd
 def test_a_plain_user_is_not_sent_to_a_demo_that_needs_root() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # where anybody gets: the tests' own TMPDIR is root's
         Path(folder).chmod(0o777)
         env = {"HOME": folder, "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
         drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -238,7 +238,7 @@ def test_a_plain_user_is_not_sent_to_a_demo_that_needs_root() -> None:
 
 
 def test_keys_that_others_may_read_are_named(settled: Newcomer) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a closed folder above it would protect the keys
         Path(folder).chmod(0o755)
         config = Path(folder) / "config.yaml"
         config.write_text(settled.config.read_text().replace("server:\n", "server:\n  api_keys: [hush-hush]\n"))

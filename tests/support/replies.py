@@ -6,7 +6,14 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from systemd_llm_switch.repair import Budget
+
 Json = dict[str, Any]
+
+
+def plenty() -> Budget:
+    """CPU time enough for any reply of a test, however busy the machine is."""
+    return Budget(base_s=60)
 
 
 def saying(content: str, finish_reason: str = "stop") -> Json:

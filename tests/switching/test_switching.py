@@ -129,7 +129,7 @@ def test_what_was_unloaded_leaves_no_descriptor(stack: Stack) -> None:
     proxy.chat("a")
     proxy.post("/api/unload", {})
     pid = proxy.process.pid
-    wait_for(lambda: descriptors_of(pid).get("socket:[]") == 1)
+    wait_for(lambda: descriptors_of(pid).get("socket:[]") == 1 and "anon_inode:[pidfd]" not in descriptors_of(pid))
     before = descriptors_of(pid)
     for _ in range(8):
         assert proxy.chat("a").status == 200

@@ -53,6 +53,8 @@ _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?>(?:\.call)?)\(")
+_MAX_DEPTH = 64
+"""Tags that are open at once. No document needs more, and each value of a model in a loop would be read to the end."""
 _MAX_PYTHON = 20_000
 """So many characters outside of strings: Python's parser cannot be stopped."""
 _MAX_PYTHON_STRINGS = 2_000_000
@@ -171,6 +173,8 @@ def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
             if is_next and (not declared or tag["name"] in declared):
                 return tag.start() - 1
             depths[kind] += 1
+            if depths[kind] > _MAX_DEPTH:
+                return -1
         elif depths[kind]:
             depths[kind] -= 1
             inner_end = tag.start() if kind == "parameter" and not any(depths.values()) else inner_end

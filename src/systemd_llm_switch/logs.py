@@ -51,8 +51,13 @@ def set_up() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+def syslog_priority(level: int) -> int:
+    """A level of `logging` as a priority of syslog(3)."""
+    return next((number for least, number in _PRIORITIES if level >= least), _DEBUG_PRIORITY)
+
+
 def _priority(level: int) -> str:
-    return f"<{next((number for least, number in _PRIORITIES if level >= least), _DEBUG_PRIORITY)}>"
+    return f"<{syslog_priority(level)}>"
 
 
 def _traceback_lines(record: logging.LogRecord) -> Iterator[str]:

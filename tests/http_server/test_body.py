@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from systemd_llm_switch.errors import ProxyError, QueueFull, RequestTooLarge
 from systemd_llm_switch.http_server.body import BodyBudget, Charge, check_encoding, read_chunked, read_sized, unzip
-from systemd_llm_switch.http_server.head import Refused
+from systemd_llm_switch.http_server.head import MalformedRequest
 from systemd_llm_switch.http_server.reading import RequestReader, Truncated
 
 LIMIT = 100_000
@@ -75,7 +75,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_what_is_not_exactly_a_chunk_is_refused(kind: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         chunked_of(MALFORMED[kind] + b"0\r\n\r\n")
     assert refused.value.status == 400
     assert refused.value.message.startswith("malformed chunked body: ")
@@ -177,7 +177,7 @@ WHOLE = gzip.compress(b"x" * 1000, mtime=0)  # without the time, since every wor
     ],
 )  # fmt: skip
 def test_what_is_not_one_whole_gzip_is_refused(data: bytes, words: str) -> None:
-    with pytest.raises(Refused, match=words) as refused:
+    with pytest.raises(MalformedRequest, match=words) as refused:
         unzip(data, LIMIT, uncharged)
     assert refused.value.status == 400
 
@@ -185,14 +185,14 @@ def test_what_is_not_one_whole_gzip_is_refused(data: bytes, words: str) -> None:
 def test_what_follows_the_end_of_gzip_is_not_read() -> None:
     """It may be long, and zlib would copy all of it for each piece."""
     charged: list[int] = []
-    with pytest.raises(Refused):
+    with pytest.raises(MalformedRequest):
         unzip(WHOLE + bytes(3_000_000), LIMIT, charged.append)
     assert len(charged) <= 2
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "x" * 5000])
 def test_an_encoding_that_is_not_read_is_named(encoding: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         check_encoding(encoding)
     assert refused.value.status == 415
     assert encoding[:100] in refused.value.message

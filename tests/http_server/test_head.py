@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support.cheroots import read_by_cheroot
 from systemd_llm_switch.errors import MethodNotAllowed, ProxyError
-from systemd_llm_switch.http_server.head import Head, Refused, parse_head
+from systemd_llm_switch.http_server.head import Head, MalformedRequest, parse_head
 
 HOST = "Host: localhost\r\n"
 
@@ -86,7 +86,7 @@ OTHER_STATUS = {"HTTP/0.9": 505}
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_two_readers_could_read_in_two_ways_is_refused(kind: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         head(*REFUSED[kind])
     assert refused.value.status == OTHER_STATUS.get(kind, 400)
     assert len(refused.value.message) < 400
@@ -104,7 +104,7 @@ def test_what_two_readers_could_read_in_two_ways_is_refused(kind: str) -> None:
     ],
 )
 def test_what_http_has_a_status_for_gets_it(lines: tuple[str, ...], status: int, words: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         head(*lines)
     assert refused.value.status == status
     assert words.replace("characters", "bytes") in refused.value.message

@@ -24,7 +24,6 @@ OWNERS = {
     "requests": {"backend/health"},
     "subprocess": {
         "systemd/programs",
-        "systemd/journal_reader",
         *(
             f"setup/{name}"
             for name in (

@@ -77,6 +77,16 @@ def test_an_earlier_process_with_the_same_pid_is_not_quoted(stack: Stack) -> Non
     assert journal.read(process._replace(started_at=time.time() + 60)).lines == ()
 
 
+def test_a_separator_within_a_line_does_not_break_its_entry(stack: Stack) -> None:
+    """journalctl prints U+2028 as it is, and Python would end a line there."""
+    unit = stack.unit("m", "/usr/bin/printf 'first\\342\\200\\250second'")
+    systemd = Systemd(environ=stack.env)
+    start(systemd, unit)
+    wait_for(lambda: not systemd.running([unit]))
+    process = systemd.show([unit])[unit].last_process
+    wait_for(lambda: "second" in journal.read(process).lines)
+
+
 def test_the_last_lines_are_quoted_and_the_first_left_out(stack: Stack) -> None:
     """In their order, whatever their number."""
     unit = stack.unit("m", "/bin/sh -c 'for i in $$(seq 100); do echo line $$i; done; exit 3'")

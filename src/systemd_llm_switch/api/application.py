@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import web
 
-from systemd_llm_switch.api import observation, page
+from systemd_llm_switch.api import monitoring, page
 from systemd_llm_switch.api.access import Access
 from systemd_llm_switch.api.handlers import (
     Cancel,
@@ -72,11 +72,11 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/release", Release),
     (r"/upstream/(.+)", Upstream),
     (r"/api/upstream-pass", UpstreamPass),
-    *observation.ROUTES,
+    *monitoring.ROUTES,
     *page.ROUTES,
 )
 POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release", "/api/requests/cancel")
-GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *observation.GOT)
+GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *monitoring.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET, POST and DELETE /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # suggests a route for a missing /v1 or a typing error, but not /api/load for /api/chat
 

@@ -17,7 +17,7 @@ from systemd_llm_switch.wsgi import Write
 
 log = logging.getLogger(__name__)
 
-MOST_WATCHERS = 4  # each holds a thread
+_MOST_MODEL_WATCHERS = 4  # each holds a thread
 _LOOK_EVERY_S = 0.25  # a shorter status may be missed
 _KEEP_ALIVE_S = 10.0
 
@@ -28,7 +28,7 @@ class ModelEvents:
     def __init__(self, switcher: Switcher, report: Report) -> None:
         self._switcher = switcher
         self._report = report
-        self._places = threading.BoundedSemaphore(MOST_WATCHERS)
+        self._places = threading.BoundedSemaphore(_MOST_MODEL_WATCHERS)
 
     def send(self, client: Client, start: Start) -> None:
         """Blocks until the client hangs up or the proxy stops. Sends no event for a model's first status, because
@@ -39,7 +39,9 @@ class ModelEvents:
             ClientGone
         """
         if not self._places.acquire(blocking=False):
-            raise QueueFull(f"{MOST_WATCHERS} clients watch the models already; try again later", retry_after_s=5)
+            raise QueueFull(
+                f"{_MOST_MODEL_WATCHERS} clients watch the models already; try again later", retry_after_s=5
+            )
         try:
             self._watch(client, start(200, SSE_HEADERS))
         except OSError as error:

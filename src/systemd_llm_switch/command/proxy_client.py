@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from systemd_llm_switch.addresses import http_url, reachable
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
 from systemd_llm_switch.config.file import find, load
 from systemd_llm_switch.config.records import Config, ConfigError
@@ -20,7 +21,6 @@ Json = dict[str, Any]
 
 _UNIT = "llm-switch.service"
 _CONNECT_TIMEOUT_S = 5.0
-_REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to reach a bind address by
 
 
 class Refused(Exception):
@@ -38,13 +38,12 @@ class ProxyClient:
     """
 
     def __init__(self, host: str, port: int, key: str | None = None) -> None:
-        self._address = (_REACHABLE.get(host, host), port)
+        self._address = (reachable(host), port)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
     @property
     def url(self) -> str:
-        host, port = self._address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return http_url(*self._address)
 
     def get(self, path: str) -> Any:
         """The JSON of a GET."""

@@ -120,7 +120,7 @@ def _serve(live: LiveConfig, host: str | None, port: int | None) -> int:
     switcher = Switcher(systemd, config, contexts)
     observation = Observation(switcher.units, lambda: services.status())
     logging.getLogger().addHandler(observation.own_log)
-    switcher.history.on_switch = lambda record: observation.note_switch(record.as_json())
+    switcher.switch_log.on_switch = lambda record: observation.note_switch(record.as_json())
     observers = [context_notes(contexts), request_notes(observation)]
     proxy = Proxy(live, switcher, Losses(switcher, systemd), observers)
     adoption = Adoption(switcher, systemd, contexts)

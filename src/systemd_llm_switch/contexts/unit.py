@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from systemd_llm_switch.split_files import part_names
 from systemd_llm_switch.systemd.unit import UnitStatus
 
 FLAG = "--slot-save-path"
 _VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
 _NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
-_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 # These do not name the model's file, so it cannot be checked later whether it is still the same.
 _UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
 
@@ -75,7 +74,7 @@ class Command:
         """
         digest = hashlib.blake2b(digest_size=8)
         for word in (*self.words, *sorted(f"{name}={value}" for name, value in self.environment.items())):
-            facts = " ".join(map(_file_facts, _parts(word)))
+            facts = " ".join(map(_file_facts, part_names(word)))
             digest.update(f"{word}\0{facts}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -107,15 +106,6 @@ def _words(arguments: Sequence[str]) -> Iterator[str]:
                 yield argument
         else:
             yield argument
-
-
-def _parts(word: str) -> Sequence[str]:
-    """All files of a model that is split; else the word itself."""
-    split = _PART.search(word)
-    if split is None:
-        return (word,)
-    stem, count = word[: split.start()], split[1]
-    return [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
 
 
 def _file_facts(word: str) -> str:

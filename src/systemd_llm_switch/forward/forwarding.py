@@ -20,7 +20,7 @@ from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused, wrong_key
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.forward.record import Asked, Record
-from systemd_llm_switch.forward.recovery import Beginning
+from systemd_llm_switch.forward.recovery import PartialReply
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.endpoints import NAMES_MODEL
 from systemd_llm_switch.openai.request import Request, to_backend
@@ -180,7 +180,7 @@ class Forwarding:
         """
         if self._live is not None and self._live.begun is None:
             raise Unloaded(f"model {self._model.id!r} was paused, and an answer with several choices cannot go on")
-        self._switcher.note_paused(lease, fingerprint(self._request.body), sent)
+        self._switcher.pauses.note(lease, fingerprint(self._request.body), sent)
 
     def _exchange(self, attempt: Attempt) -> Reply | LiveReply | None:
         if self._live is not None and self._live.has_begun:
@@ -193,7 +193,7 @@ class Forwarding:
                 return None
             reply = exchange.read()
         if self._is_refusal(reply):
-            recovered = self._recover(attempt, reply, Beginning())
+            recovered = self._recover(attempt, reply, PartialReply())
             return reply if recovered is None else Reply(200, "application/json", dump(recovered))
         self._warning = attempt.judge(reply)
         return reply
@@ -253,7 +253,7 @@ class Forwarding:
     def _is_refusal(self, reply: Reply) -> bool:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
 
-    def _recover(self, attempt: Attempt, refusal: Reply, begun: Beginning) -> Json | None:
+    def _recover(self, attempt: Attempt, refusal: Reply, begun: PartialReply) -> Json | None:
         """The rest of a reply that the backend's own parser refused, made from the model's raw text. None if the text
         cannot be had."""
         text = recovery.refused_text(refusal.body)
@@ -265,7 +265,7 @@ class Forwarding:
             self._record.repairs.append(Repair("backend_refusal"))
         return recovered
 
-    def _write_on(self, attempt: Attempt, begun: Beginning) -> Json | None:
+    def _write_on(self, attempt: Attempt, begun: PartialReply) -> Json | None:
         """Has the model write the rest of a reply whose beginning is known. None if it cannot."""
         template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
         message = recovery.completion_message(attempt.sent, template.body, begun)

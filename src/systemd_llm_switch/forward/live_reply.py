@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from systemd_llm_switch.forward.recovery import Beginning
+from systemd_llm_switch.forward.recovery import PartialReply
 from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
 from systemd_llm_switch.openai.sse import (
     DONE,
@@ -97,12 +97,12 @@ class LiveReply:
         self.timings: Json = {}
 
     @property
-    def begun(self) -> Beginning | None:
+    def begun(self) -> PartialReply | None:
         """The reply as read so far; None if it has several choices."""
         if len(self._choices) > 1:
             return None
         state = next(iter(self._choices.values()), _Choice())
-        return Beginning(state.fields.get("reasoning_content", ""), state.text, state.tokens)
+        return PartialReply(state.fields.get("reasoning_content", ""), state.text, state.tokens)
 
     @property
     def has_begun(self) -> bool:

@@ -37,7 +37,7 @@ def is_refusal(status: int, body: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class PartialReply:
     """The part of a reply that was read before the parser refused the rest or the answer was paused."""
 
     thoughts: str = ""
@@ -76,12 +76,12 @@ def refused_text(body: bytes) -> str | None:
     return text if int(found["at"]) == 0 or starts_with_call(text) else None
 
 
-def refused_reply(text: str, model: str, begun: Beginning, created: int) -> Json:
+def refused_reply(text: str, model: str, begun: PartialReply, created: int) -> Json:
     """A chat completion whose content is the refused text. It has no usage, because the error does not report it."""
     return {**_envelope(model, created), "choices": [_choice(text, begun, "stop")]}
 
 
-def completion_message(sent: bytes, template_reply: bytes, begun: Beginning) -> bytes | None:
+def completion_message(sent: bytes, template_reply: bytes, begun: PartialReply) -> bytes | None:
     """The request for the raw text after `begun`; None if `/apply-template`'s reply holds no prompt.
 
     `sent`: the chat request as the backend got it.
@@ -99,7 +99,7 @@ def completion_message(sent: bytes, template_reply: bytes, begun: Beginning) -> 
     return dump(sampling | {"prompt": _continued(prompt, begun), "stream": False} | left)
 
 
-def _continued(prompt: str, begun: Beginning) -> str:
+def _continued(prompt: str, begun: PartialReply) -> str:
     """The prompt with the beginning of the reply, in the form of models that think in `<think>…</think>`."""
     if begun.thoughts:
         opening = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
@@ -107,7 +107,7 @@ def _continued(prompt: str, begun: Beginning) -> str:
     return prompt + begun.words
 
 
-def chat_reply(completion_reply: bytes, model: str, begun: Beginning, created: int) -> Json | None:
+def chat_reply(completion_reply: bytes, model: str, begun: PartialReply, created: int) -> Json | None:
     """A chat completion whose content is the raw text after `begun`, with the usage of the whole reply; None if the
     reply has no text."""
     try:
@@ -132,7 +132,7 @@ def _envelope(model: str, created: int) -> Json:
     return {"id": f"chatcmpl-{os.urandom(12).hex()}", "object": "chat.completion", "created": created, "model": model}
 
 
-def _choice(text: str, begun: Beginning, finish: str) -> Json:
+def _choice(text: str, begun: PartialReply, finish: str) -> Json:
     if begun.space:
         text = text.removeprefix(begun.space) if text.startswith(begun.space) else text.lstrip()
     thought, end, answer = text.rpartition("</think>")

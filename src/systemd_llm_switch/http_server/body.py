@@ -11,7 +11,7 @@ from http import HTTPStatus
 from httptools import HttpParserError, HttpRequestParser
 
 from systemd_llm_switch.errors import QueueFull, RequestTooLarge
-from systemd_llm_switch.http_server.head import Refused
+from systemd_llm_switch.http_server.head import MalformedRequest
 from systemd_llm_switch.http_server.reading import RequestReader, Truncated
 from systemd_llm_switch.quoting import printable, quoted
 
@@ -115,7 +115,7 @@ def read_chunked(reader: RequestReader, limit: int, charge: Charge) -> bytes:
     """A chunked body with its trailers (RFC 9112, 7.1). Reads no byte beyond it.
 
     Raises:
-        TooSlow, Truncated, RequestTooLarge, Refused, and what `charge` raises.
+        TooSlow, Truncated, RequestTooLarge, MalformedRequest, and what `charge` raises.
     """
     chunks = _Chunks()
     parser = HttpRequestParser(chunks)
@@ -157,25 +157,25 @@ def _feed(parser: HttpRequestParser, data: bytes) -> None:
         raise _malformed(printable(str(error))) from error
 
 
-def _malformed(reason: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"malformed chunked body: {reason}")
+def _malformed(reason: str) -> MalformedRequest:
+    return MalformedRequest(HTTPStatus.BAD_REQUEST, f"malformed chunked body: {reason}")
 
 
 def check_encoding(encoding: str) -> None:
     """
     Raises:
-        Refused: the body's Content-Encoding is not supported.
+        MalformedRequest: the body's Content-Encoding is not supported.
     """
     if encoding not in GZIP and encoding not in IDENTITY:
         message = f"the Content-Encoding {quoted(encoding)} is not supported; send the body as it is, or with gzip"
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, ("Accept-Encoding", "gzip"))
+        raise MalformedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, ("Accept-Encoding", "gzip"))
 
 
 def unzip(raw: bytes, limit: int, charge: Charge) -> bytes:
     """The decompressed gzip body. It must be one member, because many small members would take long for few bytes.
 
     Raises:
-        Refused, RequestTooLarge, and what `charge` raises, which is called for each piece.
+        MalformedRequest, RequestTooLarge, and what `charge` raises, which is called for each piece.
     """
     body = io.BytesIO()
     member = zlib.decompressobj(_GZIP_WBITS)
@@ -200,5 +200,5 @@ def unzip(raw: bytes, limit: int, charge: Charge) -> bytes:
     return body.getvalue()
 
 
-def _not_gzip(reason: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"the body is not valid gzip: {reason}")
+def _not_gzip(reason: str) -> MalformedRequest:
+    return MalformedRequest(HTTPStatus.BAD_REQUEST, f"the body is not valid gzip: {reason}")

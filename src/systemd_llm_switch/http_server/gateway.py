@@ -14,7 +14,7 @@ from systemd_llm_switch.errors import ClientGone
 from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ, Headers, StartResponse
 
 
-class Application(Protocol):
+class ServedApplication(Protocol):
     """What the server needs of an application. It asks again for each request, because the config may change."""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -37,7 +37,7 @@ _WITHOUT_PREFIX = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
 _LONGEST_KEPT_NAME = 64
 
 
-class Refused(InvalidRequest):
+class MalformedRequest(InvalidRequest):
     """The request is not valid HTTP for this server. `more` are headers of the answer."""
 
     def __init__(self, status: HTTPStatus, message: str, *more: tuple[str, str]) -> None:
@@ -92,7 +92,7 @@ def parse_head(data: bytes) -> Head:
     """Reads a whole head, the empty line at its end included.
 
     Raises:
-        Refused, MethodNotAllowed
+        MalformedRequest, MethodNotAllowed
     """
     method = data[: data.find(b" ")]
     found = _Found()
@@ -123,15 +123,15 @@ def parse_head(data: bytes) -> Head:
     )
 
 
-def _malformed(reason: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"malformed request: {reason}")
+def _malformed(reason: str) -> MalformedRequest:
+    return MalformedRequest(HTTPStatus.BAD_REQUEST, f"malformed request: {reason}")
 
 
 def _as_get(method: bytes, data: bytes) -> bytes:
     """The head with a method that httptools knows.
 
     Raises:
-        Refused: the method is not a token in capitals (RFC 9110, 9.1).
+        MalformedRequest: the method is not a token in capitals (RFC 9110, 9.1).
         MethodNotAllowed: it asks for a tunnel.
     """
     if not _TOKEN.fullmatch(method) or method != method.upper():
@@ -141,7 +141,7 @@ def _as_get(method: bytes, data: bytes) -> bytes:
     return b"GET" + data[len(method) :]
 
 
-def _refusal(data: bytes, fields: dict[str, str], error: HttpParserError) -> Refused:
+def _refusal(data: bytes, fields: dict[str, str], error: HttpParserError) -> MalformedRequest:
     """The error for a head that httptools refused, with the status that HTTP defines for it."""
     if "HTTP_TRANSFER_ENCODING" in fields and "CONTENT_LENGTH" not in fields:
         coding = fields["HTTP_TRANSFER_ENCODING"]
@@ -150,15 +150,17 @@ def _refusal(data: bytes, fields: dict[str, str], error: HttpParserError) -> Ref
     return _unknown_version(data) or _malformed(printable(str(error)))
 
 
-def _unknown_coding(coding: str) -> Refused:
-    return Refused(HTTPStatus.NOT_IMPLEMENTED, f"the transfer coding {quoted(coding)} is not known; send `chunked`")
+def _unknown_coding(coding: str) -> MalformedRequest:
+    return MalformedRequest(
+        HTTPStatus.NOT_IMPLEMENTED, f"the transfer coding {quoted(coding)} is not known; send `chunked`"
+    )
 
 
-def _unknown_version(data: bytes) -> Refused | None:
+def _unknown_version(data: bytes) -> MalformedRequest | None:
     version = data[: data.find(b"\r\n")].rpartition(b" ")[2]
     if version.startswith(b"HTTP/") and not version.startswith(b"HTTP/1."):
         message = f"the version {quoted(version, 20)} is not supported; send HTTP/1.1"
-        return Refused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, message)
+        return MalformedRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, message)
     return None
 
 
@@ -166,7 +168,7 @@ def _version(data: bytes, method: bytes, target: bytes) -> str:
     """The version. Checks that the request line has exactly the form of RFC 9112, 3.
 
     Raises:
-        Refused
+        MalformedRequest
     """
     if data.startswith(b"%b %b HTTP/1.1\r\n" % (method, target)):
         return "HTTP/1.1"
@@ -182,7 +184,7 @@ def _split(method: bytes, target: bytes, fields: dict[str, str]) -> tuple[bytes,
     base URL that ends in a slash leads to two.
 
     Raises:
-        Refused
+        MalformedRequest
     """
     if b"#" in target:
         raise _malformed("the target has a #fragment")

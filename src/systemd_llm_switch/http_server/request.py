@@ -24,7 +24,7 @@ from systemd_llm_switch.http_server.body import (
     read_sized,
     unzip,
 )
-from systemd_llm_switch.http_server.head import Head, Refused, parse_head
+from systemd_llm_switch.http_server.head import Head, MalformedRequest, parse_head
 from systemd_llm_switch.http_server.reading import BODY_TIMEOUT_S, HEAD_TIMEOUT_S, TooSlow, Truncated
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.throttle import Throttle
@@ -76,7 +76,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         """The head's bytes, the empty line at its end included; none if the client closed its connection.
 
         Raises:
-            TooSlow, Truncated, Refused, RequestTooLarge
+            TooSlow, Truncated, MalformedRequest, RequestTooLarge
         """
         reader = self.conn.rfile
         arrived: bytes = reader.arrived()
@@ -98,7 +98,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
             if len(head) > limit:
                 raise self._too_long(head)
             if line.endswith(b"\n") and not line.endswith(b"\r\n"):
-                raise Refused(HTTPStatus.BAD_REQUEST, "malformed request: a line must end in CR LF")
+                raise MalformedRequest(HTTPStatus.BAD_REQUEST, "malformed request: a line must end in CR LF")
             line = reader.readline(limit + 1 - len(head))
             head += line
         if head and not line:
@@ -108,12 +108,12 @@ class ServedRequest(cheroot_server.HTTPRequest):
     def _too_long(self, head: bytes) -> ProxyError:
         if b"\n" in head:
             return RequestTooLarge(None)
-        return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "the request's target is too long")
+        return MalformedRequest(HTTPStatus.REQUEST_URI_TOO_LONG, "the request's target is too long")
 
     def _check_size(self, head: Head) -> None:
         """
         Raises:
-            RequestTooLarge, Refused: the body must not even be read.
+            RequestTooLarge, MalformedRequest: the body must not even be read.
         """
         limit: int = self.server.max_request_body_size  # asked for each request: the config may have changed
         if head.length > limit:

@@ -15,9 +15,10 @@ from typing import Any
 
 from cheroot import wsgi
 
+from systemd_llm_switch.addresses import reachable
 from systemd_llm_switch.http_server.body import BodyBudget
 from systemd_llm_switch.http_server.connections import Connection, IdleConnections
-from systemd_llm_switch.http_server.gateway import Application, Gateway, surroundings
+from systemd_llm_switch.http_server.gateway import Gateway, ServedApplication, surroundings
 from systemd_llm_switch.http_server.memory import Trimmer, return_large_blocks
 from systemd_llm_switch.http_server.reading import SlowReads
 from systemd_llm_switch.http_server.threadpool import GrowingPool
@@ -55,7 +56,7 @@ class Server(wsgi.Server):
     keep_alive_conn_limit = _IDLE_CONNECTIONS
     max_request_header_size = _MAX_HEADER_BYTES
 
-    def __init__(self, host: str, port: int, application: Application, threads: int) -> None:
+    def __init__(self, host: str, port: int, application: ServedApplication, threads: int) -> None:
         """`threads` is the most threads that it may have."""
         super().__init__(
             (host, port),
@@ -160,7 +161,7 @@ class Server(wsgi.Server):
 
 
 def _answers(host: str, port: int, timeout_s: float) -> bool:
-    connection = http.client.HTTPConnection(_reachable(host), port, timeout=timeout_s)
+    connection = http.client.HTTPConnection(reachable(host), port, timeout=timeout_s)
     try:
         connection.request("GET", "/health", headers={"Connection": "close"})
         return connection.getresponse().status == 200
@@ -169,11 +170,6 @@ def _answers(host: str, port: int, timeout_s: float) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _reachable(host: str) -> str:
-    """The address to connect to, for an address to listen on."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _allow_files(count: int) -> None:
@@ -187,7 +183,7 @@ def _allow_files(count: int) -> None:
 def describe_bind_error(host: str, port: int, error: OSError) -> str:
     """Why the port cannot be bound, and the next step."""
     try:
-        socket.create_connection((_reachable(host), port), timeout=1).close()
+        socket.create_connection((reachable(host), port), timeout=1).close()
         in_use = True
     except OSError:
         in_use = False

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from systemd_llm_switch.logs import syslog_priority
 from systemd_llm_switch.quoting import printable
 
 KEPT = 1000
 _MOST_CHARACTERS = 2000
 _ENDING_CHARACTERS = 50  # room for the words that say how much was cut
-_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 class LogLine(NamedTuple):
@@ -24,8 +24,7 @@ class LogLine(NamedTuple):
 
     def shown(self) -> tuple[float, int, str]:
         """Seconds since the epoch, priority as in syslog(3), and the message on one line."""
-        priority = next((number for level, number in _PRIORITIES if self.level >= level), 7)
-        return self.at, priority, printable(self.message, _MOST_CHARACTERS + _ENDING_CHARACTERS)
+        return self.at, syslog_priority(self.level), printable(self.message, _MOST_CHARACTERS + _ENDING_CHARACTERS)
 
 
 Listener = Callable[[LogLine], None]

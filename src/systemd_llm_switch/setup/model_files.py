@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+from systemd_llm_switch.split_files import part_names, part_number, whole_name
+
 # GGUF files beside a model that are not models; llama.cpp ignores the same ones.
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 # What `-hf REPO` takes if no quantisation is named.
@@ -73,12 +74,8 @@ def missing_parts(first: Path) -> list[Path]:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All parts of the model that a file belongs to: the file alone, if its name is not that of a part."""
-    split = _PART.search(path.name)
-    if split is None:
-        return [path]
-    stem, count = path.name[: split.start()], int(split[2])
-    return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)] or [path]
+    """All parts of the model that a file belongs to: the file alone, if it is not named as a part."""
+    return list(map(path.with_name, part_names(path.name)))
 
 
 def choose_names(names: list[str], quant: str) -> str | None:
@@ -102,7 +99,7 @@ def _in_plain_folder(wanted: WantedModel, folder: Path) -> Iterator[Path]:
         if path.name.startswith(flat_start):
             if _has_quant(path.name.removeprefix(flat_start), wanted.quant):
                 yield path
-        elif _PART.sub(".gguf", path.name).lower() == _plain_name(wanted).lower():
+        elif whole_name(path.name).lower() == _plain_name(wanted).lower():
             yield path
 
 
@@ -122,9 +119,8 @@ def _in_hub(wanted: WantedModel, hub: Path) -> Iterator[Path]:
 def _models_in(paths: Iterator[Path]) -> Iterator[Path]:
     """First parts and whole files, in a fixed order."""
     for path in sorted(paths):
-        split = _PART.search(path.name)
         is_model = not any(word in path.name for word in _NO_MODELS)
-        if is_model and (split is None or int(split[1]) == 1):
+        if is_model and part_number(path.name) in (None, 1):
             yield path
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from systemd_llm_switch.addresses import http_url
 from systemd_llm_switch.setup.places import Places, SetupError
 
 UNIT = "llm-switch.service"
@@ -57,7 +58,7 @@ class ProxyConfig:
         if ran.returncode:
             raise SetupError(f"the package does not run with {places.python}:\n{ran.stderr.strip()}")
         known = json.loads(ran.stdout)
-        url = f"http://{_reachable(known.get('host', '127.0.0.1'))}:{known.get('port', 3002)}"
+        url = http_url(known.get("host", "127.0.0.1"), known.get("port", 3002))
         return cls(
             Path(known["path"]),
             tuple(known["problems"]),
@@ -147,9 +148,3 @@ def _message(body: bytes) -> str | None:
 def _other_program(url: str) -> str:
     port = url.rpartition(":")[2]
     return f"what answers at {url} is not this proxy (`ss -ltnp 'sport = :{port}'` shows which program has the port)"
-
-
-def _reachable(host: str) -> str:
-    """The address to connect to, for an address to listen on."""
-    named = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{named}]" if ":" in named else named

@@ -16,7 +16,7 @@ FAILURES_OF_A_LOOP = 3
 PAUSE_S = 30.0
 
 
-class Fingerprint(NamedTuple):
+class Condition(NamedTuple):
     """Changes when someone works on the unit: `reset-failed` clears the result, and an edit changes the files."""
 
     files: tuple[tuple[str, int], ...]  # path and modification time in ns
@@ -27,7 +27,7 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, status: UnitStatus) -> Self:
-        """The unit's fingerprint now. Reads the modification times of its files."""
+        """A unit's condition now. Reads the modification times of its files."""
         files = tuple((path, _changed_at_ns(path)) for path in status.files)
         return cls(files, status.needs_daemon_reload, status.active_state, status.result, status.invocation_id)
 
@@ -38,7 +38,7 @@ class _Series:
     last_at: float
     message: str  # not the error: its traceback would keep the start's process and connections
     is_permanent: bool
-    fingerprint: Fingerprint
+    condition: Condition
 
 
 class Failures:
@@ -47,20 +47,20 @@ class Failures:
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
 
-    def note_failure(self, unit: str, error: ProxyError, fingerprint: Fingerprint, now: float) -> None:
-        """One more start failed; `fingerprint` is taken after the unit was stopped again."""
+    def note_failure(self, unit: str, error: ProxyError, condition: Condition, now: float) -> None:
+        """One more start failed; `condition` is taken after the unit was stopped again."""
         before = self._series.get(unit)
         count = before.count + 1 if before is not None else 1
-        self._series[unit] = _Series(count, now, error.message, error.permanent, fingerprint)
+        self._series[unit] = _Series(count, now, error.message, error.permanent, condition)
 
     def note_success(self, unit: str) -> None:
         """The unit became ready."""
         self._series.pop(unit, None)
 
-    def refusal(self, unit: str, fingerprint: Fingerprint, now: float) -> ProxyError | None:
+    def refusal(self, unit: str, condition: Condition, now: float) -> ProxyError | None:
         """The error to raise instead of one more attempt; None if an attempt is worthwhile."""
         series = self._series.get(unit)
-        if series is None or series.fingerprint != fingerprint:
+        if series is None or series.condition != condition:
             self._series.pop(unit, None)
             return None
         left_s = series.last_at + PAUSE_S - now

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from systemd_llm_switch.split_files import part_names
 from systemd_llm_switch.systemd.manager import Systemd, SystemdError
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ _CHUNK_BYTES = 64 << 20
 _RESERVE_BYTES = 1 << 30  # left free beyond the file itself
 _PAUSE_S = 30.0  # a file that was read a moment ago is still in memory
 _MODEL = re.compile(r"(?:--model|-m)[ =](.+?\.gguf)(?=\s|$)")
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
 class ReadAhead:
@@ -72,14 +72,7 @@ def model_files(command: str) -> list[Path]:
     """The model files in a llama-server's command line: all parts of a split model. Empty if it names no file (`-hf`,
     for example)."""
     named = _MODEL.search(command)
-    if named is None:
-        return []
-    first = named[1].strip("\"'")
-    split = _PART.search(first)
-    if split is None:
-        return [Path(first)]
-    stem, count = first[: split.start()], int(split[1])
-    return [Path(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    return list(map(Path, part_names(named[1].strip("\"'")))) if named is not None else []
 
 
 def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:

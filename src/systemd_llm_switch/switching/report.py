@@ -28,7 +28,7 @@ class Overview:
 
 
 class Report:
-    """Reads the switcher and its history. Thread-safe."""
+    """Reads the switcher and its log of switches. Thread-safe."""
 
     def __init__(self, switcher: Switcher, contexts: Contexts) -> None:
         self._switcher = switcher
@@ -48,12 +48,12 @@ class Report:
             queue=describe(self._switcher.waiters(), self._switcher.snapshot(), time.time() - time.monotonic()),
             on_hold=hold_until is not None,
             hold_until=None if hold_until is None or hold_until == math.inf else _as_epoch(hold_until),
-            switches=self._switcher.history.switches,
+            switches=self._switcher.switch_log.switches,
             contexts=self._contexts.totals(),
         )
 
     def _describe(self, snapshot: UnitSnapshot) -> ModelStatus:
-        unit, history = snapshot.model.unit, self._switcher.history
+        unit, switch_log = snapshot.model.unit, self._switcher.switch_log
         return ModelStatus(
             state=snapshot.state.value,
             unit=unit,
@@ -61,8 +61,8 @@ class Report:
             waiting=snapshot.waiting,
             loaded_since=snapshot.loaded_since,
             loading_since=None if snapshot.load_began is None else _as_epoch(snapshot.load_began),
-            last_load_s=history.last_load_s(unit),
-            last_error=history.last_error(unit),
+            last_load_s=switch_log.last_load_s(unit),
+            last_error=switch_log.last_error(unit),
             contexts=self._contexts.model_status(snapshot.model),
         )
 

@@ -19,7 +19,7 @@ from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.switching.diagnosis import Diagnosis
-from systemd_llm_switch.switching.failures import Failures, Fingerprint
+from systemd_llm_switch.switching.failures import Condition, Failures
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.systemd.bus import Interrupted, Limit
 from systemd_llm_switch.systemd.listeners import holds_any, listening_sockets
@@ -95,7 +95,7 @@ class Start:
         """
         if status.is_missing:
             raise StartRefused(self._diagnosis.failure(status))
-        refusal = failures.refusal(status.unit, Fingerprint.of(status), time.monotonic())
+        refusal = failures.refusal(status.unit, Condition.of(status), time.monotonic())
         if refusal is not None:
             raise StartRefused(refusal)
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED_SWITCHES = 20
 
 
-class History:
+class SwitchLog:
     """Written by one switch at a time and when a unit is adopted; may be read at any time."""
 
     def __init__(self) -> None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
-from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import InternalError, ModelStartFailed, ProxyError
 from systemd_llm_switch.switching.diagnosis import PortTaken
-from systemd_llm_switch.switching.failures import Failures, Fingerprint
+from systemd_llm_switch.switching.failures import Condition, Failures
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.switching.start import LoadAborted, Start, StartRefused
@@ -37,7 +37,7 @@ class Target:
     model: Model
     backend: Backend
     health_timeout_s: float
-    beginnings: Callable[[], Sequence[Beginning]]
+    beginnings: Callable[[], Sequence[Fingerprint]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class SwitchRun:
             stop_units(self._systemd, [unit])
             if outcome.error is not None and outcome.is_own_failure:
                 status = self._systemd.show([unit])[unit]
-                self._failures.note_failure(unit, outcome.error, Fingerprint.of(status), time.monotonic())
+                self._failures.note_failure(unit, outcome.error, Condition.of(status), time.monotonic())
         except StopUnconfirmed as reason:
             log.error("stop_failed unit=%s reason=%r", unit, str(reason))
             return frozenset([unit])

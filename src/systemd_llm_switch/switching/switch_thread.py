@@ -10,7 +10,7 @@ from functools import partial
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
-from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.scheduler import Switch
 from systemd_llm_switch.switching.failures import Failures
@@ -46,7 +46,7 @@ class SwitchThread:
         config: Config,
         residents: Iterable[Resident],
         backend: Callable[[Model], Backend],
-        beginnings: Callable[[str], Sequence[Beginning]],
+        beginnings: Callable[[str], Sequence[Fingerprint]],
     ) -> SwitchRun:
         """Has a switch carried out; returns at once. `backend` finds the backend of a model, and `beginnings` the
         beginnings of the requests that wait for a unit."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
-from systemd_llm_switch.contexts.fingerprint import Fingerprint as Beginning
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import Cancelled, ModelNotLoaded, ShuttingDown
 from systemd_llm_switch.scheduler import (
@@ -30,11 +30,12 @@ from systemd_llm_switch.scheduler import (
     Switch,
 )
 from systemd_llm_switch.switching.leases import Lease, Leases
+from systemd_llm_switch.switching.pauses import Pauses
 from systemd_llm_switch.switching.queue import Waiter
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.switching.status import UnitSnapshot
-from systemd_llm_switch.switching.switch_log import History
+from systemd_llm_switch.switching.switch_log import SwitchLog
 from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun
 from systemd_llm_switch.switching.switch_thread import SwitchThread
 from systemd_llm_switch.switching.timer import Timer
@@ -59,9 +60,9 @@ class Switcher:
     """
 
     def __init__(self, systemd: Systemd, config: Config, contexts: Contexts) -> None:
-        self.history = History()
+        self.switch_log = SwitchLog()
         self._config = config
-        self._contexts = contexts
+        self.pauses = Pauses(contexts)
         self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
         self._lock = threading.Lock()
         self._timer = Timer(self._lock, self._scheduler.next_deadline, self._tick)
@@ -69,10 +70,9 @@ class Switcher:
         self._residents: dict[str, Resident] = {}
         self._backends: dict[tuple[str, str | None], Backend] = {}
         self._run: SwitchRun | None = None
-        self._unloadings = Unloadings(self.history.last_error)
+        self._unloadings = Unloadings(self.switch_log.last_error)
         self._read_ahead = ReadAhead(systemd)
         self._switches = SwitchThread(systemd, self._read_ahead, contexts, self._end_switch)
-        self._hold_enders: list[Signal] = []
         self._is_closing = False
         # Both threads start now, so that a decision never needs a new one: the kernel might refuse it.
         self._timer.start()
@@ -138,7 +138,7 @@ class Switcher:
             if is_look and (self._scheduler.on_hold or not self._scheduler.fits(unit)):
                 return False
             self._residents[unit] = resident
-            self.history.forget_error(unit)
+            self.switch_log.forget_error(unit)
             actions = self._scheduler.adopt(unit, time.monotonic())
             self._begin(actions)
         self._perform(actions)
@@ -181,31 +181,26 @@ class Switcher:
             self._decide(lambda now: self._scheduler.hold(until, False, now))
             with self._lock:
                 running = [lease for lease in self._leases.all() if lease.is_resolved]
-            for lease in running:
-                lease.pause()
+            self.pauses.begin(running)
         self._decide(lambda now: self._scheduler.hold(until, force, now))
         log.info("hold minutes=%s", "-" if until is None else round((until - time.monotonic()) / 60, 1))
 
     def release_hold(self) -> None:
         """Serves requests again."""
         self._decide(self._scheduler.release_hold)
-        self._wake_paused()
+        self._end_pauses()
         log.info("hold_released")
-
-    def note_paused(self, lease: Lease, beginning: Beginning, message: bytes) -> None:
-        """A running request was paused and goes on after the hold, so its context is worth saving."""
-        self._contexts.note_paused(lease.model.unit, lease.start, beginning, message)
 
     def await_hold_end(self, signal: Signal) -> None:
         """Has `signal` set once requests are served again, or the proxy is being stopped. Does not block."""
-        with self._lock:
-            self._hold_enders.append(signal)
-        self._wake_paused()
+        self.pauses.add(signal)
+        self._end_pauses()
 
-    def _wake_paused(self) -> None:
+    def _end_pauses(self) -> None:
+        """Has paused requests go on, unless a hold is in force."""
         with self._lock:
             is_over = self._is_closing or not self._scheduler.on_hold
-            signals, self._hold_enders = (self._hold_enders, []) if is_over else ([], self._hold_enders)
+            signals = self.pauses.take() if is_over else []
         for signal in signals:
             signal.set()
 
@@ -237,7 +232,7 @@ class Switcher:
             self._resolve_unloadings()
         for lease in waiting:
             lease.reject(_shutting_down())
-        self._wake_paused()
+        self._end_pauses()
 
     def interrupt_all(self) -> None:
         """Ends what still runs while the proxy is being stopped; each request gets an error that says so."""
@@ -358,7 +353,7 @@ class Switcher:
         if self._unloadings:
             self._resolve_unloadings()
 
-    def _beginnings(self, unit: str) -> list[Beginning]:
+    def _beginnings(self, unit: str) -> list[Fingerprint]:
         """The beginnings of the requests that wait for a unit, the oldest first."""
         with self._lock:
             return [lease.beginning for lease in self._leases.waiting() if lease.model.unit == unit]
@@ -375,12 +370,12 @@ class Switcher:
                 self._leases.perform(action, self._config)
             elif isinstance(action, HoldEnded):
                 log.info("hold_ended")
-                self._wake_paused()
+                self._end_pauses()
 
     def _end_switch(self, run: SwitchRun, outcome: Outcome) -> None:
         """Ends the switch in progress. Called in the thread for switches."""
         try:
-            self.history.note(run, outcome)
+            self.switch_log.note(run, outcome)
         finally:  # without this, no other switch could ever begin
             with self._lock:
                 self._run = None

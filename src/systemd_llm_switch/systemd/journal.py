@@ -64,7 +64,8 @@ def _command(process: MainProcess) -> list[str]:
 def _entries(output: str) -> list[tuple[int, str]]:
     """Each entry's pid and text, the oldest first. A line that is not an entry is an error message of journalctl."""
     entries = []
-    for line in reversed(output.splitlines()):
+    # Not `splitlines`: a message may hold other separators, unescaped.
+    for line in filter(None, reversed(output.split("\n"))):
         try:
             fields = json.loads(line)
             pid, message = int(fields.get("_PID", 0)), fields.get("MESSAGE")

@@ -6,15 +6,16 @@ This module is for watching; `journal` is for the reason of one failed start.
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from systemd_llm_switch.quoting import printable
+from systemd_llm_switch.systemd.programs import ProgramError, run, start
 
 _FIELDS = "MESSAGE,_SYSTEMD_USER_UNIT,USER_UNIT,PRIORITY"
 _TIMEOUT_S = 5.0
+_MOST_OUTPUT_BYTES = 16 << 20
 _MOST_MESSAGE_CHARACTERS = 2000
 
 
@@ -38,15 +39,14 @@ def last_lines(units: Sequence[str], count: int) -> list[Line]:
         JournalError
     """
     try:
-        done = subprocess.run(
-            _command(units, count), stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise JournalError(f"journalctl could not be run: {error}") from error
-    found = list(_parse(done.stdout.splitlines()))
-    complaint = done.stderr.decode("utf-8", "replace").strip()
-    if not found and complaint:
-        raise JournalError(f"the journal cannot be read: {printable(complaint.splitlines()[-1])}")
+        written = run(*_command(units, count), timeout_s=_TIMEOUT_S, most_bytes=_MOST_OUTPUT_BYTES)
+    except ProgramError as error:
+        raise JournalError(f"the journal cannot be read: {error}") from error
+    lines = written.strip().split("\n")  # not `splitlines`: a message may hold other separators, unescaped
+    found = list(_parse(lines))
+    complaints = [line for line in lines if line and not line.startswith("{")]
+    if complaints and not found:
+        raise JournalError(f"the journal cannot be read: {printable(complaints[-1])}")
     return found
 
 
@@ -61,14 +61,9 @@ class Follower:
         """
         self._on_line = on_line
         try:
-            self._process = subprocess.Popen(
-                [*_command(units, count), "--follow"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            raise JournalError(f"journalctl could not be run: {error}") from error
+            self._process = start(*_command(units, count), "--follow")
+        except ProgramError as error:
+            raise JournalError(f"the journal cannot be read: {error}") from error
         self._thread = threading.Thread(target=self._read, name="journal", daemon=True)
         self._thread.start()
 
@@ -100,7 +95,7 @@ def _command(units: Sequence[str], count: int) -> list[str]:
     ]
 
 
-def _parse(lines: Iterable[bytes]) -> Iterator[Line]:
+def _parse(lines: Iterable[bytes] | Iterable[str]) -> Iterator[Line]:
     """Reads journalctl's JSON (systemd.journal-fields(7)). A message that is longer than 4 kB or is not text is not a
     string there, and is left out."""
     for line in lines:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from corpus.cases import load_cases
-from support.replies import calling, saying
+from support.replies import calling, plenty, saying
 from systemd_llm_switch.repair import (
     Budget,
     Repair,
@@ -19,6 +21,7 @@ from systemd_llm_switch.repair import (
     repair_history,
     repair_reply,
 )
+from systemd_llm_switch.repair.budget import BudgetSpent
 
 FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts
 JSON = RequestFacts(wants_json=True)
@@ -163,3 +166,60 @@ def test_a_recursive_schema_does_not_use_up_the_budget() -> None:
     """Each pair of a value and a part of the schema is judged once."""
     reply = calling("f", '{"a":' * 50 + '"x"' + "}" * 50)
     assert repair_reply(reply, RequestFacts(tools={"f": RECURSIVE})) == (reply, ())
+
+
+def work(budget: Budget, cpu_time_s: float) -> None:
+    """Some CPU time of this thread, with a check every little while."""
+    end_s = time.thread_time() + cpu_time_s
+    while time.thread_time() < end_s:
+        sum(range(1000))
+        budget.check()
+
+
+def test_one_repair_at_a_time_is_a_long_one() -> None:
+    """Several would keep the interpreter from every other request for longer."""
+    working = threading.Lock()
+    overlaps: list[int] = []
+
+    def repair(number: int) -> None:
+        with plenty() as budget:
+            work(budget, 0.05)
+            if not working.acquire(blocking=False):
+                overlaps.append(number)
+                return
+            work(budget, 0.05)
+            working.release()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(repair, range(6)))
+    assert overlaps == []
+
+
+def test_a_short_repair_does_not_wait_for_a_long_one() -> None:
+    with plenty() as long, ThreadPoolExecutor(1) as pool:
+        work(long, 0.05)
+        assert pool.submit(repair_history, replayed(BROKEN), plenty()).result(60)[1]
+
+
+def test_a_repair_that_waits_for_its_turn_ends_when_its_client_is_gone() -> None:
+    is_gone = threading.Event()
+
+    def wait() -> None:
+        with Budget(is_gone.is_set, base_s=60) as budget:
+            work(budget, 3600)
+
+    with plenty() as long, ThreadPoolExecutor(1) as pool:
+        work(long, 0.05)
+        waiting = pool.submit(wait)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        is_gone.set()
+        with pytest.raises(BudgetSpent, match="the client is gone"):
+            waiting.result(60)
+
+
+def test_the_turn_is_given_back_after_an_error() -> None:
+    with pytest.raises(BudgetSpent), Budget(base_s=0.05) as budget:
+        work(budget, 3600)
+    with plenty() as another:
+        work(another, 0.05)

@@ -2,10 +2,12 @@
 
 Owns the allowance and the clock. A model in a loop, or a hostile client, can write text that takes long to read. While
 Python reads it, every other request of the proxy waits. So repair stops at the allowance, and the text stays as it was.
+And one repair at a time is a long one: of several, each would keep the interpreter from the others for 5 ms in turn.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +17,11 @@ BASE_S = 0.25
 S_PER_CHARACTER = 1e-6
 MAX_LENGTH = 2_000_000
 """A longer text is not repaired: one pass of a regular expression over it would hold the interpreter too long."""
-_GONE_CHECK_S = 0.02
+_LONG_S = 0.02
+"""A repair that took so much CPU time is a long one. It also looks whether its client is gone, as often as that."""
+_GONE_CHECK_S = 0.1  # while it waits for its turn
+_long_repair = threading.Lock()
+"""Held by the one long repair of the process."""
 
 
 class BudgetSpent(Exception):
@@ -28,7 +34,7 @@ class Budget:
     Only the time inside `with budget:` counts. `is_gone` says whether the client has hung up; it must not block.
     """
 
-    __slots__ = ("_allowed_s", "_began_s", "_is_gone", "_is_running", "_next_gone_check_s", "_spent_s")
+    __slots__ = ("_allowed_s", "_began_s", "_has_turn", "_is_gone", "_is_running", "_next_look_s", "_spent_s")
 
     def __init__(self, is_gone: Callable[[], bool] | None = None, base_s: float = BASE_S) -> None:
         self._is_gone = is_gone
@@ -36,7 +42,8 @@ class Budget:
         self._spent_s = 0.0
         self._is_running = False
         self._began_s: float | None = None
-        self._next_gone_check_s = _GONE_CHECK_S
+        self._next_look_s = _LONG_S
+        self._has_turn = False
 
     def __enter__(self) -> Budget:
         self._is_running = True
@@ -49,6 +56,9 @@ class Budget:
             self._spent_s += time.thread_time() - self._began_s
         self._began_s = None
         self._is_running = False
+        if self._has_turn:
+            self._has_turn = False
+            _long_repair.release()
 
     def _spent_so_far_s(self) -> float:
         """The CPU time used. The clock starts at the first question: a sound reply never reads it."""
@@ -68,7 +78,7 @@ class Budget:
         self._allowed_s += length * S_PER_CHARACTER
 
     def check(self) -> None:
-        """Call this regularly, at least every few milliseconds of work.
+        """Call this regularly, at least every few milliseconds of work. A long repair waits here for its turn.
 
         Raises:
             BudgetSpent
@@ -76,7 +86,18 @@ class Budget:
         spent_s = self._spent_so_far_s()
         if spent_s > self._allowed_s:
             raise BudgetSpent(f"repair took {spent_s:.2f} s of CPU time")
-        if self._is_gone is not None and spent_s >= self._next_gone_check_s:
-            self._next_gone_check_s = spent_s + _GONE_CHECK_S
-            if self._is_gone():
-                raise BudgetSpent("the client is gone")
+        if spent_s >= self._next_look_s:
+            self._next_look_s = spent_s + _LONG_S
+            self._look_for_client()
+            if self._is_running and not self._has_turn:
+                self._take_turn()
+
+    def _look_for_client(self) -> None:
+        if self._is_gone is not None and self._is_gone():
+            raise BudgetSpent("the client is gone")
+
+    def _take_turn(self) -> None:
+        """Waiting takes no CPU time, so it costs nothing of the allowance."""
+        while not _long_repair.acquire(timeout=_GONE_CHECK_S):
+            self._look_for_client()
+        self._has_turn = True

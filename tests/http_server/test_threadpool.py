@@ -54,7 +54,7 @@ def test_a_client_that_keeps_its_connection_holds_no_end_up(proxy: Proxy) -> Non
 
 
 def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy, stack: Stack) -> None:
-    """A hundred requests that all wait for the model, and nobody waits for a thread."""
+    """A hundred requests that all wait for the model, and nobody waits for a thread. Afterwards the threads end."""
     with in_background(*[lambda: proxy.chat("a", standin={"until_released": True})] * 100) as answers:
         wait_for(lambda: stack.seen()["running"] == 100)
         assert proxy.get("/v1/models").status == 200
@@ -62,6 +62,9 @@ def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy,
         assert threads_of(proxy.process.pid) > 100
         stack.release()
     assert [answer.status for answer in answers] == [200] * 100
+    wait_for(lambda: threads_of(proxy.process.pid) < 40)
+    assert proxy.get("/health").status == 200
+    assert proxy.stop() == 0
 
 
 def test_there_is_a_limit(proxy: Proxy, stack: Stack) -> None:

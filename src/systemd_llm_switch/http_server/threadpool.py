@@ -1,8 +1,8 @@
 """The server's threads: one for each current request, and a few that wait for the next.
 
 A request that waits holds a thread, so there may be hundreds. Each thread costs memory, and switching between many
-costs speed. So the pool starts threads only when they are needed, before the last free one is taken. A thread that has
-served a connection stays with it for a moment.
+costs speed. So the pool starts threads only when they are needed, before the last free one is taken, and ends them when
+they were idle for a while. A thread that has served a connection stays with it for a moment.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _AT_FIRST = 24
 _SPARE = 8
 _STEP = 16
+_IDLE_S = 10.0  # a thread that nobody needed for so long ends, as long as as many wait as at first
 # At most this many threads stay with their connections, for this long, if others are free.
 _STAYING = 8
 _STAY_S = 2.0
@@ -36,8 +37,8 @@ class _Own(threading.local):
 
 
 class GrowingPool(threadpool.ThreadPool):
-    """cheroot's pool, with a queue that is written in C and with threads that start when they are needed. Their number
-    never shrinks and never exceeds `limit`. Thread-safe."""
+    """cheroot's pool, with a queue that is written in C and with threads that start when they are needed and end
+    when they are not. Their number never exceeds `limit`. Thread-safe."""
 
     # cheroot's own, which its type stubs leave out.
     _threads: list[threading.Thread]
@@ -101,7 +102,7 @@ class GrowingPool(threadpool.ThreadPool):
         super().stop(timeout)
 
     def _take(self) -> Any:
-        """The next connection to serve; blocks."""
+        """The next connection to serve, or cheroot's request to end; blocks."""
         own = self._own
         own.is_here = True
         if own.next is not None:
@@ -109,11 +110,26 @@ class GrowingPool(threadpool.ThreadPool):
             return connection
         with self._count_lock:
             self._waiting += 1
-        try:
-            return self._queue.get()
-        finally:
+        while True:
+            try:
+                connection = self._queue.get(timeout=_IDLE_S if len(self._threads) > _AT_FIRST else None)
+            except queue.Empty:
+                with self._count_lock:
+                    if self._waiting <= _AT_FIRST:
+                        continue
+                    self._waiting -= 1
+                self._forget_thread(threading.current_thread())
+                return threadpool._SHUTDOWNREQUEST  # type: ignore[attr-defined]
             with self._count_lock:
                 self._waiting -= 1
+            return connection
+
+    def _forget_thread(self, thread: threading.Thread) -> None:
+        """The thread ends. (cheroot also keeps statistics for each, for good.)"""
+        with self._growth_lock:
+            if not self._is_stopped:  # otherwise somebody waits for the end of each
+                self._threads.remove(thread)
+        self.server.stats["Worker Threads"].pop(thread.name, None)
 
     @property
     def _missing(self) -> int:

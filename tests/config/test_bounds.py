@@ -133,7 +133,7 @@ def test_checking_models_takes_linear_time(vram: float | None, port: str) -> Non
 def test_the_problems_of_one_message_are_bounded() -> None:
     found = problems({"server": {f"k{i}" * 50: 1 for i in range(50_000)}, "models": {"a": "a.service"}})
     assert len(found) == 51
-    assert found[""] == "and perhaps more: correct these first"
+    assert found[""] == "there may be more; correct these first"
     assert max(map(len, found)) < 250
 
 

@@ -50,8 +50,8 @@ def _check_units(report: Report, models: Mapping[str, Model]) -> None:
 def _check_shared_ports(report: Report, server: ServerSettings, models: Mapping[str, Model]) -> None:
     """Models that can be loaded together need different ports, or one would answer for the other.
 
-    Each model is compared with the smallest one before it: if any fits beside it, that one does. The smallest of
-    another unit is kept too, for the case that the smallest has the same unit.
+    It is enough to compare each model with the smallest model before it: if any of them fits beside it, the smallest
+    one does. The smallest model of another unit is kept as well, because models of one unit may share a port.
     """
     smallest: dict[str, tuple[Model, ...]] = {}
     for model in models.values():

@@ -17,8 +17,8 @@ import yaml
 from systemd_llm_switch.config.limits import MOST_DEPTH, MOST_FILE_BYTES, MOST_NODES, MOST_PLAIN_CHARACTERS
 from systemd_llm_switch.quoting import printable, quoted
 
-# What PyYAML raises, and what Python raises for values that PyYAML does not expect: `2024-13-45`, `!!int abc`,
-# `!!map 5`.
+# The errors that PyYAML raises, and those that Python raises for values that PyYAML does not expect: `2024-13-45`,
+# `!!int abc`, `!!map 5`.
 _MALFORMED = (yaml.YAMLError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader, if present, is ten times as fast
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What the YAML in a text holds; `name` is what messages call it.
+    """The value of a YAML document. Error messages call the document `name`.
 
     Raises:
         Unreadable
@@ -132,7 +132,7 @@ def _check_bounds(text: str) -> None:
                 sizes[closed.anchor] = closed.nodes
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise _too_much("an alias stands for nothing that is complete above it", event)
+                raise _too_much("an alias refers to nothing that is complete above it", event)
             levels[-1].nodes += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             levels[-1].nodes += 1
@@ -141,7 +141,9 @@ def _check_bounds(text: str) -> None:
             if len(event.value) > MOST_PLAIN_CHARACTERS and (event.implicit[0] or event.tag):
                 raise _too_much("a value this long must be put in quotes", event)
         if levels[-1].nodes > MOST_NODES:
-            raise _too_much(f"it holds more than {MOST_NODES} values, each alias counted as what it stands for", event)
+            raise _too_much(
+                f"it holds more than {MOST_NODES} values; an alias counts as all the values it refers to", event
+            )
 
 
 def _too_much(message: str, event: yaml.Event) -> yaml.MarkedYAMLError:

@@ -54,8 +54,8 @@ def warnings(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A config, its path, and the stamp of its files from before it was read, so that the next check notices an edit
-    that was made meanwhile."""
+    """A config, its path, and the stamp that its files had before they were read: so the next check notices an edit
+    that was made during the reading."""
 
     config: Config
     path: Path
@@ -108,7 +108,7 @@ class LiveConfig:
 
     @property
     def latest(self) -> Config:
-        """The last result of `current()`, without a check of the files: for the later steps of a request."""
+        """The last result of `current()`. Checks no files, so the later steps of a request use it."""
         return self._config
 
     def _read_stamp(self) -> _Stamp:
@@ -127,13 +127,14 @@ class LiveConfig:
             config = _parse_file(path)
             self._watched = [str(file) for file in (*places, *find_key_files(config, path))]
             if self._watched == known:
-                # An editor may replace a file in force, so the places after it are not used for a moment without it.
+                # From here on, only the places up to this file are looked at. An editor that replaces the file may
+                # remove it for a moment, and the next place must not be used then.
                 loaded = _Loaded(with_keys(config, path), path, tuple(find_exposed(config, path)), self._tried)
                 self._places = places
                 return loaded
 
     def _reload(self) -> None:
-        """Reads an edit, and then allows the next reading."""
+        """Reads the files again if they changed. Then another thread may do the same."""
         try:
             if self._read_stamp() == self._stamp:
                 return

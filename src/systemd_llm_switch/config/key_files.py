@@ -44,8 +44,8 @@ def with_keys(config: Config, path: Path) -> Config:
 
 
 def find_exposed(config: Config, path: Path) -> Iterator[str]:
-    """Warns of each file with keys that every user of the machine may read. `config` must be as parsed, without the
-    keys from its key files."""
+    """A warning for each file with keys that every user of the machine may read. `config` must not yet have the keys
+    from its key files."""
     holds_keys = bool(config.server.api_keys) or any(model.backend_key for model in config.models.values())
     for file in [*([path] if holds_keys else ()), *find_key_files(config, path)]:
         if _is_open_to_all(file):

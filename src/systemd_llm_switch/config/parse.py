@@ -71,7 +71,7 @@ class _Reader:
         """
         self.problems.append(Problem(printable(path), message))
         if len(self.problems) >= MOST_PROBLEMS:
-            raise ConfigError([*self.problems, Problem("", "and perhaps more: correct these first")])
+            raise ConfigError([*self.problems, Problem("", "there may be more; correct these first")])
 
     def section(self, path: str, raw: object, table: Mapping[str, Key]) -> dict[str, Any]:
         """The values of a mapping, by its table."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from systemd_llm_switch.errors import ModelNotFound
 
-ROUNDING_GIB = 1e-9  # 0.1 + 0.2 GiB fit on a card of 0.3
+ROUNDING_GIB = 1e-9  # so that 0.1 + 0.2 GiB fit on a card of 0.3 GiB
 _PREFIX, _SUFFIX = "openai/", ":latest"  # litellm's prefix for this API; Ollama's default tag
 _MOST_NAME_CHARACTERS = 1000
 
@@ -43,7 +43,7 @@ class ContextSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """`server:`. Times are seconds, sizes as named; None means "measured" or "off" as docs/configuration.md says."""
+    """`server:`. Times are in seconds, other units are in the names. docs/configuration.md says what None means."""
 
     host: str = "127.0.0.1"
     port: int = 3002
@@ -108,8 +108,8 @@ class RepairSettings:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A valid configuration. `names` maps each id and alias to its model; `folded` maps each in lower case, if only
-    one model can be meant by it."""
+    """A valid configuration. `names` maps each id and alias to its model. `folded` does so for the names in lower case,
+    without names that two models share."""
 
     server: ServerSettings
     models: Mapping[str, Model]

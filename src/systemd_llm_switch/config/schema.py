@@ -1,6 +1,6 @@
 """`config.schema.json`, made from the tables that check the config. Editors use it to complete and check. Pure.
 
-`python -m systemd_llm_switch.config.schema` prints it; a test holds the committed file to it.
+`python -m systemd_llm_switch.config.schema` prints it; a test compares the committed file with it.
 """
 
 from __future__ import annotations

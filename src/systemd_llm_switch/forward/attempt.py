@@ -47,7 +47,7 @@ class WasPaused(Exception):
 
 
 class Attempt:
-    """Owns the granted lease, the backend's deadline, and what is sent: first the request, and then more requests if
+    """Owns the granted lease, the backend's deadline and what is sent: first the request, then further ones if
     llama-server's parser refused its own reply."""
 
     def __init__(
@@ -92,8 +92,8 @@ class Attempt:
         return resident.backend.ask(message, self._responder, self._bounds, on_sent)
 
     def judge(self, reply: Reply) -> str:
-        """Counts replies that report a failed device, because a CUDA context stays broken until its process ends. After
-        several in a row, the unit is restarted before its next use. Returns a note about that for the client."""
+        """Counts replies that report a failed device: a CUDA context stays broken until its process ends. After several
+        in a row, the unit is restarted before its next use. Returns a note for the client about that."""
         resident = self._lease.granted
         if reply.status != 500 or not any(words in reply.body[:_ERROR_BYTES] for words in _DEVICE_WORDS):
             resident.device_errors = 0
@@ -108,7 +108,7 @@ class Attempt:
 
     @property
     def lasted_s(self) -> float:
-        """How long the backend has worked so far."""
+        """How long the backend has been working, in seconds."""
         return time.monotonic() - self._began
 
     def explain(self, fault: Fault, *, may_retry: bool) -> Exception:
@@ -156,8 +156,8 @@ def too_large(model: Model, settings: ServerSettings) -> BackendError:
 
 
 def wrong_key(model: Model) -> BackendError:
-    """The error for a backend that refuses the proxy's own key. The client's key never gets there, so a 401 would send
-    the client to look in the wrong place."""
+    """The error for a backend that refuses the proxy's own key. It is not a 401, because the client's key never reaches
+    the backend and its user would look for the fault there."""
     known = "another `backend_key` than the config has" if model.backend_key else "a `backend_key`"
     return BackendError(
         f"the backend of {model.id!r} asks for {known} (it replied 401): set `backend_key` of this model to the"

@@ -1,4 +1,4 @@
-"""Reports each reply to the contexts: how much of which conversation was read, and how much was cached."""
+"""Reports each reply to the contexts: which conversation was read, and how much of it was cached."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Forwarding:
         self._responder = responder
         self._record = record
         self._known_facts: RequestFacts | None = None
-        self._live: LiveReply | None = None  # what the client has of a paused answer
+        self._live: LiveReply | None = None  # the part of a paused answer that the client has
         self._warning = ""  # added to the backend's error message
         self._budget = Budget(responder.is_gone)  # of CPU time for repair
 
@@ -139,7 +139,7 @@ class Forwarding:
         """
         lease = self._record.lease = self._switcher.lease(self._model)
         if not lease.is_resolved and self._model.contexts:
-            lease.beginning = fingerprint(self._request.body)  # which saved context it goes on with
+            lease.beginning = fingerprint(self._request.body)  # finds the saved context that it continues
         lease.may_pause = self._may_pause
         try:
             self._await_turn(lease)
@@ -169,11 +169,11 @@ class Forwarding:
 
     @property
     def _may_pause(self) -> bool:
-        """Whether the request can go on after a pause, or begin anew because its client has nothing of the answer."""
+        """Whether the request can go on after a pause, or start over because its client has no part of the answer."""
         return self._request.is_chat
 
     def _pause(self, lease: Lease, sent: bytes) -> None:
-        """The process is about to be stopped for a while. Has the context of this request saved, if possible.
+        """The process is about to be stopped for a while. Marks the context of this request for saving, if possible.
 
         Raises:
             Unloaded: the client has parts of several answers, and these cannot go on.
@@ -220,7 +220,7 @@ class Forwarding:
         return live
 
     def _go_on(self, attempt: Attempt, live: LiveReply) -> LiveReply:
-        """Has the model write the rest of a paused answer, and sends it as a whole."""
+        """Lets the model write the rest of a paused answer, and sends it as a whole."""
         begun = live.begun
         rest = None if begun is None else self._write_on(attempt, begun)
         if rest is None:
@@ -235,7 +235,7 @@ class Forwarding:
             for data in reader.feed(received):
                 if data != b"[DONE]":
                     frames += live.feed(data)
-        finally:  # sends what came before an error in the same piece, too
+        finally:  # also sends the events that came before an error in the same piece
             if frames:
                 self._responder.stream(frames)
 
@@ -254,8 +254,8 @@ class Forwarding:
         return self._request.is_chat and recovery.is_refusal(reply.status, reply.body)
 
     def _recover(self, attempt: Attempt, refusal: Reply, begun: PartialReply) -> Json | None:
-        """The rest of a reply that the backend's own parser refused, made from the model's raw text. None if the text
-        cannot be had."""
+        """The rest of a reply that the backend's own parser refused, made from the model's raw text. None if there is
+        no way to get the text."""
         text = recovery.refused_text(refusal.body)
         if text is None:
             recovered = self._write_on(attempt, begun)
@@ -266,7 +266,7 @@ class Forwarding:
         return recovered
 
     def _write_on(self, attempt: Attempt, begun: PartialReply) -> Json | None:
-        """Has the model write the rest of a reply whose beginning is known. None if it cannot."""
+        """Lets the model write the rest of a reply whose beginning is known. None if it cannot."""
         template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
         message = recovery.completion_message(attempt.sent, template.body, begun)
         if template.status != 200 or message is None:
@@ -310,7 +310,7 @@ class Forwarding:
         self._record.note_reply(parsed)
         dialect = self._responder.dialect
         if not choices_of(parsed) and (self._request.is_streamed or dialect.is_translation):
-            # It would become an empty answer, and the client would not know why.
+            # An empty answer would not tell the client why.
             raise BackendError(f"the reply of {self._model.id!r} holds no choices")
         if not self._request.is_streamed:
             self._send(reply.status, (JSON_TYPE,), dialect.whole(parsed, body))

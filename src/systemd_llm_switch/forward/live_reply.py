@@ -142,11 +142,11 @@ class LiveReply:
         return b"".join(frame for choice in choices for frame in self._take(choice))
 
     def resume(self, rest: Json) -> Iterator[bytes]:
-        """Goes on after an error ended the stream, with the rest of the reply. Yields what the client gets."""
+        """Continues with the rest of the reply after an error ended the stream. Yields what the client gets."""
         choice = rest["choices"][0]
         state = self._choices.setdefault(0, _Choice())
         state.positions.clear()
-        state.calls.clear()  # the parser that failed had read these; `rest` has them as text
+        state.calls.clear()  # read by the parser that failed; `rest` has them as text
         state.function = None
         self.usage = rest.get("usage") or self.usage
         self._envelope = {name: rest[name] for name in ("id", "object", "created", "model")} | self._envelope
@@ -164,7 +164,7 @@ class LiveReply:
     def end(self) -> None:
         """Repairs what was held, now that the reply is whole."""
         reply: Json = {"choices": [self._finished(index, it) for index, it in sorted(self._choices.items())]}
-        # Text that was passed on already cannot become thoughts.
+        # Text that the client has already cannot become thoughts.
         has_spoken = any(choice.sent for choice in self._choices.values())
         facts = replace(self._facts, thoughts=False) if has_spoken else self._facts
         self._whole, self.repairs = repair_reply(reply | {"usage": self.usage}, facts, self._budget)
@@ -181,7 +181,7 @@ class LiveReply:
     # --- reading --------------------------------------------------------------------------------------
 
     def _may_pass(self, choice: Json) -> bool:
-        """Takes a choice in, if its event can be passed on as it came: the hot path of a live stream."""
+        """Notes a choice if its event can be passed on unchanged: the hot path of a live stream."""
         _, state, delta = self._read(choice)
         text = delta.get("content")
         if choice.get("finish_reason") is not None or choice.get("logprobs") or not _PLAIN.issuperset(delta):
@@ -195,7 +195,7 @@ class LiveReply:
         return True
 
     def _take(self, choice: Json) -> Iterator[bytes]:
-        """Takes a choice in; yields the part of it that may be passed on."""
+        """Notes a choice; yields the part of it that may be passed on."""
         index, state, delta = self._read(choice)
         is_first = not state.fields
         self._note(state, delta)

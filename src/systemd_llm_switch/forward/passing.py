@@ -69,7 +69,7 @@ class Passing:
 
     @contextmanager
     def translating(self, model: Model) -> Iterator[None]:
-        """The faults of an exchange as errors for its client."""
+        """Translates the faults of an exchange into errors for its client."""
         try:
             yield
         except BackendLost as lost:
@@ -81,7 +81,7 @@ class Passing:
 
 
 class _Relay:
-    """A stream of events, passed on as it comes. `stack` holds what ends with it."""
+    """A stream of events, passed on as it comes. `stack` holds what must be closed with it."""
 
     def __init__(self, passing: Passing, model: Model, exchange: Exchange, stack: ExitStack) -> None:
         self._passing = passing
@@ -93,7 +93,7 @@ class _Relay:
         """Blocks until all is sent.
 
         Raises:
-            ClientGone: the client hung up, or the stream broke: its end is for the client to see.
+            ClientGone: the client hung up, or the stream broke. The closed connection shows that to the client.
         """
         with self._stack:
             write = start(200, (("Content-Type", self._exchange.content_type), *_LIVE_HEADERS))

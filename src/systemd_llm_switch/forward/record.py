@@ -58,7 +58,7 @@ class Record:
             self.first_token_s = time.monotonic() - self.began
 
     def note_reply(self, reply: Json) -> None:
-        """Keeps what a reply, or the last chunk of one, says about itself."""
+        """Keeps the usage and the timings that a reply, or its last chunk, reports."""
         self.usage = object_of(reply.get("usage"))
         self.timings = object_of(reply.get("timings"))
 

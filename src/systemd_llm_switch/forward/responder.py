@@ -19,7 +19,7 @@ from systemd_llm_switch.wsgi import Write
 
 # How long the 200 of a stream is delayed, so that an early error can have its own status.
 GRACE_S = 2.0
-# How often a client hears something after that, at least. Node's fetch gives up after 300 s of silence, proxies sooner.
+# The longest silence after that. Node's fetch gives up after 300 s without a byte, proxies sooner.
 KEEP_ALIVE_S = 10.0
 
 

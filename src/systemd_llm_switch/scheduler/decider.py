@@ -1,6 +1,6 @@
 """What follows from an event: the tickets to grant, the units that drain, the next switch, what is aborted or ended.
 
-`Decider` changes the situation and returns the actions. `planning` has the policy; `scheduler` takes the events in.
+`Decider` changes the situation and returns the actions. `planning` has the policy; `scheduler` receives the events.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Decider:
             actions += self._abandon(now)
         elif switch := self._next_switch(placements, now):
             actions += switch
-            granted, placements = self._grant_and_plan(now)  # without those that are being stopped
+            granted, placements = self._grant_and_plan(now)  # again, without the units that this switch stops
             actions += granted
         actions += interrupt([unit for unit in situation.present() if self._drains_too_long(unit, now)])
         self.deadline = min((at for at in self._deadlines(placements) if now < at < math.inf), default=None)
@@ -46,7 +46,7 @@ class Decider:
         return actions
 
     def note_deadline(self, at: float) -> None:
-        """Something is due at that time, perhaps before all else."""
+        """Something is due at that time. `deadline` keeps the earliest such time."""
         self.deadline = at if self.deadline is None else min(self.deadline, at)
 
     def _grant_and_plan(self, now: float) -> tuple[list[Action], list[Placement]]:
@@ -84,7 +84,7 @@ class Decider:
         return grants
 
     def _must_leave(self, unit: Unit, now: float) -> bool:
-        """Whether a present unit is to be unloaded, no matter which requests wait."""
+        """Whether a loaded unit must be unloaded, whatever requests wait."""
         if unit.waiting and (unit.is_stale or unit.state is State.STOPPING):
             return True  # it can serve again only after a new start
         is_not_needed = self._situation.hold_until is not None or unit.idles_out_at <= now
@@ -104,8 +104,8 @@ class Decider:
         return []
 
     def _abandon(self, now: float) -> list[Action]:
-        """Aborts the switch in progress once its target has not been wanted for a while; at once if an operator does
-        not want it."""
+        """Aborts the switch in progress if nobody has waited for its target for a while. If an operator unloads the
+        target, it aborts at once."""
         switch = self._situation.switch
         if switch is None or switch.target is None or switch.is_aborted:
             return []

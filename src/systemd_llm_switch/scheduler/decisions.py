@@ -18,7 +18,7 @@ class Policy:
     in_flight_limit: int = IN_FLIGHT_LIMIT  # tickets that may run, over all units
     vram_gib: float | None = None  # the card; None: one unit at a time, not counting CPU units
     max_wait_s: float | None = None  # the waiter's part of the right of way; None: the cost of one switch
-    # The resident's part of the right of way, None: the cost of a round trip; and how long an idle unit stays, None: 0.
+    # The resident's part of the right of way (None: the cost of a round trip). An idle unit stays as long (None: 0).
     min_resident_s: float | None = None
     drain_timeout_s: float = 1800.0  # how long running tickets may delay a switch
     abandon_after_s: float = 1.5  # how long a load goes on without a waiter: clients that time out resend at once
@@ -87,7 +87,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The target of the switch in progress is not wanted any more: stop it again."""
+    """The target of the switch in progress is no longer wanted: stop it."""
 
     target: str
 

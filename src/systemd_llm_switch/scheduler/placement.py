@@ -31,13 +31,13 @@ class Occupant:
     """A loaded unit, as a unit that needs its place sees it."""
 
     spec: Spec
-    takeable_at: float  # the moment from which it may be taken, now at the earliest; inf: not at all
+    takeable_at: float  # when it may be evicted: now at the earliest; inf: never
     is_busy: bool
     used_at: float
 
 
 def needed_gib(spec: Spec, card_gib: float | None) -> float:
-    """The part of the card that the unit needs. Where the card's size is not known it counts as 1, and each unit takes
+    """The part of the card that the unit needs. If the card's size is unknown, the card counts as 1 and each unit takes
     all of it, except for CPU units."""
     if spec.vram_gib == 0:
         return 0.0
@@ -56,8 +56,8 @@ def fit_together(specs: Collection[Spec], card_gib: float | None) -> bool:
 def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: float | None) -> tuple[str, ...]:
     """The units to stop so that `target` fits: as few as possible, in the order in which they go.
 
-    A unit on the target's url always goes. Of the others, those that may be taken soonest go first: idle before busy,
-    then the least recently used. None of the units returned could stay.
+    A unit on the target's url always goes. Of the others, those that may be evicted soonest go first: idle before busy,
+    then the least recently used. Each unit in the result is needed: without its eviction, the target would not fit.
     """
     order = sorted(residents, key=lambda it: (it.takeable_at, it.is_busy, it.used_at))
     conflicts = [it.spec for it in order if it.spec.url == target.url]
@@ -70,7 +70,7 @@ def choose_evictions(target: Spec, residents: Iterable[Occupant], card_gib: floa
             break
         if needed_gib(spec, card_gib) > 0:
             evicted.append(spec)
-    for spec in evicted[::-1]:  # since the last ones go, an earlier one may be able to stay
+    for spec in evicted[::-1]:  # the later evictions may have made enough room already
         stay = _without(others, [other for other in evicted if other is not spec])
         if _fit_on_card([target, *stay], card_gib):
             evicted.remove(spec)

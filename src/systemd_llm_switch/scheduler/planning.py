@@ -24,7 +24,7 @@ class Placement:
     victims: tuple[Unit, ...]
     keeps: tuple[Unit, ...]
     due: float  # inf: not before the next event
-    is_blocked: bool  # an older waiter will need what it would take
+    is_blocked: bool  # an older waiter will need the room that it would take
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Planner:
     def plan(self, waiting: Iterable[Unit], leaving: Iterable[Unit]) -> tuple[list[Placement], set[Unit]]:
         """The placements for `waiting` units, oldest waiter first, and all units that must drain now.
 
-        `leaving` units go in any case. A younger waiter may be placed before an older one only if that takes nothing
-        from the older one.
+        `leaving` units go in any case. A younger waiter may be placed before an older one only if the older one loses
+        nothing by it.
         """
         draining = set(leaving)
         placements: list[Placement] = []
@@ -55,7 +55,7 @@ class Planner:
         return placements, draining
 
     def cost_s(self, unit: Unit) -> float:
-        """What a switch to the unit costs: its measured cost, or else the mean of the others."""
+        """The cost of a switch to the unit: measured, or the mean of the others' costs if not measured yet."""
         return self.typical_cost_s if unit.cost_s is None else unit.cost_s
 
     def _place(self, unit: Unit, older: set[Unit], before: Sequence[Placement]) -> Placement:

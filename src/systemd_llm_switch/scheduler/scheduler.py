@@ -70,7 +70,8 @@ class Scheduler:
     # --- answers to a Switch ------------------------------------------------------------------------
 
     def switch_done(self, now: float, cost_s: float) -> list[Action]:
-        """The evicted units are confirmed stopped and the target, if any, is ready. The switch took `cost_s`."""
+        """The evicted units have stopped, as systemd confirmed, and the target, if any, is ready. The switch took
+        `cost_s`."""
         switch = self._situation.end_switch(now)
         if switch.target is not None:
             switch.target.become_ready(now)
@@ -109,11 +110,11 @@ class Scheduler:
         return self._decider.settle(now)
 
     def switch_refused(self, now: float, cause: object) -> list[Action]:
-        """The target cannot be started as it is, so nothing was stopped for it: what served goes on serving."""
+        """The target cannot be started as it is, so nothing was stopped for it. The loaded units go on serving."""
         target = self._situation.undo_switch(now)
         return self._situation.reject_waiting(target, Reason.START_FAILED, cause) + self._decider.settle(now)
 
-    # --- what was seen of a unit --------------------------------------------------------------------
+    # --- what was observed of a unit --------------------------------------------------------------------
 
     def lost(self, unit: str, now: float) -> list[Action]:
         """The unit's process is gone. Ignored for one that is not loaded, or that a Switch is changing."""
@@ -160,7 +161,7 @@ class Scheduler:
         A request that waits for one of them afterwards loads it again.
         """
         names = frozenset(units)
-        # This includes units that are being evicted: they would stay if the switch is refused.
+        # Units that are being evicted are marked too: they would stay loaded if the switch is refused.
         leaving = [unit for unit in self._situation.units.values() if unit.loaded is not None and unit.name in names]
         for unit in leaving:
             unit.is_leaving = True

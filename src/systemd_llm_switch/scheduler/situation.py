@@ -1,6 +1,6 @@
 """The scheduler's state: every unit and ticket, the switch in progress, the hold. `Situation` reads and changes it.
 
-Decides nothing: `scheduler` takes the events in, and `decider` says what follows from them.
+Decides nothing: `scheduler` receives the events, and `decider` says what follows from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SwitchInProgress:
     target: Unit | None
     evict: tuple[Unit, ...]
     keep: tuple[Unit, ...]
-    were_up: tuple[Unit, ...]  # of the evicted: they go on serving if nothing is stopped after all
+    were_up: tuple[Unit, ...]  # evicted units that served: they go on if nothing is stopped after all
     ready_at: float  # an estimate from measured costs
     abandoned_at: float | None = None
     is_aborted: bool = False
@@ -91,7 +91,7 @@ class Situation:
     # --- units ----------------------------------------------------------------------------------------
 
     def configure(self, policy: Policy, specs: Iterable[Spec]) -> list[Unit]:
-        """Takes a new config over. Returns the units that it does not have; those that are loaded stay loaded."""
+        """Replaces the config. Returns the units that the new one does not have; loaded ones stay loaded."""
         self.policy = policy
         known = {spec.unit: spec for spec in specs}
         for name, spec in known.items():
@@ -105,7 +105,7 @@ class Situation:
         return removed
 
     def confirm_stopped(self, unit: Unit, resident: frozenset[str], state: State, now: float) -> None:
-        """The unit was asked to stop, and did, unless systemd still lists it among the `resident` ones."""
+        """The unit was asked to stop. It has stopped unless it is in `resident`, the units that systemd still lists."""
         if unit.name in resident:
             self.leave_unconfirmed(unit, now)
         else:

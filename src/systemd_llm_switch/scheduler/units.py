@@ -22,7 +22,7 @@ class Unit:
     """Compared by identity. `loaded` says whether its process may exist, `state` what it was asked to do."""
 
     spec: Spec
-    is_known: bool = True  # False: gone from the config, though it may still be loaded
+    is_known: bool = True  # False: removed from the config, but it may still be loaded
     state: State = State.STOPPED
     loaded: Spec | None = None  # the spec it was started with, while its process may exist
     running: dict[int, bool] = field(default_factory=dict)  # ticket: whether it was interrupted
@@ -64,7 +64,7 @@ class Unit:
         return math.inf if self.spec.ttl_s is None or self.is_busy else self.used_at + self.spec.ttl_s
 
     def expected_until(self, cost_s: float) -> float:
-        """Until when to wait for its next request, because its agent usually sends one at once."""
+        """Until when to wait for its next request, if its client usually sends the next one at once."""
         is_worth_it = cost_s > PATIENCE_WORTH * PATIENCE_S and self.returns >= 0.5
         return self.used_at + PATIENCE_S if is_worth_it else -math.inf
 

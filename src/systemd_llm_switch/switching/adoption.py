@@ -24,7 +24,7 @@ _HEALTH_TIMEOUT_S = 1.0
 
 
 class Adoption:
-    """Asks systemd what runs, and reports it to the switcher. Thread-safe; every method blocks."""
+    """Asks systemd which units run, and reports them to the switcher. Thread-safe; every method blocks."""
 
     def __init__(self, switcher: Switcher, systemd: Systemd, contexts: Contexts) -> None:
         self._switcher = switcher
@@ -34,8 +34,8 @@ class Adoption:
     def adopt(self, *, is_look: bool = False) -> None:
         """Adopts what runs already and is ready, so that a restarted proxy reloads nothing.
 
-        Units that run on the same port are left to the next switch, because it is unknown which of them answers. If
-        this `is_look`, units that could not stay are left alone: those that do not fit beside the others, and all units
+        Units that run on the same port are left to the next switch, because it is unknown which of them answers. With
+        `is_look`, units that could not stay loaded are ignored: those that do not fit beside the others, and all units
         during a hold.
 
         Raises:
@@ -53,7 +53,7 @@ class Adoption:
                 self._adopt_one(model, statuses[model.unit], is_look)
 
     def learn(self) -> None:
-        """Looks at what the units run, for their contexts; `adopt` does that, too.
+        """Reads the units' commands, for their contexts. `adopt` does that as well.
 
         Raises:
             SystemdError: systemd cannot be asked.

@@ -24,8 +24,8 @@ class Lease:
     `queue_s` and `switch_s` are the two parts of the wait, and `restore_s` is the part of the switch that read a
     context back. `start` names the start of the unit that serves the request.
 
-    The thread that waits may set `beginning`, the fingerprint of the request's beginning, and `may_pause`: the request
-    can go on later, where it was, after `is_paused` was set and its exchange was ended.
+    The thread that waits may set `beginning`, the fingerprint of the request's beginning, and `may_pause`. With
+    `may_pause`, an operator may interrupt the exchange: `is_paused` is set, and the request goes on later.
     """
 
     __slots__ = (
@@ -71,7 +71,8 @@ class Lease:
         return self.resident
 
     def on_interrupt(self, callback: Callable[[], None]) -> None:
-        """Has another thread call `callback` when the lease must end; calls it at once if it must end already."""
+        """Registers `callback`, which another thread calls when the lease must end. If it must end already, calls it at
+        once."""
         self._on_interrupt = callback
         if self.interruption is not None or self.is_paused:
             callback()
@@ -116,8 +117,8 @@ class Lease:
                 callback()
 
     def forget(self) -> None:
-        """The lease was given back. A raised error keeps its frames, and they keep this lease. So the references are
-        cleared: the process and the connection must not wait until Python's collector finds that cycle."""
+        """The lease was given back. Clears its references: a raised error keeps its frames, the frames keep this lease,
+        and the process and the connection must not stay open until Python's collector finds that cycle."""
         self.resident = self.interruption = self._error = None
         self._on_interrupt = None
 
@@ -174,7 +175,7 @@ def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
         message = f"{limit} requests are waiting already (server.queue_limit); try again later"
         return QueueFull(message, retry_after_s=action.retry_after_s)
     if action.reason is Reason.ON_HOLD:
-        message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends it"
+        message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends the hold"
         return OnHold(message, retry_after_s=action.retry_after_s)
     if action.reason is Reason.UNKNOWN_UNIT:
         return ModelNotFound(model.id, config.models)

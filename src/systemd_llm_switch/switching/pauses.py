@@ -1,6 +1,6 @@
 """Requests that are paused for a hold, and go on after it.
 
-Knows no lock of the switcher: each method needs only what it is passed.
+Must not know the switcher or its lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pauses:
         self._contexts.note_paused(lease.model.unit, lease.start, beginning, message)
 
     def add(self, signal: Signal) -> None:
-        """Has `signal` set when the hold is over."""
+        """`signal` is set when the hold is over."""
         with self._lock:
             self._waiting.append(signal)
 

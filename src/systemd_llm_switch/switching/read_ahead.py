@@ -1,7 +1,7 @@
 """Reads the next model's file into the page cache while the loaded one still drains or stops.
 
-A load is mostly reading, and pages that are in memory when the switch begins need not be read then. Only unused memory
-is taken; what a running model has mapped counts as used. Knows files and memory; its caller decides when to read.
+A load is mostly reading, and pages that are in memory already need not be read during the switch. Only unused memory is
+filled; what a running model has mapped counts as used. Knows files and memory; its caller decides when to read.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ReadAhead:
         self._read_at: dict[str, float] = {}
 
     def begin(self, unit: str, is_wanted: Callable[[], bool], command: str | None = None) -> None:
-        """Has the unit's model read as long as it is wanted; does nothing while another one is read. `command` is the
-        unit's command line, if that is known already."""
+        """Reads the unit's model in a thread for as long as it is wanted. Does nothing while another model is read.
+        `command` is the unit's command line, if that is known already."""
         now = time.monotonic()
         with self._lock:
             if self._is_reading or now < self._read_at.get(unit, -_PAUSE_S) + _PAUSE_S:
@@ -76,8 +76,8 @@ def model_files(command: str) -> list[Path]:
 
 
 def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
-    """Has the kernel read files into the page cache, piece by piece. Returns the number of bytes that it was asked to
-    read: 0 if the files do not fit in unused memory, fewer than all if they are no longer wanted.
+    """Asks the kernel to read files into the page cache, piece by piece. Returns the number of bytes asked for: 0 if
+    the files do not fit in unused memory, fewer than all if they are no longer wanted.
 
     Raises:
         OSError: a file cannot be opened.
@@ -92,7 +92,7 @@ def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
 
 
 def _read(file: Path, is_wanted: Callable[[], bool]) -> Iterator[int]:
-    """The length of each piece, once the kernel was asked to read it (posix_fadvise(2))."""
+    """Asks the kernel to read the file in pieces (posix_fadvise(2)). Yields the length of each."""
     handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(handle).st_size

@@ -37,9 +37,8 @@ class Resident:
     def check(self, exchange: Exchange) -> None:
         """Makes sure that a connection leads to this process.
 
-        If this process has ended, another one may have taken its port and must not answer in its place. So after a new
-        connection was made, this process must still be alive. A kept connection always leads to the process that it was
-        made to.
+        If this process has ended, another one may have taken its port, and must not answer in its place. So this
+        process must still live after a new connection was made. A kept connection always leads to the same process.
 
         Raises:
             BackendLost

@@ -65,8 +65,8 @@ class Launched(NamedTuple):
 class Start:
     """Starts one model; it must be ready within `health_timeout_s` of its launch.
 
-    `abort_fd` becomes readable when the model is unwanted, which ends every wait. `rivals` are the other units,
-    which may have been started by hand.
+    `abort_fd` becomes readable when the model is no longer wanted, which ends every wait. `rivals` are the other units;
+    somebody may start them by hand.
     """
 
     def __init__(
@@ -160,8 +160,8 @@ class Start:
 
     def _ask(self, last: Health, deadline: float) -> Health:
         if last.readiness is Readiness.SILENT and self._backend.is_silent():
-            return UNREACHED  # `readiness` takes ten times as long to find that out
-        # There is one more poll at the deadline, so that a unit that became ready just then is not stopped.
+            return UNREACHED  # this look is ten times as fast as `readiness`
+        # One more poll at the deadline: a unit that became ready just then must not be stopped.
         return self._backend.readiness(min(_HEALTH_TIMEOUT_S, max(_LAST_HEALTH_TIMEOUT_S, remaining_s(deadline))))
 
     def _check_wanted(self) -> None:
@@ -197,8 +197,8 @@ class Start:
             self._start_over_the_limit(status.unit, limit)
 
     def _start_over_the_limit(self, unit: str, limit: Limit) -> None:
-        """Starts a unit that systemd refuses to start again so soon. Models that are switched back and forth start more
-        often than the start limit allows. It is meant for crash loops, and a crash ends our wait anyway."""
+        """Starts a unit although systemd's start limit is reached. The limit is meant for crash loops, but models
+        that are switched back and forth reach it too. A crash ends our wait anyway."""
         self._systemd.reset_failed(unit)
         try:
             self._systemd.start(unit, limit)
@@ -235,8 +235,8 @@ class Start:
         return watch
 
     def _is_a_rivals(self, pid: int) -> bool:
-        """Whether another unit answers, which was started by hand before this one could listen. This unit will find the
-        port taken and end. Until then it must not count as ready."""
+        """Whether it is another unit that answers, one that was started by hand before this one could listen. This unit
+        will then find the port taken and end. Until it ends, it must not count as ready."""
         sockets = listening_sockets(self._backend.port)
         if holds_any(pid, sockets):  # nearly always
             return False

@@ -1,4 +1,4 @@
-"""Stops units and has systemd confirm it. Blocks; never call it under a lock."""
+"""Stops units, and confirms with systemd that they stopped. Blocks; never call it under a lock."""
 
 from __future__ import annotations
 

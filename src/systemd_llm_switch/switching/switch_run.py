@@ -79,7 +79,7 @@ class SwitchRun:
         leaving: Sequence[Resident],
     ) -> None:
         self.target = target
-        self.others = others  # every unit that must not run, even if it was started by hand
+        self.others = others  # every unit that must not run, whoever started it
         self.left = tuple(resident.model.id for resident in leaving)
         self.began = time.monotonic()
         self.has_stopped = False  # whether the others stopped, and systemd confirmed it

@@ -48,8 +48,8 @@ class SwitchThread:
         backend: Callable[[Model], Backend],
         beginnings: Callable[[str], Sequence[Fingerprint]],
     ) -> SwitchRun:
-        """Has a switch carried out; returns at once. `backend` finds the backend of a model, and `beginnings` the
-        beginnings of the requests that wait for a unit."""
+        """Passes a switch to the thread; returns at once. `backend` finds the backend of a model, and `beginnings`
+        returns the beginnings of the requests that wait for a unit."""
         models = {model.unit: model for model in config.models.values()}
         others, target = list(switch.evict), None
         if switch.target is not None:
@@ -64,7 +64,7 @@ class SwitchThread:
 
     def _work(self) -> None:
         while True:
-            self._carry_out(self._runs.get())  # keeps no run: it holds the processes that it stopped
+            self._carry_out(self._runs.get())  # keep no reference: a run holds the processes that it stopped
 
     def _carry_out(self, run: SwitchRun) -> None:
         try:

@@ -112,14 +112,14 @@ class Switcher:
         self._perform(actions)
 
     def distrust(self, lease: Lease) -> None:
-        """Has a unit stopped whose backend did not answer in time, once nothing runs on it. The next request starts it
-        again. Does not block."""
+        """The lease's backend did not answer in time. Its unit is stopped once nothing runs on it, and the next request
+        starts it again. Does not block."""
         self.unload([lease.model.unit], force=False)
 
-    # --- what happens elsewhere -----------------------------------------------------------------------
+    # --- changes outside of requests -----------------------------------------------------------------------
 
     def configure(self, config: Config) -> None:
-        """Takes a new config over. Running models are not touched."""
+        """Replaces the config. Running models are not touched."""
         with self._lock:
             self._config = config
             specs = map(Spec.of, config.models.values())
@@ -128,8 +128,8 @@ class Switcher:
         self._perform(actions)
 
     def take_in(self, resident: Resident, *, is_look: bool) -> bool:
-        """Uses a process that was found ready; False if it is not wanted. If this `is_look`, only a process that can
-        stay loaded is wanted."""
+        """Uses a process that was found ready; False if it is not wanted. With `is_look`, only a process that can stay
+        loaded is wanted."""
         unit = resident.model.unit
         with self._lock:
             is_free = self._scheduler.state(unit) in (State.STOPPED, State.FAILED)
@@ -149,7 +149,7 @@ class Switcher:
         self._decide(lambda now: self._scheduler.found(unit, now))
 
     def notice_losses(self) -> None:
-        """Looks whether the processes of all loaded models still live. Costs one poll for each; does not block."""
+        """Checks that the processes of all loaded models still live. Costs one poll for each; does not block."""
         for resident in list(self._residents.values()):
             if resident.watch.has_exited():
                 self.lose(resident)
@@ -170,7 +170,7 @@ class Switcher:
     # --- the operator ---------------------------------------------------------------------------------
 
     def unload(self, units: Iterable[str], force: bool, unloading: Unloading | None = None) -> None:
-        """Has units stopped after their running requests or, with `force`, at once. Does not block. To wait for the
+        """Begins to stop units: after their running requests or, with `force`, at once. Does not block. To wait for the
         end, pass an `unloading`, and `forget` it afterwards."""
         self._decide(lambda now: self._scheduler.unload(units, force, now), unloading)
 
@@ -192,12 +192,12 @@ class Switcher:
         log.info("hold_released")
 
     def await_hold_end(self, signal: Signal) -> None:
-        """Has `signal` set once requests are served again, or the proxy is being stopped. Does not block."""
+        """Sets `signal` once requests are served again, or the proxy is being stopped. Does not block."""
         self.pauses.add(signal)
         self._end_pauses()
 
     def _end_pauses(self) -> None:
-        """Has paused requests go on, unless a hold is in force."""
+        """Lets paused requests go on, unless a hold is in force."""
         with self._lock:
             is_over = self._is_closing or not self._scheduler.on_hold
             signals = self.pauses.take() if is_over else []
@@ -205,7 +205,7 @@ class Switcher:
             signal.set()
 
     def watch(self, unloading: Unloading) -> None:
-        """Has `unloading` resolved once its units have stopped. Does not block; `forget` it afterwards."""
+        """Resolves `unloading` once its units have stopped. Does not block; `forget` it afterwards."""
         self._decide(self._scheduler.tick, unloading)
 
     def forget(self, unloading: Unloading) -> None:
@@ -281,7 +281,7 @@ class Switcher:
     def _unit_snapshot(self, model: Model) -> UnitSnapshot:
         unit, scheduler, run = model.unit, self._scheduler, self._run
         resident, state = self._residents.get(unit), scheduler.state(unit)
-        # The scheduler learns only at the end of a switch that the others have stopped.
+        # The scheduler learns that the others have stopped only when the switch ends.
         if state is State.STOPPING and run is not None and run.has_stopped and unit in run.others:
             state = State.STOPPED
         since = resident.since if resident is not None else None

@@ -47,7 +47,7 @@ class Timer:
                 if self._wait():
                     self._on_due()
             except Exception:
-                log.exception("timer_crashed")  # the thread must go on: later deadlines are other events
+                log.exception("timer_crashed")  # the thread must go on, because later deadlines concern other events
                 time.sleep(_PAUSE_S)
 
     def _wait(self) -> bool:

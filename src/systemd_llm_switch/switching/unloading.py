@@ -17,7 +17,7 @@ class Unloading:
 
     def __init__(self, units: Collection[str] | None) -> None:
         self._units = None if units is None else frozenset(units)
-        self._stopped: set[str] = set()  # since this wait began: a request may have loaded them again
+        self._stopped: set[str] = set()  # since this wait began; a request may have loaded them again meanwhile
         self._error: ProxyError | None = None
         self._signal = Signal()
 

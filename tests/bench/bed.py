@@ -22,7 +22,7 @@ SERVER_OPTIONS = ("-t", "1", "-c", "4096", "-np", "2", "--jinja")
 
 
 class BedError(Exception):
-    """Something is missing here; the message says what to install."""
+    """A program or a package is missing; the message says what to install."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class Programs:
 
 
 class Bed:
-    """Made and taken away by `lay()`."""
+    """`lay()` makes and removes it."""
 
     def __init__(self, manager: UserManager, folder: Path, closing: ExitStack) -> None:
         self.env = manager.env
-        self.closing = closing  # what must end before the manager does
+        self.closing = closing  # closed before the manager ends
         self.programs = Programs(folder)
         self._folder = folder
 
@@ -85,7 +85,7 @@ class Bed:
 
 @contextmanager
 def lay() -> Iterator[Bed]:
-    """A bed; nothing of it is left afterwards."""
+    """A bed, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as closing:
         home = Path(name) / "home"
         home.mkdir()
@@ -103,7 +103,7 @@ def compile_c(name: str, folder: Path) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise BedError(
-            "no C compiler is here; install one with `apt-get update && apt-get install --yes gcc libc6-dev`"
+            "there is no C compiler; install one with `apt-get update && apt-get install --yes gcc libc6-dev`"
         )
     program = folder / name
     subprocess.run([compiler, "-O2", "-o", str(program), str(HERE / f"{name}.c")], check=True)

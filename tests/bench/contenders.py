@@ -1,5 +1,5 @@
-"""Who is measured: the proxy of this repository, llama-server's own router, whatever a URL leads to, and the
-backend alone, which is the limit. Each starts on the fast stand-in or on the real model."""
+"""The contenders: the proxy of this repository, llama-server's own router, any server behind a URL, and the backend
+alone, which is the limit. Each starts on the fast stand-in or on the real model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALONE = "backend alone"
 OURS = "this proxy"
 ROUTER = "llama-server's router"
 RELAY = "a bare relay in Python"
-# A model that every proxy of ours is told of, and that cannot start.
+# A model that is in the config of every proxy, and that cannot start.
 BROKEN = "broken"
 BROKEN_REASON = "this one is broken on purpose"
 _START_TIMEOUT_S = 30.0
@@ -50,8 +50,8 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something that answers at `address` (HOST:PORT). `pid` is the process that is measured, where it is seen;
-    `start_s` the time from its start until it listened; `backend` tells where its loaded model itself listens."""
+    """A server at `address` (HOST:PORT). `pid` is the process that is measured, if it is known; `start_s` is the time
+    from its start until it listened; `backend` returns the address of its loaded model."""
 
     name: str
     kind: Kind
@@ -75,12 +75,12 @@ class Contender:
         """One chat request; blocks until its whole reply is in.
 
         Raises:
-            ContenderError: the reply is no 200.
+            ContenderError: the reply is not a 200.
         """
         return ask(self.address, "/v1/chat/completions", body)
 
     def load(self) -> None:
-        """Has its model loaded. The router tells its first client now and then that it is still loading."""
+        """Loads its model. The router sometimes answers its first client that it is still loading."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
@@ -102,7 +102,7 @@ def chat(model: str, **fields: Any) -> dict[str, Any]:
 
 
 def ask(address: str, path: str, body: Any = None, timeout_s: float = 120) -> bytes:
-    """One request on a connection of its own. Raises ContenderError when the reply is no 200."""
+    """One request on a connection of its own. Raises ContenderError if the reply is not a 200."""
     connection = http.client.HTTPConnection(address, timeout=timeout_s)
     with contextlib.closing(connection):
         connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
@@ -154,7 +154,7 @@ def write_units(bed: Bed, stack: Stack, kind: Kind) -> dict[str, str]:
 
 
 def make_proxy(bed: Bed, kind: Kind, name: str = OURS, source: Path = ROOT / "src") -> Contender:
-    """The proxy, with `streaming: live`, which plain requests do not notice."""
+    """The proxy, with `streaming: live`, which does not affect plain requests."""
     stack = bed.stack(name)
     broken = stack.unit(BROKEN, shlex.join(["/bin/sh", "-c", f"echo {BROKEN_REASON} >&2; exit 3"]))
     stack.write_config({**write_units(bed, stack, kind), BROKEN: broken}, streaming="live")
@@ -214,7 +214,7 @@ def _child_address(pid: int) -> str | None:
 
 
 def make_foreign(kind: Kind, address: str) -> Contender | None:
-    """Whatever listens there, if it serves models of this kind under the names that all contenders use."""
+    """The server at that address, if it serves models of this kind under the names that all contenders use."""
     served = {model["id"] for model in json.loads(ask(address, "/v1/models"))["data"]}
     if not served.issuperset(kind.models):
         return None
@@ -222,7 +222,7 @@ def make_foreign(kind: Kind, address: str) -> Contender | None:
 
 
 def port_pid(address: str) -> int | None:
-    """The process behind an address; None when it is not to be seen."""
+    """The process behind an address; None if it cannot be found."""
     return listener_pid(int(address.rpartition(":")[2]))
 
 
@@ -267,13 +267,13 @@ class Lineup:
 
 
 def backend_of(contender: Contender, proxies: Sequence[Contender]) -> str:
-    """Where a contender's backend listens; that of the first of all, where it cannot be seen."""
+    """Where a contender's backend listens. If that is unknown, the address of the first contender's backend."""
     address = contender.backend() or proxies[0].backend()
     assert address is not None
     return address
 
 
 def turned(items: Sequence[Any], by: int) -> list[Any]:
-    """Another order for each round, so that nobody always comes first."""
+    """Another order for each round, so that no contender is always first."""
     by %= len(items)
     return [*items[by:], *items[:by]]

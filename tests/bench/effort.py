@@ -1,4 +1,4 @@
-"""How much a run does: the same measurements, in full or just to see that they work."""
+"""How much a run does: all measurements in full, or a short run that only shows that they work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Counts a round, but for `rounds`."""
+    """All counts but `rounds` are for one round."""
 
     rounds: int
     fast_requests: int

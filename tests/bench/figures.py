@@ -38,7 +38,7 @@ class Measurement:
         self.rows.setdefault(contender, {}).setdefault(column, []).append(value)
 
     def note(self, text: str) -> None:
-        """What a reader must know of it; said once."""
+        """A note for the reader; each is kept once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -58,11 +58,11 @@ class Figures:
     measurements: dict[str, Measurement] = field(default_factory=dict)
 
     def of(self, name: str, title: str) -> Measurement:
-        """The measurement of that name, made when it is asked for first."""
+        """The measurement of that name; the first call makes it."""
         return self.measurements.setdefault(name, Measurement(title))
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The value below which `part` (0 to 1) of them lie: of the sorted values, none made up between them."""
+    """The value below which `part` (0 to 1) of the values lie: one of them, without interpolation."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]

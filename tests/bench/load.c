@@ -342,7 +342,7 @@ int main(int argc, char **argv)
         i++;
     }
     if (!count || client_count < 1 || client_count > MAX_CLIENTS || (!requests && !seconds))
-        fail("load [options] HOST:PORT...; the options are told at the top of load.c");
+        fail("load [options] HOST:PORT...; the options are described at the top of load.c");
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     for (int i = 0; i < count; i++) {
         add_target(where[i], path, body);

@@ -16,7 +16,7 @@ _LIMIT_S = 300
 
 
 class LoadError(Exception):
-    """A contender did not answer as it should; the figures would mean nothing."""
+    """A contender gave a wrong answer, so the figures would mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One run of the generator. `generator_s` is the CPU time that it took itself."""
+    """One run of the generator. `generator_s` is the generator's own CPU time."""
 
     elapsed_s: float
     generator_s: float
@@ -67,7 +67,7 @@ class Generator:
         """One run from its start to its end.
 
         Raises:
-            LoadError: an answer was not what it should be.
+            LoadError: an answer was wrong.
         """
         return collect(self.start(addresses, body, **options))
 
@@ -76,21 +76,21 @@ def collect(process: subprocess.Popen[str]) -> Load:
     """Waits for the end of a run.
 
     Raises:
-        LoadError: an answer was not what it should be.
+        LoadError: an answer was wrong.
     """
     out, err = process.communicate(timeout=_LIMIT_S)
     if process.returncode:
         raise LoadError(f"{_asked(process)}: {err.strip()}")
-    told = json.loads(out)
+    result = json.loads(out)
     answers = [
         Answers([us / 1e6 for us in each["latencies_us"]], each["errors"], each["connections"])
-        for each in told["targets"]
+        for each in result["targets"]
     ]
-    for each, raw in zip(answers, told["targets"], strict=True):
+    for each, raw in zip(answers, result["targets"], strict=True):
         if each.errors or not each.latencies_s:
             kind = raw["failed_status"] or "a broken connection"
             raise LoadError(f"{_asked(process)}: {each.errors} errors, the last: {kind}")
-    return Load(told["elapsed_s"], told["cpu_s"], answers)
+    return Load(result["elapsed_s"], result["cpu_s"], answers)
 
 
 def _asked(process: subprocess.Popen[str]) -> str:

@@ -32,7 +32,7 @@ _RESTORED = re.compile(r"context_restored model=\S+ slot=\d+ tokens=(\d+) bytes=
 
 @dataclass(frozen=True, slots=True)
 class Switching:
-    """A way to have two models, of which one is loaded. `log` is where the proxy tells what it saved."""
+    """A way to have two models, of which one is loaded. `log` is the proxy's log: a line for each saved context."""
 
     name: str
     address: str
@@ -54,10 +54,10 @@ def measure_context(lineup: Lineup, effort: Effort, figures: Figures) -> None:
                 _round(way, tokens, number, first)
     _note_files(kept.log(), files)
     first.note(
-        "*load*: the same with a prompt of 20 tokens, so little more than the load itself. The next request goes on "
-        "with the conversation that was there before: its answer, and one more question."
+        "*load*: the same with a prompt of 20 tokens, so little more than the load itself. The next request continues "
+        "the conversation: it adds the answer and one more question."
     )
-    files.note("As llama-server tells it, and with the way there: what a switch waits for.")
+    files.note("As the proxy measures it, transfer included: the time that a switch waits.")
 
 
 def _round(way: Switching, tokens: int, number: int, into: Measurement) -> None:

@@ -33,7 +33,7 @@ def measure_faults(lineup: Lineup, effort: Effort, figures: Figures) -> None:
     """8: the first request after a kill, and the first for a model that ends at once."""
     killed = figures.of("killed", "The next request after the idle backend was killed, real model (ms)")
     killed.note(
-        "*Beyond*: more than `systemctl start`, readiness and the request itself took by hand in the same round; "
+        "*Beyond*: the time beyond `systemctl start`, readiness and the request itself by hand in the same round; "
         "*served* is 1 for an answer and 0 for an error."
     )
     restart = _RestartByHand(lineup.bed)
@@ -42,18 +42,18 @@ def measure_faults(lineup: Lineup, effort: Effort, figures: Figures) -> None:
         killed.add(HAND_SYSTEMD, "total", by_hand_s * MS)
         for contender in turned(lineup.with_alone(Kind.REAL)[1:], number):
             _kill_round(contender, backend_of(contender, [contender]), by_hand_s, killed)
-    broken = figures.of("broken", "A model whose program ends at once: until the error is told (ms)")
-    broken.note("*Reason* is 1 where the error holds what the program said.")
+    broken = figures.of("broken", "A model whose program ends at once: time to the error (ms)")
+    broken.note("*Reason* is 1 if the error contains the program's own words.")
     for _ in range(effort.fault_rounds):
         for maker in lineup.makers.values():
-            contender = maker(Kind.REAL)  # a fresh one: it may treat what fails again differently
+            contender = maker(Kind.REAL)  # a new one: a contender may treat a second failure differently
             if contender is not None and contender.has_broken:
                 _broken_round(contender, broken)
                 contender.stop()
 
 
 class _RestartByHand:
-    """A unit that is killed and started again; tells how long the start and a request took, in seconds."""
+    """A unit that is killed and started again; a call returns the seconds that the start and a request took."""
 
     def __init__(self, bed: Bed) -> None:
         self._stack = bed.stack("killed")
@@ -72,7 +72,7 @@ class _RestartByHand:
 
 
 def kill(pid: int) -> None:
-    """Kills a process that is not ours to wait for, and waits until it is gone."""
+    """Kills a process that is not our child, and waits until it is gone."""
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + _GONE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -105,7 +105,7 @@ def _broken_round(contender: Contender, into: Measurement) -> None:
     try:
         ask(contender.address, "/v1/chat/completions", chat(BROKEN))
     except ContenderError as error:
-        into.add(contender.name, "told after", (time.perf_counter() - began) * MS)
+        into.add(contender.name, "error after", (time.perf_counter() - began) * MS)
         into.add(contender.name, "reason", BROKEN_REASON in str(error))
 
 

@@ -12,14 +12,14 @@ from bench.load import Answers, collect
 from bench.processes import cpu_s
 
 LARGE = {"standin": {"reply_kb": 200}}
-# As long as the small real model takes, without its load on the machine.
+# As long as the small real model takes, but without the load that it puts on the machine.
 SLOW = {"standin": {"delay_ms": 8}}
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _WARM_UP = 20
 
 
 def measure_latency(lineup: Lineup, effort: Effort, figures: Figures) -> None:
-    """1: one client, one request after the other, each of them at every contender in turn."""
+    """1: one client, one request after the other; the contenders take turns after each."""
     small = figures.of("latency-1k", "Latency, stand-in backend, replies of 1 KB (ms)")
     large = figures.of("latency-200k", "Latency, stand-in backend, replies of 200 KB (ms)")
     slow = figures.of("latency-8ms", "Latency, stand-in backend that takes 8 ms, replies of 1 KB (ms)")
@@ -31,9 +31,9 @@ def measure_latency(lineup: Lineup, effort: Effort, figures: Figures) -> None:
         _one_round(lineup, Kind.REAL, number, effort.real_requests, {}, real)
     for measurement in (small, large, slow, real):
         measurement.note(
-            "One client with keep-alive; request by request every contender in turn. *Added*: beyond the same "
-            "request straight to the contender's own backend process, in the same turns. The *relay* parses both "
-            "ways, and does nothing else: no route, no queue, no repair, no journal."
+            "One client with keep-alive; the contenders take turns after each request. *Added*: the time beyond that "
+            "of the same request sent straight to the contender's own backend process, in the same turns. The *relay* "
+            "only parses both ways: no route, no queue, no repair, no journal."
         )
 
 
@@ -42,10 +42,10 @@ def _one_round(
 ) -> None:
     proxies = lineup.with_alone(kind)[1:]
     backends = [backend_of(proxy, proxies) for proxy in proxies]
-    # One for each backend: asked more often than the others, or right after itself, one would be the quicker for it.
+    # One turn for each backend: one that is asked more often, or twice in a row, would be faster for it.
     relays = [lineup.relay_to(backend) for backend in backends]
     served = dict.fromkeys([*backends, *(proxy.address for proxy in proxies), *relays])
-    # Another order each round: who comes after a Python process finds some of its own code in the caches.
+    # Another order each round: whoever follows a Python process finds some of its own code in the caches.
     addresses = random.Random(number).sample(list(served), len(served))
     body = proxies[0].chat(**fields)
     load = lineup.bed.programs.generator.run(addresses, body, requests=requests, warm_up=_WARM_UP)
@@ -65,7 +65,7 @@ def _tell(into: Measurement, name: str, own: Answers, backend: Answers | None) -
 
 
 def measure_throughput(lineup: Lineup, effort: Effort, figures: Figures) -> None:
-    """2: as many as they can, with and without keep-alive."""
+    """2: as many requests as each can serve, with and without keep-alive."""
     kept = figures.of("throughput", "Requests per second, 1 KB, keep-alive, by number of clients")
     fresh = figures.of("throughput-new", "Requests per second, 1 KB, a new connection each, by number of clients")
     used = figures.of("cpu", "CPU time of the process per request (µs), 1 KB, keep-alive, by number of clients")

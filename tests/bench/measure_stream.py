@@ -1,4 +1,4 @@
-"""Streams as they come, and what a client leaves behind that goes away."""
+"""Streams as they come, and how long a backend works on after its client left."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ def _tell(into: Measurement, name: str, own: list[Arrivals], backend: list[Arriv
 
 
 def measure_disconnect(lineup: Lineup, effort: Effort, figures: Figures) -> None:
-    """6: how long a backend goes on for a client that has gone."""
-    into = figures.of("disconnect", "A dropped request: the backend goes on for (s), real model")
+    """6: how long a backend works on after its client left."""
+    into = figures.of("disconnect", "A dropped request: how long the backend works on (s), real model")
     into.note(
         f"A request for {effort.long_tokens} tokens, dropped {_GENERATING_S:g} s after it was sent; the CPU time "
-        f"of the backend's process is looked at until it is quiet."
+        f"of the backend's process is watched until it stops growing."
     )
     for number in range(effort.disconnect_rounds):
         proxies = lineup.with_alone(Kind.REAL)

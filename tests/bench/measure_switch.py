@@ -1,4 +1,4 @@
-"""What a switch costs beyond what stopping, starting and becoming ready take by hand."""
+"""How much longer a switch takes than the same steps by hand: stop, start, wait for readiness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_S = 0.001
 HAND_SYSTEMD = "by hand, systemctl"
 HAND_SPAWN = "by hand, processes"
 
-# Loads a model (0 or 1) in place of the other and has it answer one request; seconds.
+# Loads a model (0 or 1) in place of the other and sends it one request; seconds.
 Switch = Callable[[int], float]
 # A way to switch, and the name of the one by hand that it is compared with.
 Way = tuple[Switch, str | None]
@@ -71,7 +71,7 @@ class ByProcesses:
 
 
 def finish(address: str, model: str) -> None:
-    """Waits until a backend is ready, and has it answer a request."""
+    """Waits until a backend is ready, and sends it a request."""
     while not _is_ready(address):
         time.sleep(_POLL_S)
     ask(address, "/v1/chat/completions", chat(model))
@@ -102,25 +102,25 @@ def measure_switch(lineup: Lineup, effort: Effort, figures: Figures) -> None:
         _cold_round(lineup.bed, switches[Kind.REAL], number, cold)
     for measurement in (fast, real, cold):
         measurement.note(
-            "From the request to its whole reply. *Beyond*: more than stopping, starting and asking /health every "
-            "millisecond by hand took in the same round; for contenders on systemd units that is "
-            f"*{HAND_SYSTEMD}*, for the others *{HAND_SPAWN}*."
+            "From the request to the end of its reply. *Beyond*: the time beyond a stop, a start and a `/health` every "
+            "millisecond by hand in the same round; contenders on systemd units are compared with "
+            f"*{HAND_SYSTEMD}*, the others with *{HAND_SPAWN}*."
         )
 
 
 def measure_read_ahead(lineup: Lineup, effort: Effort, figures: Figures) -> None:
-    """What it brings that the next model's file is read while the loaded one still works."""
-    told = figures.of("read-ahead", "Loading the next model: from its start to its readiness, real model (ms)")
+    """How much faster a load is if the model's file was read while the other model still worked."""
+    loads = figures.of("read-ahead", "Loading the next model: from its start to its readiness, real model (ms)")
     proxy = next(contender for contender in lineup.of(Kind.REAL) if contender.name == OURS)
     file = lineup.bed.programs.real.files[1]
     for _ in range(effort.switch_rounds):
-        told.add("file in the page cache", "load", _load_ms(proxy, lambda: None))
-        told.add("file not in the page cache, the loaded model idle", "load", _load_ms(proxy, lambda: _evict(file)))
-        told.add(
+        loads.add("file in the page cache", "load", _load_ms(proxy, lambda: None))
+        loads.add("file not in the page cache, the loaded model idle", "load", _load_ms(proxy, lambda: _evict(file)))
+        loads.add(
             "file not in the page cache, the loaded model still works for a second", "load",
             _load_ms(proxy, lambda: _evict(file), busy_tokens=60),
         )  # fmt: skip
-    told.note("`load_ms` of /api/status: without the time to stop the other model.")
+    loads.note("`load_ms` of /api/status: without the time to stop the other model.")
 
 
 def _load_ms(proxy: Contender, prepare: Callable[[], None], busy_tokens: int = 0) -> float:
@@ -188,7 +188,7 @@ def _evict(file: Path) -> None:
     """Drops a file that nobody has mapped from the page cache."""
     handle = os.open(file, os.O_RDONLY)
     try:
-        os.fsync(handle)  # what is not yet on the disk would stay
+        os.fsync(handle)  # a page that is not yet on the disk would stay in the cache
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)

@@ -33,7 +33,7 @@ def option_of(pid: int, name: str) -> str | None:
 
 
 def listener_pid(port: int) -> int | None:
-    """The process that listens on a port of this machine; None when it is not to be seen."""
+    """The process that listens on a port of this machine; None if it cannot be found."""
     inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):

@@ -46,7 +46,7 @@ class _Message:
 
 
 def _some(sock: socket.socket) -> bytes:
-    """What came. Raises ConnectionError at the connection's end."""
+    """The next bytes. Raises ConnectionError at the connection's end."""
     received = sock.recv(_RECV_BYTES)
     if not received:
         raise ConnectionResetError
@@ -54,7 +54,7 @@ def _some(sock: socket.socket) -> bytes:
 
 
 class _Backend:
-    """The backend's connection, made anew when it was closed: llama-server does that after a hundred requests."""
+    """The backend's connection. Made anew when it was closed, as llama-server does after a hundred requests."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -87,7 +87,7 @@ class _Backend:
 
 
 def serve(client: socket.socket, backend: _Backend) -> None:
-    """One connection, until its client has enough."""
+    """One connection, until its client closes it."""
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with client:
         while received := client.recv(_RECV_BYTES):
@@ -102,8 +102,8 @@ def serve(client: socket.socket, backend: _Backend) -> None:
             head = f"POST {request.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             status, answer = backend.ask(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, client)
             json.loads(answer)
-            told = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
-            client.sendall(told.encode() + answer)
+            head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
+            client.sendall(head.encode() + answer)
     backend.sock.close()
 
 

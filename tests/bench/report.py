@@ -45,7 +45,7 @@ class Machine:
 
 
 def as_markdown(figures: Figures, machine: Machine) -> str:
-    """All tables: the median of the rounds, and the quartiles around it where they differ."""
+    """All tables: the median of the rounds, and the quartiles if they differ from it."""
     parts = [machine.describe()]
     parts += [_table(measurement) for measurement in figures.measurements.values() if measurement.rows]
     return "\n\n".join(parts) + "\n"
@@ -73,7 +73,7 @@ def _cell(spread: Spread | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three figures are enough."""
+    """A number with three significant digits."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

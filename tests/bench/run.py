@@ -1,13 +1,13 @@
-"""What the proxy costs, beside the backend alone, llama-server's own router, and whatever else is given.
+"""Measures what the proxy costs, beside the backend alone, llama-server's own router, and other servers by URL.
 
     python tests/bench/run.py [--quick] [--only latency,switch] [--url HOST:PORT …] [--source NAME=DIR …]
                               [--json FILE] [--plot FILE]
 
-It starts all it needs on a private systemd user manager (as root; see deploy/user_manager.py), prints Markdown,
-and leaves nothing behind. What a --url leads to must listen on this machine, or no ratio would hold, and serve
-models named fast-a and fast-b (the stand-in), real-a and real-b (the real one), or one pair of them; --prepare
-puts what it needs for that into a folder and prints the commands. --source measures the proxy of another source
-tree, an earlier version of it, say.
+It starts everything on a private systemd user manager (as root; see deploy/user_manager.py), prints Markdown, and
+leaves nothing behind. A server behind a --url must listen on this machine, or the ratios would mean nothing. It must
+serve models named fast-a and fast-b (the stand-in), real-a and real-b (the real one), or one pair of them; --prepare
+writes the files for that into a folder and prints the commands. --source also measures the proxy of another source
+tree, for instance an earlier version.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def main() -> int:
-    """Runs the measurements; the exit code is 1 when something that they need is missing, or one failed."""
+    """Runs the measurements. The exit code is 1 if a program that they need is missing, or one of them failed."""
     arguments = _parse_arguments()
     if arguments.prepare:
         return _prepare(arguments.prepare)
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _measure(name: str, lineup: Lineup, effort: Effort, figures: Figures) -> bool:
-    """Runs one measurement; when it fails, the others still have their turn."""
+    """Runs one measurement. If it fails, the others still run."""
     began = time.monotonic()
     try:
         MEASURES[name](lineup, effort, figures)
@@ -120,7 +120,7 @@ def _names(text: str) -> list[str]:
 def _local(text: str) -> str:
     address = text.removeprefix("http://").split("/")[0].replace("localhost", "127.0.0.1")
     if not address.startswith("127.") or ":" not in address:
-        raise argparse.ArgumentTypeError("only what listens on 127.0.0.1:PORT can be compared")
+        raise argparse.ArgumentTypeError("only a server at 127.0.0.1:PORT can be compared")
     return address
 
 

@@ -1,4 +1,4 @@
-"""The real scheduler on a virtual clock against what others do; prints the tables of docs/scheduling.md.
+"""The real scheduler on a virtual clock, beside the policies of others; prints the tables of docs/scheduling.md.
 
     python tests/bench/simulate.py [--seed 1] [--rounds 20] [--tried | --costs]
 
@@ -53,8 +53,8 @@ Discipliner = Callable[[Iterable[str]], Discipline]
 
 
 class BypassingFifo:
-    """What peers do: requests for the loaded model are served at once, whoever waits; else first come,
-    first served, and who waits for the same model is served with it."""
+    """The policy of other proxies: requests for the loaded model are served at once, whoever waits. Else first come,
+    first served; all requests that wait for the same model are served together."""
 
     def __init__(self, units: Iterable[str] = ()) -> None:
         self.loaded: str | None = None
@@ -96,7 +96,7 @@ class BypassingFifo:
 
 
 class StrictOrder(BypassingFifo):
-    """No request overtakes another: the loaded model serves only while it is asked for next."""
+    """No request overtakes another: the loaded model serves only while the next request is for it."""
 
     def _served_now(self) -> Iterator[int]:
         same = itertools.takewhile(lambda it: it[1] == self.loaded, self.queue.items())
@@ -189,7 +189,7 @@ VARIANTS: Mapping[str, Discipliner] = {
 
 @dataclass(slots=True)
 class Result:
-    """What one or several runs came to; times in seconds."""
+    """The result of one or several runs; times in seconds."""
 
     waits: list[float] = field(default_factory=list)
     switches: int = 0
@@ -214,7 +214,7 @@ class _Request:
 
 
 class Simulation:
-    """Runs clients against a discipline until all are done; each switch takes what its target costs."""
+    """Runs clients against a discipline until all are done. A switch takes as long as its target costs."""
 
     def __init__(self, discipline: Discipline, clients: Iterable[Client], cost_of: CostOf) -> None:
         self.discipline, self.cost_of = discipline, cost_of
@@ -279,7 +279,7 @@ class Simulation:
             elif isinstance(action, Switch) and action.target is not None:
                 self._switch(self.cost_of(action.target), now)
             else:
-                raise AssertionError(f"nothing of this trace calls for {action}")
+                raise AssertionError(f"no trace can lead to {action}")
 
     def _switch(self, cost_s: float, now: float) -> None:
         self.result.switches += 1
@@ -291,7 +291,7 @@ Trace = Callable[[random.Random], "list[Client]"]
 
 
 def simulate(trace: Trace, discipliner: Discipliner, cost_of: CostOf, seeds: range) -> Result:
-    """The mean of several random instances of a trace; the waits of all of them."""
+    """The mean of several random instances of a trace, and the waits of all of them."""
     total = Result()
     for seed in seeds:
         clients = trace(random.Random(seed))
@@ -329,7 +329,7 @@ def print_table(title: str, disciplines: Mapping[str, Discipliner], cost_of: Cos
 
 
 def loaded_scheduler(waiting: int) -> Scheduler:
-    """One model is loaded and busy, within its right of way, and as many requests wait for four others."""
+    """One model is loaded and busy, within its right of way. `waiting` requests wait for four others."""
     scheduler = Scheduler(Policy(queue_limit=waiting + 1), [Spec(unit, URL) for unit in "abcde"])
     scheduler.submit(1, "a", 0.0)
     scheduler.switch_done(30.0, 30.0)

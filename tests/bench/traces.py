@@ -1,7 +1,7 @@
-"""What the simulator replays: made-up days of agents, people and an indexer, like those seen on one card.
+"""Traces for the simulator: invented days of agents, people and an indexer, like those seen on one card.
 
-A client sends its next requests when its last ones were answered, as agents and people do; so a slow policy is
-not flattered by requests that nobody would have sent yet. All times are in seconds.
+A client sends its next requests after its last ones were answered, as agents and people do. So a slow policy does
+not gain from requests that nobody would have sent yet. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -91,5 +91,5 @@ TRACES: tuple[Callable[[random.Random], list[Client]], ...] = (
 
 
 def units_of(clients: Iterable[Client]) -> list[str]:
-    """Every unit that somebody is going to ask for."""
+    """Every unit that the clients ask for."""
     return sorted({unit for client in clients for step in client for unit, _ in step.requests})

@@ -13,12 +13,12 @@ from systemd_llm_switch.contexts.fingerprint import STRIDE, Fingerprint
 MOST = 4  # conversations of one model
 _LARGEST_BODY = 8_000_000  # bytes; a larger one (pictures, say) is not kept to be sent again
 _CHARACTERS_A_TOKEN = 4
-_SAME_PART = 0.9  # as much as this in common: the same conversation, gone on or asked again
+_SAME_PART = 0.9  # requests with this much in common belong to one conversation, continued or repeated
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """What llama-server says of one reply: tokens it had already, tokens it read, and tokens it wrote."""
+    """The numbers of tokens that llama-server reports with a reply: cached, read and written."""
 
     cached: int
     read: int
@@ -46,8 +46,8 @@ class Timings:
 class Conversation:
     """One prompt and its reply. `message` is the request's body as the backend got it; None if it is too large.
 
-    `turns` counts the requests that went on with it; `is_last` says that no other request came since. `slot` is
-    set where its slot is known without that; `is_guess` says that its length is not known.
+    `turns` counts the requests that continued it. With `is_last`, no other request came since, so the slot that was
+    used last has it; otherwise `slot` is set if its slot is known. With `is_guess`, its length is only estimated.
     """
 
     fingerprint: Fingerprint
@@ -62,12 +62,12 @@ class Conversation:
 
     @property
     def is_read(self) -> bool:
-        """Whether a request came for it; else it was only restored."""
+        """Whether a request used it; otherwise it was only restored."""
         return self.message is not None or self.written > 0
 
     @property
     def tokens(self) -> int:
-        """What a slot holds after its reply: the last token that was written is not read again."""
+        """How many tokens a slot holds after the reply: all but the last one that was written."""
         return self.prompt + max(0, self.written - 1)
 
 
@@ -92,11 +92,11 @@ class Conversations:
             self._all.remove(min(self._all[:-1], key=_rank))
 
     def note_another(self) -> None:
-        """A request too short to be kept took a slot."""
+        """A request that is too short to be kept used a slot."""
         self._last = None
 
     def note_paused(self, fingerprint: Fingerprint, message: bytes) -> None:
-        """A reply was cut before its end; how long its prompt is can only be guessed."""
+        """A reply was cut before its end, so the length of its prompt is estimated."""
         self._all = [it for it in self._all if not is_same(it.fingerprint, fingerprint)]
         tokens = fingerprint.size // _CHARACTERS_A_TOKEN
         is_only_one = not any(it.is_guess for it in self._all)
@@ -105,7 +105,7 @@ class Conversations:
         self._last = new if is_only_one else None
 
     def note_restored(self, fingerprint: Fingerprint, tokens: int) -> None:
-        """A slot was filled from a file, which is kept. It is worth saving again only if a request goes on with it."""
+        """A slot was filled from a file, which is kept. It is worth saving again only if a request continues it."""
         self._all.append(Conversation(fingerprint, tokens, 0, False, None))
 
     def most_wanted(self) -> list[Conversation]:
@@ -116,7 +116,7 @@ class Conversations:
 
 
 def is_same(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two requests belong to one conversation: one goes on with the other, or asks it something else."""
+    """Whether two requests belong to one conversation: one continues the other, or differs only near its end."""
     common = one.common(other)
     return common > 0 and common >= _SAME_PART * min(len(one.marks), len(other.marks)) * STRIDE
 

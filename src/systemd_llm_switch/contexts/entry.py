@@ -1,4 +1,4 @@
-"""One saved context: what is known of its file, and the small file beside it that says so. Pure."""
+"""One saved context: the facts about its file, and the small file beside it that holds them. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from systemd_llm_switch.contexts.fingerprint import Fingerprint
 
 PREFIX = "llm-switch-"
 CONTEXT, FACTS, UNFINISHED, USELESS = ".ctx", ".json", ".part", ".useless"
-# Only names of this form are ours; nothing else in a folder is looked at, or removed.
+# Only names of this form are ours. Nothing else in a folder is read or removed.
 OURS = re.compile(r"llm-switch-[0-9a-f]{16}(?:\.ctx|\.json|\.part|\.useless)")
 _VERSION = 1
-_MOST = 2**62  # of tokens, bytes, seconds: more is not a number that we wrote
+_MOST = 2**62  # tokens, bytes, seconds; we never write a larger number
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Entry:
         return replace(self, used_at=at)
 
     def as_text(self) -> str:
-        """For the file beside it. When it was used last is that file's own time."""
+        """For the file beside it, whose modification time says when the context was last used."""
         mark = [self.mark.size, self.mark.mtime_ns, self.mark.inode]
         value = {
             "version": _VERSION, "unit": self.unit, "binding": self.binding, "boot": self.boot, "tokens": self.tokens,
@@ -72,10 +72,10 @@ class Entry:
 
 
 def parse_entry(key: str, text: str, used_at: float) -> Entry:
-    """What `as_text` wrote.
+    """Reads what `as_text` wrote.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text is something else.
     """
     try:
         value: Any = json.loads(text)
@@ -101,7 +101,7 @@ def parse_entry(key: str, text: str, used_at: float) -> Entry:
 def _count(value: Any) -> int:
     """
     Raises:
-        ValueError: it is not a number that we write.
+        ValueError: not a number that we write.
     """
     if type(value) is not int or not 0 <= value <= _MOST:
         raise ValueError("not a count")
@@ -111,7 +111,7 @@ def _count(value: Any) -> int:
 def _seconds(value: Any) -> float:
     """
     Raises:
-        ValueError: it is not a number that we write.
+        ValueError: not a number that we write.
     """
     if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= _MOST:
         raise ValueError("not a time")

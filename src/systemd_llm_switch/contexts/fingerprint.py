@@ -1,4 +1,4 @@
-"""What a conversation begins with, as a short list of hashes. Pure.
+"""The beginning of a conversation as a short list of hashes. Pure.
 
 Two requests that share a beginning share the first hashes. The text itself is not kept, and cannot be read back.
 """
@@ -14,19 +14,19 @@ from typing import NamedTuple
 STRIDE = 512  # characters a hash; about 128 tokens
 _MARK_BYTES = 8
 _MOST_CHARACTERS = 4_000_000
-# What a chat template or llama-server puts before the conversation, then the conversation itself.
+# First the fields that a chat template or llama-server puts before the conversation, then the conversation itself.
 _HEAD_FIELDS = ("tools", "chat_template_kwargs", "system", "instructions")
 _BODY_FIELDS = ("messages", "prompt", "input")
 
 
 class Fingerprint(NamedTuple):
-    """`marks` has one hash for each whole stride from the beginning; `size` is the length of all in characters."""
+    """`marks` has one hash for each whole stride from the beginning; `size` is the whole length in characters."""
 
     marks: tuple[bytes, ...] = ()
     size: int = 0
 
     def common(self, other: Fingerprint) -> int:
-        """How many characters two conversations share from their beginning, to the stride."""
+        """How many characters two conversations share from their beginning, in whole strides."""
         for count, (mine, theirs) in enumerate(zip(self.marks, other.marks, strict=False)):
             if mine != theirs:
                 return count * STRIDE
@@ -38,10 +38,10 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of_text(cls, text: str, size: int) -> Fingerprint:
-        """What `as_text` wrote.
+        """Reads what `as_text` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is something else.
         """
         data = base64.b64decode(text, validate=True)
         if len(data) % _MARK_BYTES or not len(data) // _MARK_BYTES * STRIDE <= size:
@@ -54,7 +54,7 @@ NOTHING = Fingerprint()
 
 def fingerprint(body: Mapping[str, object]) -> Fingerprint:
     """The fingerprint of a request's body. Takes about 3 ms for each million characters, and reads no more than four
-    million. Never raises: what cannot be read shares nothing with anything."""
+    million. Never raises: an unreadable body has the fingerprint NOTHING."""
     try:
         text = "".join(_bounded(_pieces(body)))
     except (RecursionError, TypeError, ValueError):

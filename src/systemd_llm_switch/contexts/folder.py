@@ -32,7 +32,7 @@ class Folder:
     def check(self) -> None:
         """
         Raises:
-            FolderProblem: contexts cannot be kept here, or not in private.
+            FolderProblem: contexts cannot be kept here, or other users could read them.
         """
         try:
             found = self.path.stat()
@@ -48,7 +48,7 @@ class Folder:
             )
 
     def make_private(self) -> None:
-        """Mode 0700, where the folder has only files of ours."""
+        """Sets mode 0700 if the folder has only files of ours."""
         with self._opened() as folder, os.scandir(folder) as found:
             is_private = stat.S_IMODE(os.fstat(folder).st_mode) == 0o700
             if not is_private and all(OURS.fullmatch(item.name) for item in found):
@@ -61,7 +61,7 @@ class Folder:
         return [name for name in names if OURS.fullmatch(name)]
 
     def look(self, name: str) -> os.stat_result | None:
-        """A regular file of this user, with one name; None for anything else."""
+        """The status of a regular file of this user without further hard links; None for anything else."""
         with self._opened() as folder:
             return _look(folder, name)
 
@@ -71,7 +71,7 @@ class Folder:
         return None if found is None else FileMark(found.st_size, found.st_mtime_ns, found.st_ino)
 
     def make_private_file(self, name: str) -> None:
-        """Mode 0600, whatever the backend's umask is."""
+        """Sets mode 0600, whatever the backend's umask was."""
         with self._opened() as folder, _file(folder, name, os.O_RDONLY) as handle:
             os.fchmod(handle, 0o600)
 
@@ -88,7 +88,7 @@ class Folder:
             return os.read(handle, _LARGEST_TEXT).decode(), found.st_mtime
 
     def write(self, name: str, text: str) -> None:
-        """Writes a small file, whole or not at all."""
+        """Writes a small file: all of it or nothing."""
         new = name.rpartition(".")[0] + ".part"
         data = text.encode()
         with self._opened() as folder:
@@ -110,7 +110,7 @@ class Folder:
             os.utime(handle, (at, at))
 
     def remove(self, name: str) -> int:
-        """Removes a file of ours; returns the bytes that it had. What is not ours stays."""
+        """Removes a file of ours; returns its size in bytes. Other files stay."""
         if not OURS.fullmatch(name):
             return 0
         with self._opened() as folder:
@@ -121,7 +121,7 @@ class Folder:
             return found.st_size
 
     def free_bytes(self) -> int:
-        """How much may be written before less than a tenth of the disk is free."""
+        """How many bytes may be written until only a tenth of the disk is free."""
         disk = os.statvfs(self.path)
         return int(disk.f_bavail - disk.f_blocks / 10) * disk.f_frsize
 

@@ -34,7 +34,7 @@ from systemd_llm_switch.quoting import quoted
 log = logging.getLogger(__name__)
 
 _SWEEP_PAUSE_S = 60.0
-_USELESS_LIMIT = 3  # restores in a row that brought nothing
+_USELESS_LIMIT = 3  # restores in a row of which nothing was reused
 USELESS = (
     "nothing of three restored contexts was reused: a model with a sliding window needs `--swa-full` in its unit, a "
     "hybrid or recurrent one a llama-server of build b11549 or later"
@@ -74,20 +74,20 @@ class Contexts:
     # --- called by the switcher -----------------------------------------------------------------------
 
     def configure(self, config: Config) -> None:
-        """Takes a new config over. What it switches off is removed, and so is what belongs to no model any more."""
+        """Replaces the config. Removes contexts that it switches off, and those of models that it no longer has."""
         gone = {it.unit for it in self._config.models.values()} - {it.unit for it in config.models.values()}
         self._config = config
         self._tasks.put(lambda: self._reconsider(gone))
 
     def learn(self, commands: Mapping[str, Command]) -> None:
-        """What units run, loaded or not, for the status. Does not block."""
+        """Notes the commands of units, loaded or not, for the status. Does not block."""
         new = {unit: command for unit, command in commands.items() if self._commands.get(unit) != command}
         if new:
             self._commands.update(new)
             self._tasks.put(lambda: self._reconsider(()))
 
     def ready(self, loaded: Loaded) -> None:
-        """A process is ready, or was adopted. Blocks for a look at its folder."""
+        """A process is ready, or was adopted. Blocks while it reads the folder."""
         unit = loaded.model.unit
         self._sessions.pop(unit, None)
         with self._guarded(loaded.model.id):
@@ -100,8 +100,8 @@ class Contexts:
                 self._sessions[unit] = Session(loaded, support.store, support.binding, rates)
 
     def restore(self, loaded: Loaded, wanted: Sequence[Fingerprint]) -> Restored:
-        """Fills the slots of a process that has just become ready, before the first request reaches it. Blocks within
-        a bound. `wanted` are the beginnings of the requests that wait for it."""
+        """Fills the slots of a process that has just become ready, before the first request reaches it. Blocks for a
+        limited time. `wanted` are the beginnings of the requests that wait for it."""
         restored = Restored()
         with self._guarded(loaded.model.id):
             session = self._sessions.get(loaded.model.unit)
@@ -113,7 +113,7 @@ class Contexts:
         return restored
 
     def save(self, loaded: Loaded) -> None:
-        """Saves what a process has read: it is about to be stopped, and nothing runs on it. Blocks within a bound."""
+        """Saves what a process has read before it is stopped. Nothing runs on it. Blocks for a limited time."""
         with self._guarded(loaded.model.id):
             session = self._sessions.pop(loaded.model.unit, None)
             if session is None or session.loaded.start != loaded.start or not self._is_wanted(loaded.model.unit):
@@ -159,13 +159,13 @@ class Contexts:
     # --- called for an operator -----------------------------------------------------------------------
 
     def forget(self, models: Collection[Model]) -> tuple[list[str], int]:
-        """Removes the contexts of models, and what their processes would save. Returns the ids of those that had
-        some, and the bytes. Waits for a save or a restore under way."""
+        """Removes the contexts of models, and forgets what their processes would save. Returns the ids of the models
+        that had contexts, and the bytes freed. Waits for a save or a restore in progress."""
         units = {model.unit for model in models}
         forgotten, size = set(), 0
         with self._work:
             for unit in self._commands.keys() & units:
-                self._consider(unit)  # a proxy that has just started has not looked yet
+                self._consider(unit)  # a proxy that has just started has not read the folder yet
             for unit in units:
                 session = self._sessions.get(unit)
                 if session is not None:
@@ -178,14 +178,14 @@ class Contexts:
         return [model.id for model in models if model.unit in forgotten], size
 
     def model_status(self, model: Model) -> ModelContexts:
-        """One model's contexts. Asks nobody."""
+        """One model's contexts. Reads no file."""
         support = self._supports.get(model.unit, _UNKNOWN)
         kept = [entry for entry in self._entries() if entry.unit == model.unit]
         size, tokens = sum(entry.size for entry in kept), sum(entry.tokens for entry in kept)
         return ModelContexts(support.why is None, support.why, len(kept), tokens, size)
 
     def totals(self) -> Totals:
-        """All contexts. Asks nobody."""
+        """All contexts. Reads no file."""
         size = sum(entry.size for entry in self._entries())
         return replace(self._totals, bytes=size, limit_bytes=self._limit_bytes)
 
@@ -206,7 +206,7 @@ class Contexts:
         return refusal(self._config, unit) is None
 
     def _consider(self, unit: str) -> _Support:
-        """Looks at a unit's folder anew, and removes what is not its own any more."""
+        """Reads a unit's folder again, and removes contexts that no longer belong to it."""
         support = self._supports[unit] = self._look(unit)
         if support.store is not None:
             self._scan(support.store)
@@ -246,7 +246,7 @@ class Contexts:
             store.drop([entry for entry in store.entries if entry.unit in set(units)])
 
     def _leave_alone(self, session: Session) -> None:
-        """Restoring brings nothing to this unit as it is."""
+        """Restoring has no use for this unit as it is."""
         unit, store = session.unit, session.store
         log.warning("context_useless model=%s reason=%s", session.loaded.model.id, quoted(USELESS))
         self._supports[unit] = _Support(USELESS)
@@ -255,7 +255,7 @@ class Contexts:
         store.note_useless(unit, session.binding, USELESS)
 
     def _make_room(self, session: Session, size: int) -> bool:
-        """Removes the least recently used until so many bytes fit; False where they cannot."""
+        """Removes the least recently used contexts until `size` bytes fit; False if they cannot fit."""
         if size > self._limit_bytes and session.rates.bytes_per_token is not None:
             return False
         size = min(size, self._limit_bytes)
@@ -263,7 +263,7 @@ class Contexts:
         return session.store.folder.free_bytes() >= size
 
     def _keep_limit(self, beside: int = 0) -> None:
-        """Removes the least recently used until all take no more than the limit, and a tenth of each disk is free."""
+        """Removes the least recently used contexts until the limit holds and a tenth of each disk is free."""
         entries = sorted(self._entries(), key=lambda entry: entry.used_at)
         size = sum(entry.size for entry in entries) + beside
         for entry in entries:
@@ -277,7 +277,7 @@ class Contexts:
         store.scan(time.time() - self._config.server.contexts.max_age_h * 3600)
 
     def _keep_clean(self) -> None:
-        """The thread of what no switch does: what is too old is removed, and what requests noticed is done."""
+        """The thread for work outside of switches: removes contexts that are too old, and does what requests noted."""
         while True:
             task = self._sweep
             with contextlib.suppress(queue.Empty):
@@ -292,7 +292,7 @@ class Contexts:
 
     @contextlib.contextmanager
     def _guarded(self, model: str) -> Iterator[None]:
-        """Work on files, one at a time. What goes wrong with it costs a context, never a switch."""
+        """Work on files, one task at a time. An error costs a context, never a switch."""
         with self._work:
             try:
                 yield

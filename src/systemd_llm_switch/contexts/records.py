@@ -12,7 +12,7 @@ from systemd_llm_switch.contexts.unit import Command
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model whose backend is ready, and the command that it was started by. `start` names this start of the unit."""
+    """A model whose backend is ready, and the command that started it. `start` names this start of the unit."""
 
     model: Model
     backend: Backend
@@ -24,7 +24,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore brought: how many contexts, and their tokens. `took_s` is what the switch waited for it."""
+    """The result of a restore: how many contexts, and their tokens. The switch waited `took_s` for it."""
 
     count: int = 0
     tokens: int = 0
@@ -57,12 +57,12 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A restored context whose use is not known yet. The next reply to a request that goes on with it shows it."""
+    """A restored context whose use is not known yet. The next reply to a request that continues it shows the use."""
 
     tokens: int
     fingerprint: Fingerprint = NOTHING
 
     def expected(self, request: Fingerprint) -> int:
-        """How many of its tokens that request should find; 0 where it says nothing about it."""
+        """How many of its tokens that request should reuse; 0 for an unrelated request."""
         whole = max(self.fingerprint.size, 1)
         return int(self.tokens * min(1.0, self.fingerprint.common(request) / whole))

@@ -1,6 +1,6 @@
 """Reads saved contexts back into a process that has just become ready: first the one that a request waits for.
 
-Blocks within a bound; never raises.
+Blocks for a limited time; never raises.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from systemd_llm_switch.quoting import quoted
 log = logging.getLogger(__name__)
 
 _LIST_TIMEOUT_S = 1.0
-# Nobody is known to wait for the others: they may take this long together.
+# No request is known to wait for the others, so they may take only this long together.
 _OTHERS_BOUND_S = 0.5
 _LONGEST_S = 10.0
 _SHORTEST_BOUND_S = 2.0
@@ -46,14 +46,14 @@ def plan(entries: Sequence[Entry], wanted: Sequence[Fingerprint]) -> Plan:
 
 
 class Restoring:
-    """One process's contexts, read back."""
+    """Reads contexts back into one process."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.restored: list[Entry] = []
 
     def run(self, wanted: Sequence[Fingerprint]) -> Restored:
-        """Restores what a waiting request goes on with, and others while that takes no time worth mentioning."""
+        """Restores the context that a waiting request continues, then others as long as that is quick."""
         began = time.monotonic()
         session = self._session
         chosen = plan(session.entries, wanted)
@@ -101,7 +101,7 @@ class Restoring:
         try:
             done = session.slots.restore(slot, entry.context_name, deadline)
         except SlotRefused:
-            if slot == 0:  # it would be refused again; in another slot, room may have been all that was missing
+            if slot == 0:  # it would be refused again; in another slot, perhaps only room was missing
                 store.drop([entry])
             raise
         if done.tokens != entry.tokens:

@@ -22,21 +22,21 @@ log = logging.getLogger(__name__)
 
 _LIST_TIMEOUT_S = 2.0
 _MOST_SAVED = 3  # conversations at one switch
-_WHOLE_PART = 0.9  # a slot with less of a conversation than this has lost it
-_GUESSED_PART = 0.5  # of a length that was only guessed
-_OFF_BY = 2  # tokens; how a stop token is counted depends on the reply
+_WHOLE_PART = 0.9  # a slot with a smaller part of a conversation has lost it
+_GUESSED_PART = 0.5  # the same, if the length was only estimated
+_OFF_BY = 2  # tokens; replies differ in whether a stop token counts
 
 
 class _Skip(Exception):
     """This conversation is not saved; the message says why."""
 
 
-# Whether there is room for so many bytes; makes it where it may.
+# Makes room for that many bytes, if it can; returns whether there is room.
 MakeRoom = Callable[[Session, int], bool]
 
 
 class Saving:
-    """One process's contexts, saved."""
+    """Saves the contexts of one process."""
 
     def __init__(self, session: Session, make_room: MakeRoom) -> None:
         self._session = session
@@ -63,14 +63,14 @@ class Saving:
             log.exception("context_save_crashed model=%s", session.loaded.model.id)
 
     def _list(self, conversations: Sequence[Conversation], deadline: float) -> bool:
-        """Reads what the slots hold; False where nothing there can be worth a file."""
+        """Reads what the slots hold; False if nothing there can be worth a file."""
         if not conversations and not self._session.loaded.is_adopted:
             return False
         self._slots = self._session.slots.list(min(deadline, time.monotonic() + _LIST_TIMEOUT_S)) or ()
         return True
 
     def _unknown(self, conversations: Sequence[Conversation]) -> list[Conversation]:
-        """What an adopted process has read for an earlier proxy; from here it has no fingerprint."""
+        """What an adopted process has read for an earlier proxy. This proxy has no fingerprint of it."""
         if not self._session.loaded.is_adopted:
             return []
         known = [it for conversation in conversations if (it := self._holding(conversation)) is not None]
@@ -106,8 +106,8 @@ class Saving:
         return [it for it in self._session.entries if is_same(it.fingerprint, conversation.fingerprint)]
 
     def _holding(self, conversation: Conversation) -> Slot | None:
-        """The slot that holds a conversation whole, where that is certain: the last request's, in the slot that was
-        used last. (How much a slot holds says too little: two conversations may be of one length.)"""
+        """The slot that certainly holds a whole conversation: that of the last request is in the slot that was used
+        last. (The number of tokens in a slot proves too little: two conversations may have the same length.)"""
         last = max(self._slots, key=lambda slot: slot.task, default=None)
         if last is None or not conversation.is_last:
             return None
@@ -117,8 +117,8 @@ class Saving:
         return last if is_it else None
 
     def _bring_back(self, conversation: Conversation, deadline: float) -> tuple[int, int]:
-        """The slot that holds a conversation, and how many tokens of it. Where other requests came since, its prompt is
-        sent once more: llama-server has it in another slot, or in its host cache.
+        """The slot that holds a conversation, and how many tokens of it. If other requests came since, its prompt is
+        sent once more: llama-server has it in another slot or in its host cache.
 
         Raises:
             _Skip: it is lost.
@@ -133,7 +133,7 @@ class Saving:
             raise _Skip("another prompt took its place in the slot")
         body = json.loads(conversation.message)
         replay = self._session.slots.replay(body, conversation.is_chat, deadline)
-        self._slots = [it for it in self._slots if it.number != replay.slot]  # what it held is not there any more
+        self._slots = [it for it in self._slots if it.number != replay.slot]  # its former content is gone
         if replay.tokens < conversation.prompt * _WHOLE_PART and not conversation.is_guess:
             raise _Skip(f"its prompt came back with {replay.tokens} of {conversation.prompt} tokens")
         return replay.slot, replay.tokens

@@ -16,7 +16,7 @@ from systemd_llm_switch.contexts.records import Awaited, Loaded
 from systemd_llm_switch.contexts.store import Store
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS, Rates
 
-# A restore was useless if a request that goes on with it found less than this part of what it should.
+# A restore was useless if a request that continues it reused less than this part of what it should.
 _USELESS_PART = 0.3
 
 
@@ -43,7 +43,7 @@ class Session:
         return [it for it in self.store.entries if it.unit == self.unit and it.binding == self.binding]
 
     def note_reply(self, body: Mapping[str, object], message: bytes, is_chat: bool, timings: Timings) -> Verdict | None:
-        """A reply is done. Returns what it says of a restored context, if it does."""
+        """A reply is done. Returns what it shows about a restored context, if anything."""
         self.rates.note_prompt(timings.read, timings.read_s)
         if timings.prompt < FEWEST_TOKENS:
             with self._lock:
@@ -72,14 +72,14 @@ class Session:
                 self._conversations.note_restored(awaited.fingerprint, awaited.tokens)
 
     def take_conversations(self) -> Sequence[Conversation]:
-        """What the process has read, the most wanted first. They are not known here any more."""
+        """The conversations that the process has read, the most important first. The session forgets them."""
         with self._lock:
             conversations, self._conversations = self._conversations, Conversations()
             return conversations.most_wanted()
 
 
 class Verdict:
-    """What a reply says of a restored context: how many of its tokens were reused."""
+    """What a reply shows about a restored context: how many of its tokens were reused."""
 
     __slots__ = ("is_useless", "reused")
 

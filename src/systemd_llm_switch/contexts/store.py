@@ -43,8 +43,8 @@ class Store:
         self.useless: dict[str, str] = {}  # by binding: why
 
     def scan(self, oldest: float) -> None:
-        """Reads the folder anew. Removes what is not whole, what another start of the machine left (it may not have
-        reached the disk), and what was not used since `oldest` (seconds since the epoch)."""
+        """Reads the folder again. Removes incomplete contexts, those from before the machine last started (they may not
+        have reached the disk), and those that were not used since `oldest` (seconds since the epoch)."""
         with self._lock:
             names = self.folder.names()
             found = {name.removeprefix(PREFIX).partition(".")[0] for name in names}
@@ -70,7 +70,7 @@ class Store:
         return f"{PREFIX}{key}{UNFINISHED}"
 
     def finish(self, key: str, size: int, describe: Callable[[FileMark], Entry]) -> Entry:
-        """Takes a saved context in, which must have this size.
+        """Adds a saved context, whose file must have this size.
 
         Raises:
             ValueError: the file is not there, or was cut.
@@ -91,7 +91,7 @@ class Store:
             return entry
 
     def abandon(self, key: str) -> None:
-        """Removes what there is of a context that was begun. Never raises."""
+        """Removes what was written of an unfinished context. Never raises."""
         with self._lock:
             self._unfinished.discard(key)
             for suffix in (UNFINISHED, FACTS, CONTEXT):
@@ -103,14 +103,14 @@ class Store:
         return self._is_whole(entry)
 
     def note_used(self, entry: Entry, at: float) -> None:
-        """It was read back: it is the most recently used one now."""
+        """The context was read back, so it is now the most recently used one."""
         with self._lock:
             if entry in self.entries:
                 self.folder.touch(entry.facts_name, at)
                 self._set([it.used(at) if it == entry else it for it in self.entries])
 
     def drop(self, entries: Iterable[Entry]) -> int:
-        """Removes contexts; returns the bytes that they had."""
+        """Removes contexts; returns the bytes freed."""
         gone = list(entries)
         with self._lock:
             self._set([entry for entry in self.entries if entry not in gone])
@@ -121,13 +121,13 @@ class Store:
             return size
 
     def note_useless(self, unit: str, binding: str, reason: str) -> None:
-        """Remembers that restoring brings nothing to a unit as it is."""
+        """Remembers that restoring has no use for a unit as it is."""
         with self._lock:
             self.useless = {**self.useless, binding: reason}
             self.folder.write(f"{PREFIX}{binding}{USELESS}", json.dumps({"unit": unit, "reason": reason}))
 
     def forget_useless(self, unit: str, binding: str | None) -> None:
-        """Forgets it for a unit, except for this binding."""
+        """Forgets that for a unit, except for this binding."""
         with self._lock:
             for name in self.folder.names():
                 if not name.endswith(USELESS) or name == f"{PREFIX}{binding}{USELESS}":

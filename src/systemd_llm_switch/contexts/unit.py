@@ -51,12 +51,12 @@ class Command:
 
     @property
     def has_cache_ram(self) -> bool:
-        """Whether llama-server may still have a prompt that another one replaced."""
+        """Whether llama-server may still have a prompt in RAM after another one took its slot."""
         return (self._option("-cram", "--cache-ram") or self.environment.get("LLAMA_ARG_CACHE_RAM")) != "0"
 
     @property
     def problem(self) -> str | None:
-        """What is to be added or changed before contexts can be kept; None if nothing is."""
+        """What the user must add or change before contexts can be kept; None if nothing."""
         if any(word in _NO_CHAT for word in self.words):
             return "a model for embeddings has no conversations"
         if self.folder is None:
@@ -87,7 +87,7 @@ class Command:
         return command_line == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
 
     def _option(self, *flags: str) -> str | None:
-        """The value of the last of these flags: llama-server takes that one."""
+        """The value of the last of these flags, which is the one that llama-server uses."""
         found = None
         for word, following in pairwise((*self.words, "")):
             name, sign, value = word.partition("=")
@@ -97,7 +97,7 @@ class Command:
 
 
 def _words(arguments: Sequence[str]) -> Iterator[str]:
-    """The words; those of a shell's script one by one."""
+    """The words. A shell's script is split into its own words."""
     for argument in arguments:
         if "llama-server" in argument and " " in argument and not os.path.exists(argument):  # noqa: PTH110  (a word)
             try:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 FEWEST_TOKENS = 128  # a shorter prompt is read again sooner than anybody notices
 _LEAST_GAIN_S = 0.3
 _LEAST_RATIO = 2.0  # reading again must take this many times as long as to save and restore
-_FEWEST_MEASURED_TOKENS = 32  # the time for fewer says nothing of the rate
+_FEWEST_MEASURED_TOKENS = 32  # fewer tokens say nothing about the rate
 _NEWEST_WEIGHT = 0.5
-# Until the first file: what a slow SSD does, and a large model.
+# Assumed until the first file: the rate of a slow SSD, and the size of a large model.
 _UNMEASURED_SAVE_BPS = 300e6
 _UNMEASURED_RESTORE_BPS = 600e6
 _UNMEASURED_BYTES_PER_TOKEN = 128_000.0
 _UNMEASURED_TOKENS_PER_S = 400.0
-# No switch waits longer than this for a save or a restore, and none longer than half of what reading again takes.
+# A switch waits at most this long for a save or a restore, and at most half as long as reading again would take.
 _LONGEST_S = 10.0
 _SHORTEST_BOUND_S = 2.0
 
@@ -37,7 +37,7 @@ class Worth:
 
 @dataclass(slots=True)
 class Rates:
-    """What was measured of one model on this machine. None: nothing yet."""
+    """The rates of one model on this machine; None if not measured yet."""
 
     tokens_per_s: float | None = None
     save_bps: float | None = None

@@ -1,4 +1,4 @@
-"""A planned model, added: its unit and its entry in the config. All of it or nothing, also when it is interrupted."""
+"""Adds a planned model: its unit and its entry in the config. All or nothing, even if it is interrupted."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from systemd_llm_switch.setup.systemctl import Systemctl
 
 
 def add(plan: Plan, places: Places, systemd: Systemctl, use: Callable[[], None]) -> None:
-    """Writes the unit and the entry, and calls `use`, which tries the model. When anything raises, also a signal, what
-    was done is undone.
+    """Writes the unit and the entry, and calls `use`, which tries the model. If anything raises, even a signal, all is
+    undone.
 
     Raises:
         SetupError, OSError, KeyboardInterrupt, and what `use` raises.
@@ -65,7 +65,7 @@ def _add_unit(plan: Plan, ledger: Ledger, places: Places, systemd: Systemctl, un
 
 
 def _remove_leftover(unit: str, ledger: Ledger, places: Places, systemd: Systemctl) -> None:
-    """Of an `add` that was killed."""
+    """Removes what a killed `add` left."""
     if unit in ledger.added_units:
         systemd.stop([unit])
         ledger.remove_unit(unit, places)
@@ -74,17 +74,17 @@ def _remove_leftover(unit: str, ledger: Ledger, places: Places, systemd: Systemc
 
 
 class _Entry:
-    """The edit of the config, and its undoing."""
+    """The edit of the config, and how it is undone."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._before, self._after = edited_config(plan)
         self._was_there = plan.target.exists()
-        self.may_be_read = False  # by a running proxy, to which a file that vanishes is a broken one
+        self.may_be_read = False  # by a running proxy, which reports a file that vanishes as broken
 
     def write(self) -> None:
         target = self._plan.target
-        # Keys may be in it: its mode stays.
+        # It may contain keys, so its mode must not change.
         mode = stat.S_IMODE(target.stat().st_mode) if self._was_there else 0o644
         write(target, self._after, mode)
 
@@ -103,7 +103,7 @@ class _Entry:
 
 
 def remove(name: str, unit: str, config: Path, places: Places, systemd: Systemctl) -> None:
-    """Takes the entry and the unit away. Both are gone when it returns, or the next call goes on.
+    """Removes the entry and the unit. Both are gone when it returns; after an interruption, the next call goes on.
 
     Raises:
         SetupError, OSError

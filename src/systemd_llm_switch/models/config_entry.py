@@ -63,7 +63,7 @@ def entry(name: str, values: dict[str, str | float], indent: str = "  ") -> str:
 
 
 class _Unclear(Exception):
-    """The place of the entry is not to be found."""
+    """The entry's place in the text cannot be determined."""
 
 
 def _with_entry(text: str, name: str, values: dict[str, str | float]) -> str:
@@ -91,7 +91,7 @@ def _without_entry(text: str, name: str) -> str:
     if not models.flow_style:
         begin = key.start_mark.index - key.start_mark.column
         if text[begin : key.start_mark.index].strip():
-            raise _Unclear("something stands before it in its line")
+            raise _Unclear("something precedes it in its line")
         return text[:begin] + text[_end_of_line(text, _last_index(value)) :]
     begin, end = key.start_mark.index, value.end_mark.index
     if index + 1 < len(models.value):
@@ -103,7 +103,7 @@ def _without_entry(text: str, name: str) -> str:
 
 def _models_node(text: str) -> yaml.MappingNode:
     """The mapping below `models:`."""
-    parse_yaml(text, "the config")  # its bounds
+    parse_yaml(text, "the config")  # checks the bounds first
     top: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     for key, value in top.value if isinstance(top, yaml.MappingNode) else ():
         if key.value == "models" and isinstance(value, yaml.MappingNode) and (value.value or value.flow_style):
@@ -112,7 +112,7 @@ def _models_node(text: str) -> yaml.MappingNode:
 
 
 def _last_index(node: yaml.Node) -> int:
-    """Where a node's own text ends. The mark of a block's end stands behind the comments that follow it."""
+    """Where a node's own text ends. PyYAML puts the end of a block after the comments that follow it."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last: Any = node.value[-1]
         node = last[1] if isinstance(node, yaml.MappingNode) else last
@@ -144,7 +144,7 @@ def _rest(config: Config) -> Config:
 
 
 def _scalar(text: str) -> str:
-    """A key: as it is where YAML takes it for a string."""
+    """A key, with quotes unless YAML reads it as a string without them."""
     if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
         return text
     return _quoted(text)

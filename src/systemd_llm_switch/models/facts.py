@@ -1,4 +1,4 @@
-"""What a model's file says of the model: what it is for, its layers, its experts, how long its context may be."""
+"""Facts about a model from its file: its purpose, its layers, its experts, the longest context."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from systemd_llm_switch.setup.model_files import missing_parts, parts_of
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.*)", re.DOTALL)
 _EXPERTS = re.compile(r"ffn_.*_(?:ch)?exps\b")
 _POOLING_RANK = 4  # llama.h: 0 none, 1 mean, 2 cls, 3 last, 4 rank
-_CACHE_BYTES = 2  # of one number of the context, at llama-server's default f16
+_CACHE_BYTES = 2  # for each number of the context, with llama-server's default f16
 _LONGEST_NAME = 80
 _MOST_LAYERS = 10_000
 
 
 class Purpose(Enum):
-    """What a model is asked for."""
+    """What a model is for."""
 
     CHAT = "chat"
     EMBEDDING = "embeddings"
@@ -110,7 +110,7 @@ def _check_kind(path: Path, values: Mapping[str, Value], architecture: str, part
     if kind == "adapter":
         raise NotAModel(f"{name} is a LoRA adapter; add its model, with `-- --lora {name}`")
     if kind == "mmproj" or architecture == "clip":
-        raise NotAModel(f"{name} is the eye of a multimodal model; add that model, with `-- --mmproj {name}`")
+        raise NotAModel(f"{name} is the image part of a multimodal model; add that model, with `-- --mmproj {name}`")
     if _int(values, "split.count") not in (0, 1, parts):
         count = _int(values, "split.count")
         raise NotAModel(f"{name} is one of {count} parts, and llama-server finds the others only by the names "
@@ -118,7 +118,7 @@ def _check_kind(path: Path, values: Mapping[str, Value], architecture: str, part
 
 
 def _purpose(values: Mapping[str, Value], architecture: str) -> Purpose:
-    """A model that pools, or that also looks at what follows a word, does not chat."""
+    """A model that pools, or whose attention is not causal, does not chat."""
     pooling = values.get(f"{architecture}.pooling_type")
     if pooling == _POOLING_RANK or f"{architecture}.classifier.output_labels" in values:
         return Purpose.RERANK
@@ -127,7 +127,7 @@ def _purpose(values: Mapping[str, Value], architecture: str) -> Purpose:
 
 
 def _weigh(path: Path, headers: Iterable[Header]) -> tuple[tuple[Layer, ...], int, int]:
-    """The layers, the bytes of the token embeddings, and those of all else."""
+    """The layers, the bytes of the token embeddings, and the bytes of all other tensors."""
     experts: dict[int, int] = {}
     others: dict[int, int] = {}
     embedding = output = 0
@@ -164,7 +164,7 @@ def _int(values: Mapping[str, Value], key: str) -> int:
 
 
 def _as_int(value: Value) -> int:
-    """A count; the largest one of several (one a layer)."""
+    """A count. If there is one for each layer, the largest."""
     found = max(value, default=0) if isinstance(value, tuple) else value
     return max(0, int(found)) if isinstance(found, int) and abs(found) < 1 << 40 else 0
 

@@ -1,4 +1,4 @@
-"""The flags for a model: chosen from what its file says, what was wished, and what the llama-server at hand knows.
+"""The flags for a model, chosen from its file's facts, the user's wishes, and the flags that the llama-server knows.
 Pure.
 """
 
@@ -24,12 +24,12 @@ _OURS = ("--host", "--port", "--model", "--alias")
 
 
 class Unfit(SetupError):
-    """The wishes cannot be followed. The message says why."""
+    """The wishes cannot be met. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What was said on the command line."""
+    """The options of the command line."""
 
     context: int | None = None
     is_embedding: bool = False
@@ -40,7 +40,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the flags depend on besides: the card's size as far as it is known, and the RAM."""
+    """The machine: the card's size, if it is known, and the RAM."""
 
     card_gib: float | None
     card_source: str
@@ -49,7 +49,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Some words of the command line, and why they are there."""
+    """Some words of the command line, and the reason for them."""
 
     words: tuple[str, ...]
     why: str
@@ -70,7 +70,7 @@ def choose(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machi
     proposed = [
         *_for_purpose(facts, wishes, known, context),
         *_for_memory(facts, wishes, known, machine, context),
-        Choice(("--metrics",), "its figures can be read at /metrics"),
+        Choice(("--metrics",), "its metrics can be read at /metrics"),
     ]
     own = {spelling for flag in known.in_command(wishes.flags) for spelling in known.same(flag)}
     chosen = [choice for choice in proposed if known.knows(choice.words[0]) and not own & set(choice.words)]
@@ -189,7 +189,7 @@ def _reckon_experts(facts: ModelFacts, known: ServerFlags, room: int, of_card: s
 
 
 def _reckon_layers(facts: ModelFacts, cache: int, budget: int, of_card: str) -> tuple[list[Choice], int]:
-    """The last layers, and the context's part that belongs to them."""
+    """As many of the last layers as fit, with their part of the context."""
     of_context = math.ceil(cache / len(facts.layers))
     on_card, room = 0, budget - facts.output_bytes
     for layer in reversed(facts.layers):
@@ -203,7 +203,7 @@ def _reckon_layers(facts: ModelFacts, cache: int, budget: int, of_card: str) -> 
 
 
 def _cache(ram_bytes: int, in_ram: int) -> Choice:
-    """A quarter of the RAM that the model leaves."""
+    """A quarter of the RAM that the model leaves free."""
     left_mib = max(0, ram_bytes - in_ram) // 4 // MIB
     size = max(_LEAST_CACHE_MIB, min(_MOST_CACHE_MIB, left_mib // 256 * 256))
     return Choice(("--cache-ram", str(size)), f"at most {size} MiB of RAM for prompts that it has read before")

@@ -1,5 +1,5 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie. The file may hold anything: each size and count
-is checked before it is used.
+"""The header of a GGUF file: its metadata, and where its tensors are. The file may contain anything, so each size and
+count is checked before it is used.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -33,7 +33,7 @@ _STRING, _ARRAY = 8, 9
 _NUMBERS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-# Tensor types (ggml.h): the weights of a block, and its bytes. One that is not here is newer, and goes unchecked.
+# Tensor types (ggml.h): the weights of a block, and its bytes. A newer type is missing here and is not checked.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
     11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 16: (256, 66), 17: (256, 74), 18: (256, 98),
@@ -56,7 +56,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself. Long strings are cut, long arrays and arrays of strings are left out."""
+    """A file's metadata and tensors. Long strings are cut; long arrays and arrays of strings are left out."""
 
     values: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
@@ -88,7 +88,7 @@ class _Broken(Exception):
 
 
 class _Reader:
-    """Reads forwards. Nothing is read beyond the end, and nothing is allocated for a count that is not checked."""
+    """Reads a file forwards. Never reads beyond its end, and checks each count before it allocates anything."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -114,7 +114,7 @@ class _Reader:
         return Header(values, self._tensors(tensors, values), self._size)
 
     def _tensors(self, count: int, values: Mapping[str, Value]) -> tuple[Tensor, ...]:
-        """With the bytes from each tensor's beginning to that of the next one."""
+        """The tensors, each with the bytes from its beginning to that of the next one."""
         places = sorted(self._tensor() for _ in range(count))
         align = values.get("general.alignment", 32)
         if not isinstance(align, int) or not 0 < align <= 1 << 20:
@@ -127,7 +127,7 @@ class _Reader:
         return tuple(Tensor(name, end - offset) for (offset, name, _), end in zip(places, ends, strict=True))
 
     def _tensor(self) -> tuple[int, str, int]:
-        """Its place in the data, its name, and the bytes that it needs at least."""
+        """One tensor: its place in the data, its name, and the fewest bytes that it needs."""
         name = self._text(_MOST_NAME_BYTES, "the name of a tensor")
         weights = 1
         for _ in range(self._count("I", _MOST_DIMENSIONS, "dimensions")):
@@ -146,7 +146,7 @@ class _Reader:
         raise _Broken(f"a value has the unknown type {kind}")
 
     def _array(self, depth: int) -> Value | None:
-        """The numbers of a short one; the rest is passed over."""
+        """The numbers of a short array; others are skipped."""
         kind, count = self._number("I"), self._count("Q", _MOST_ELEMENTS, "elements")
         self._elements += count
         if self._elements > _MOST_ELEMENTS or depth > _MOST_DEPTH:

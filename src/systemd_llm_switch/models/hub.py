@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: which files a repository has, and their download, which goes on where it stopped.
+"""Models from the Hugging Face hub: the files of a repository, and their download, which resumes where it stopped.
 
 `HF_ENDPOINT` names another hub, `HF_TOKEN` a token for models that are not public. What the hub sends is checked before
 it is used: sizes, names, checksums.
@@ -27,7 +27,7 @@ from systemd_llm_switch.setup.places import SetupError
 
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT_S = 60
-_ATTEMPTS = 5  # in a row that bring nothing
+_ATTEMPTS = 5  # in a row without any data
 _PIECE = 1 << 20
 _MOST_LIST_BYTES = 32 << 20
 _MOST_FILE_BYTES = 1 << 43
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]  # a file's name, its bytes so far, a
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """One file of a repository. `sha256` is empty where the hub does not say it."""
+    """One file of a repository. `sha256` is empty if the hub does not report it."""
 
     path: str
     size: int
@@ -82,8 +82,8 @@ class Hub:
         return [found[path] for path in paths]
 
     def download(self, repo: str, files: list[HubFile], folder: Path, progress: Progress) -> Path:
-        """Downloads what is not there yet, and returns the first file. What an interrupted download brought stays, and
-        the next one goes on from there.
+        """Downloads the files that are missing, and returns the first one. The data of an interrupted download stays,
+        and the next call resumes there.
 
         Raises:
             SetupError, OSError
@@ -113,7 +113,7 @@ class Hub:
             part.replace(folder / file.name)
 
     def _fill(self, url: str, file: HubFile, out: BinaryIO, progress: Progress) -> None:
-        """Until the file is whole."""
+        """Downloads until the file is whole."""
         failed = 0
         while (have := out.seek(0, os.SEEK_END)) < file.size:
             try:
@@ -161,7 +161,7 @@ class Hub:
 
 
 def _file_of(entry: object) -> HubFile | None:
-    """One entry of the list; None for what is not a model, or is odd."""
+    """One entry of the list; None if it is not a model, or malformed."""
     if not isinstance(entry, dict):
         raise TypeError("an entry is not an object")
     path, size, lfs = entry.get("path"), entry.get("size"), entry.get("lfs")
@@ -182,7 +182,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> str:
 
 
 def _part(folder: Path, file: HubFile) -> Path:
-    """Named after the content too: what was begun of an older version is not continued with another."""
+    """The file of an unfinished download. Its name contains the checksum, so another version never continues it."""
     return folder / f".{file.name}.{(file.sha256 or str(file.size))[:16]}.part"
 
 

@@ -53,7 +53,7 @@ def plan(
     environ: Mapping[str, str],
     systemd: Systemctl | None,
 ) -> Plan:
-    """`systemd` is None where no user manager answers: then nothing is known of what it can do.
+    """Plans a model. `systemd` is None if no user manager answers.
 
     Raises:
         SetupError: the model cannot be added; nothing was changed.
@@ -157,7 +157,7 @@ def _machine(wishes: Wishes, config: Config) -> Machine:
 
 
 def _url(wishes: Wishes, config: Config) -> str:
-    """Where the model will listen: where all do, but a model on the CPU runs beside others and needs its own port."""
+    """Where the model will listen: at the common port, but a model on the CPU runs beside others and needs its own."""
     if not wishes.on_cpu:
         return config.server.llama_url
     usual = urlsplit(config.server.llama_url)
@@ -183,5 +183,5 @@ def _is_free(port: int) -> bool:
 
 
 def _target(config: Path, places: Places) -> Path:
-    """The packaged file is never edited; what is behind a link is edited, not the link."""
+    """The file to edit: never the packaged one, and never a link but the file behind it."""
     return places.user_config if config == PACKAGED else config.resolve()

@@ -23,7 +23,7 @@ class Undo:
         self._steps: list[Callable[[], None]] = []
 
     def later(self, step: Callable[[], None]) -> None:
-        """To be called before the step that it undoes; it must bear that nothing has happened yet."""
+        """Registers how a step is undone. Call it first: `step` must also work if nothing has happened yet."""
         self._steps.append(step)
 
     def __enter__(self) -> Undo:
@@ -43,7 +43,7 @@ class Undo:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """For a few quick steps that belong together."""
+    """Signals are ignored within the block: for a few quick steps that belong together."""
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     _ignore_signals()
     try:
@@ -54,8 +54,8 @@ def without_interrupts() -> Iterator[None]:
 
 
 def put_back(path: Path, text: str | None) -> None:
-    """The earlier text of a file, which is no longer than its present one; None for a file that was not there. A full
-    disk does not prevent it."""
+    """Restores the earlier text of a file, even on a full disk; None removes the file. The earlier text must not be
+    longer than the present one."""
     if text is None:
         path.unlink(missing_ok=True)
         return
@@ -71,7 +71,7 @@ def put_back(path: Path, text: str | None) -> None:
 
 
 def _do(step: Callable[[], None]) -> None:
-    """Whatever fails, the other steps follow."""
+    """Undoes one step. If that fails, the other steps still follow."""
     try:
         step()
     except (OSError, SetupError) as error:
@@ -84,6 +84,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _ignore_signals() -> None:
-    """Also for the programs that are started from here on."""
+    """Ignores signals, also in programs that are started from now on."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -67,7 +67,7 @@ def unit_text(
 
 
 def _shared_settings(purpose: Purpose, places: Places) -> str:
-    """What follows the command in a shipped unit: how it stops, what it may write, and its sandbox."""
+    """The part of a shipped unit after its command: how it stops, what it may write, and its sandbox."""
     text = (places.unit_sources / _LIKE.get(purpose, _LIKE_OTHERS)).read_text()
     command = _COMMAND.search(text)
     assert command is not None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
 from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
 from systemd_llm_switch.quoting import printable, quoted
 
 _MAX_FIELD = 10_000
@@ -99,6 +100,8 @@ def parse_object(raw: bytes) -> Json:
     Raises:
         InvalidJson, InvalidRequest
     """
+    if has_too_many_values(raw):
+        raise InvalidRequest(f"the request body holds more than {MAX_VALUES} values; send it in several requests")
     try:
         # It is decoded here because Python would also read UTF-16 and UTF-32 from bytes, which backends do not.
         body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())

@@ -88,7 +88,7 @@ def test_a_start_is_aborted_while_its_job_runs(stack: Stack, service: str) -> No
             wait_for(lambda: stack.active_state(unit) in ("inactive", "failed"), 30)
     assert holds[0].status == 200
     assert loads[0].error["code"] == "on_hold"
-    assert proxy.status()["switches"][-1]["error"] == "nobody waits for it any more"
+    assert "nobody waits for it any more" in [switch["error"] for switch in proxy.status()["switches"]]
 
 
 @pytest.mark.parametrize("kind", ["drip", "mute"])
@@ -114,5 +114,5 @@ def test_a_start_is_aborted_before_its_job_begins(stack: Stack) -> None:
         wait_for(lambda: proxy.state("m") == "starting")
         assert proxy.post("/api/hold", {"force": True}).status == 200
     assert loads[0].error["code"] == "on_hold"
-    assert proxy.status()["switches"][-1]["error"] == "nobody waits for it any more"
+    assert "nobody waits for it any more" in [switch["error"] for switch in proxy.status()["switches"]]
     assert stack.systemctl("show", "-p", "ExecMainPID", "--value", unit).strip() == "0"

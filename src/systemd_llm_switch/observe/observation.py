@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.observe.hub import Hub
-from systemd_llm_switch.observe.own_log import LogLine, OwnLog
+from systemd_llm_switch.observe.own_log import OwnLog
 from systemd_llm_switch.observe.requests import Finished, RequestLog
 from systemd_llm_switch.observe.tally import Tally
 from systemd_llm_switch.observe.vram import Vram
@@ -21,30 +21,27 @@ class Observation:
 
     def __init__(self, units: Callable[[], Sequence[str]], make_status: Callable[[], Json]) -> None:
         self._units = units
-        self.hub = Hub(make_status, (self._follow_units,))
+        self.hub = Hub(make_status, (self._follow_own_log, self._follow_units))
         self.tally = Tally()
-        self.requests = RequestLog(self._publish_request)
+        self.requests = RequestLog()
         self.own_log = OwnLog()
         self.vram = Vram()
-        self.own_log.listen(self._publish_line)
 
     def note_request(self, entry: Finished) -> None:
         """A request is over. Costs almost nothing without watchers."""
         self.requests.add(entry)
         self.tally.note_request(entry)
+        if self.hub.is_watched:
+            self.hub.publish("request", entry.as_json())
 
     def note_switch(self, record: Json) -> None:
         """A switch is over."""
         self.tally.note_switch(record)
         self.hub.publish("switch", record)
 
-    def _publish_request(self, entry: Finished) -> None:
-        if self.hub.is_watched:
-            self.hub.publish("request", entry.as_json())
-
-    def _publish_line(self, line: LogLine) -> None:
-        if self.hub.is_watched:
-            self.hub.publish("log", own_line(*line.shown()))
+    def _follow_own_log(self) -> Callable[[], None]:
+        """Sends the proxy's own log lines as events until the returned function is called."""
+        return self.own_log.listen(lambda line: self.hub.publish("log", own_line(*line.shown())))
 
     def _follow_units(self) -> Callable[[], None]:
         """Sends the units' journal lines as events until the returned function is called."""

@@ -38,6 +38,12 @@ class OwnLog(logging.Handler):
         self._lines: deque[LogLine] = deque(maxlen=KEPT)
         self._listeners: tuple[Listener, ...] = ()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Keeps the line. Unlike other handlers, applies no filters, and takes the lock only for listeners:
+        every request logs a line, and an append is atomic."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises: `logging` reports a line that cannot be formatted."""
         try:
@@ -50,8 +56,10 @@ class OwnLog(logging.Handler):
             return
         line = LogLine(record.created, record.levelno, message)
         self._lines.append(line)
-        for listener in self._listeners:
-            listener(line)
+        if self._listeners:
+            with self.lock:  # type: ignore[union-attr]  # so that no listener is called after its end
+                for listener in self._listeners:
+                    listener(line)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with each new line until the returned function is called. The listener must not log."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 from systemd_llm_switch.openai.shapes import Json, object_of
@@ -58,15 +57,12 @@ class Finished(NamedTuple):
 class RequestLog:
     """Thread-safe: `deque.append` is atomic, and an entry never changes after it was added."""
 
-    def __init__(self, on_entry: Callable[[Finished], None] = lambda entry: None) -> None:
-        """`on_entry` gets each new entry. It must be quick."""
+    def __init__(self) -> None:
         self._entries: deque[Finished] = deque(maxlen=KEPT)
-        self._on_entry = on_entry
 
     def add(self, entry: Finished) -> None:
         """Keeps one more request, and drops the oldest if there are too many."""
         self._entries.append(entry)
-        self._on_entry(entry)
 
     def last(self, limit: int = KEPT) -> list[Json]:
         """The last `limit` requests, the newest first."""

@@ -17,7 +17,7 @@ from support.stack import ROOT, rss_mib
 
 _CLIENTS = 8
 _NOTHING = "pass"
-_IMPORT = "import systemd_llm_switch.command.serve"
+_IMPORT = "import systemd_llm_switch.command.running"
 
 
 def measure_footprint(lineup: Lineup, effort: Effort, figures: Figures) -> None:

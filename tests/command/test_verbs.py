@@ -36,12 +36,17 @@ def test_the_entry_loads_no_verb() -> None:
 
 
 def test_serving_does_not_load_the_set_up() -> None:
-    assert "setup" not in loaded_by("systemd_llm_switch.command.serve")
+    assert "setup" not in loaded_by("systemd_llm_switch.command.running")
+
+
+def test_the_check_of_a_config_does_not_load_the_proxy() -> None:
+    assert not {"api", "forward", "http_server"} & loaded_by("systemd_llm_switch.command.serve")
 
 
 @pytest.mark.parametrize("verb", ["setup", "check", "demo", "uninstall"])
 def test_the_set_up_does_not_load_the_proxy(verb: str) -> None:
-    assert loaded_by(f"systemd_llm_switch.command.{verb}") <= {"command", "setup", "systemd"}
+    shared = {"addresses", "split_files"}
+    assert loaded_by(f"systemd_llm_switch.command.{verb}") <= {"command", "setup", "systemd"} | shared
 
 
 def test_the_set_up_needs_the_standard_library_only() -> None:

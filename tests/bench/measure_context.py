@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import shlex
@@ -21,11 +22,13 @@ from support.stack import Stack, free_port
 
 KEPT = "contexts kept"
 KEPT_TITLE = "contexts kept, a title request in between"
+STAYED = "the model stays loaded: no switch"
 OFF = "`max_gb: 0`"
 _OPTIONS = ("-t", "1", "-c", "4096", "-np", "1", "--jinja")
 _WORDS = ("river", "stone", "light", "paper", "green", "house", "quick", "bird", "model", "token", "small", "letter")
 _TITLE = "Write a title of three words for a chat about stones and rivers."
 _TIMEOUT_S = 900.0
+_NUMBERS = itertools.count(1)
 _SAVED = re.compile(r"context_saved model=\S+ slot=\d+ tokens=(\d+) bytes=(\d+) ms=(\d+)")
 _RESTORED = re.compile(r"context_restored model=\S+ slot=\d+ tokens=(\d+) bytes=(\d+) ms=(\d+)")
 
@@ -38,20 +41,23 @@ class Switching:
     address: str
     log: Callable[[], str] = lambda: ""
     has_title: bool = False
+    has_switch: bool = True
 
 
 def measure_context(lineup: Lineup, effort: Effort, figures: Figures) -> None:
     """7: A → B → A with a conversation; with contexts kept, without, and with llama-server's router."""
     first = figures.of("context", "Until the first token after A → B → A, real model (ms)")
+    away = figures.of("context-away", "Until the first token of B, asked after a conversation with A (ms)")
     files = figures.of("context-files", "Saving and restoring a context, real model")
-    off = _proxy(lineup.bed, OFF, {"max_gb": 0})
-    kept = _proxy(lineup.bed, KEPT, {})
+    off = start_proxy(lineup.bed, OFF, {"max_gb": 0})
+    kept = start_proxy(lineup.bed, KEPT, {})
     titled = Switching(KEPT_TITLE, kept.address, kept.log, has_title=True)
-    ways = [kept, titled, off, _router(lineup.bed)]
+    stayed = Switching(STAYED, kept.address, kept.log, has_switch=False)
+    ways = [stayed, kept, titled, off, _router(lineup.bed)]
     for number in range(effort.context_rounds):
         for tokens in effort.context_tokens:
             for way in turned(ways, number):
-                _round(way, tokens, number, first)
+                _round(way, tokens, number, first, away)
     _note_files(kept.log(), files)
     first.note(
         "*load*: the same with a prompt of 20 tokens, so little more than the load itself. The next request continues "
@@ -60,21 +66,28 @@ def measure_context(lineup: Lineup, effort: Effort, figures: Figures) -> None:
     files.note("As the proxy measures it, transfer included: the time that a switch waits.")
 
 
-def _round(way: Switching, tokens: int, number: int, into: Measurement) -> None:
+def _round(way: Switching, tokens: int, number: int, into: Measurement, away: Measurement) -> None:
     a, b = Kind.REAL.models
-    story = " ".join(_WORDS[(at * at + at * (tokens + number)) % len(_WORDS)] for at in range(tokens - 40))
-    messages = [{"role": "user", "content": f"Story {number} of {tokens}, {way.name}: {story} What is this about?"}]
-    _ask(way, a, messages)
+    messages = [{"role": "user", "content": f"{story(tokens, number, way.name)} What is this about?"}]
+    ask_first(way, a, messages)
     if way.has_title:
-        _ask(way, a, [{"role": "user", "content": _TITLE}])
-    _ask(way, b, [{"role": "user", "content": "Hi."}])
+        ask_first(way, a, [{"role": "user", "content": _TITLE}])
+    if way.has_switch:
+        away.add(way.name, f"{tokens} tokens", ask_first(way, b, [{"role": "user", "content": "Hi."}]) * MS)
     more = [*messages, {"role": "assistant", "content": "A story."}, {"role": "user", "content": "Go on, please."}]
-    into.add(way.name, f"{tokens} tokens", _ask(way, a, more) * MS)
-    _ask(way, b, [{"role": "user", "content": "Hi."}])
-    into.add(way.name, "load", _ask(way, a, [{"role": "user", "content": f"Hi, number {number}."}]) * MS)
+    into.add(way.name, f"{tokens} tokens", ask_first(way, a, more) * MS)
+    if way.has_switch:
+        ask_first(way, b, [{"role": "user", "content": "Hi."}])
+        into.add(way.name, "load", ask_first(way, a, [{"role": "user", "content": f"Hi, number {number}."}]) * MS)
 
 
-def _ask(way: Switching, model: str, messages: list[dict[str, str]]) -> float:
+def story(tokens: int, number: int, name: str) -> str:
+    """A prompt of about so many tokens, another one for each round and way."""
+    words = " ".join(_WORDS[(at * at + at * (tokens + number)) % len(_WORDS)] for at in range(tokens - 40))
+    return f"Story {number} of {tokens}, {name}: {words}"
+
+
+def ask_first(way: Switching, model: str, messages: list[dict[str, str]]) -> float:
     """One streamed request, asked again while the router is still loading; seconds until its first token."""
     fields = {"max_tokens": 4, "temperature": 0, "stream": True, "ignore_eos": True}
     body: dict[str, Any] = {"model": model, "messages": messages, **fields}
@@ -97,15 +110,18 @@ def _ask(way: Switching, model: str, messages: list[dict[str, str]]) -> float:
     raise ContenderError(f"{way.name} did not answer in time")
 
 
-def _proxy(bed: Bed, name: str, contexts: dict[str, Any]) -> Switching:
-    stack: Stack = bed.stack(f"context{len(contexts)}")
+def start_proxy(bed: Bed, name: str, contexts: dict[str, Any], *, saves: bool = True) -> Switching:
+    """A proxy with both real models; without `saves`, their units keep no contexts."""
+    stack: Stack = bed.stack(f"context{next(_NUMBERS)}")
     folder = stack.folder / "contexts"
     folder.mkdir(mode=0o700)
     real = bed.programs.real
     units = {}
     for index, model in enumerate(Kind.REAL.models):
         words = [str(real.server), "-m", str(real.files[index]), "--host", "127.0.0.1", "--port", str(stack.port)]
-        units[model] = stack.unit(model, shlex.join([*words, *_OPTIONS, "--slot-save-path", str(folder)]))
+        units[model] = stack.unit(
+            model, shlex.join([*words, *_OPTIONS, *(["--slot-save-path", str(folder)] if saves else [])])
+        )
     stack.write_config(units, streaming="live", contexts=contexts)
     proxy = stack.start_proxy()
     return Switching(name, f"127.0.0.1:{proxy.port}", lambda: proxy.log)

@@ -44,6 +44,7 @@ from bench.measure_footprint import measure_footprint
 from bench.measure_hot import measure_latency, measure_parallel, measure_throughput
 from bench.measure_stream import measure_disconnect, measure_stream
 from bench.measure_switch import measure_read_ahead, measure_switch
+from bench.measure_warm import measure_warm
 from bench.plot import as_svg
 from bench.report import Machine, as_json, as_markdown
 from systemd_llm_switch.setup.user_manager import UserManagerError
@@ -59,6 +60,7 @@ MEASURES: dict[str, Measure] = {
     "stream": measure_stream,
     "disconnect": measure_disconnect,
     "context": measure_context,
+    "warm": measure_warm,
     "footprint": measure_footprint,
     "faults": measure_faults,
 }

@@ -229,6 +229,10 @@ def test_forget_says_what_is_gone(command: Command) -> None:
     assert command.output("forget") == "There were no contexts.\n"
 
 
+def test_the_status_says_which_unit_keeps_no_contexts_and_what_to_add(command: Command, proxy: Proxy) -> None:
+    wait_for(lambda: "a: no contexts are kept: add `--slot-save-path DIR`" in command.output("status"))
+
+
 def test_a_key_of_the_config_is_used(stack: Stack) -> None:
     run_proxy(stack, {"a": stack.standin("a")}, api_keys=["sesame"])
     command = Command(stack)

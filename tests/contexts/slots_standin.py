@@ -1,8 +1,10 @@
 """A stand-in backend with slots, for faults that a real llama-server does not have on demand. Run as a unit:
 
-    python slots_standin.py --port P --slot-save-path DIR [--hang save|restore, and make a file DIR.hangs]
+    python slots_standin.py --port P [--slot-save-path DIR] [--hang save|restore, and make a file DIR.hangs]
+                            [--calls FILE, where it notes each POST and how many tokens a prompt of tokens has]
 
-Each chat has 1000 prompt tokens that took 10 s, it says. A context is a file of 100 KB.
+Each chat has 1000 prompt tokens that took 10 s, it says. A context is a file of 100 KB. A prompt's tokens are its
+characters; --piece-s S is how long it takes to read some of them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", options.port), Handler)
         self.options = options
         self.held = 0
+        self.task = -1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,20 +39,39 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/slots":
-            self.reply([{"id": 0, "id_task": 7, "n_prompt_tokens": self.server.held, "is_processing": False}])
+            self.note("/slots")
+            self.reply(
+                [{"id": 0, "id_task": self.server.task, "n_prompt_tokens": self.server.held, "is_processing": False}]
+            )
         else:
             self.reply({"status": "ok"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         place = urlsplit(self.path)
-        if place.path.startswith("/slots/"):
+        prompt = body.get("prompt")
+        self.note(f"{place.path} {len(prompt)}" if isinstance(prompt, list) else place.path)
+        if place.path == "/apply-template":
+            self.reply({"prompt": "".join(str(message["content"]) for message in body["messages"])})
+        elif place.path == "/tokenize":
+            self.reply({"tokens": [ord(letter) for letter in body["content"]]})
+        elif isinstance(prompt, list):
+            time.sleep(self.server.options.piece_s)
+            timings = {"cache_n": 0, "prompt_n": len(prompt), "prompt_ms": 10, "predicted_n": 1}
+            self.reply({"id_slot": 0, "timings": timings})
+        elif place.path.startswith("/slots/"):
             self.transfer(parse_qs(place.query)["action"][0], body["filename"])
         else:
             self.chat()
 
+    def note(self, call: str) -> None:
+        if self.server.options.calls:
+            with Path(self.server.options.calls).open("a") as calls:
+                calls.write(f"{call}\n")
+
     def chat(self) -> None:
         cached = min(self.server.held, TOKENS)
+        self.server.task = 7
         self.server.held = TOKENS + 1
         timings = {"cache_n": cached, "prompt_n": TOKENS - cached, "prompt_ms": 10_000, "predicted_n": 2}
         message = {"role": "assistant", "content": "hello"}
@@ -83,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--slot-save-path", required=True)
+    parser.add_argument("--slot-save-path", default="")
+    parser.add_argument("--calls", default="")
+    parser.add_argument("--piece-s", type=float, default=0.01)
     parser.add_argument("--hang", default="")
     Server(parser.parse_args()).serve_forever()

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,19 +104,43 @@ class Slots:
         Raises:
             SlotError
         """
-        prompt: object = body.get("prompt")
-        if is_chat:
-            prompt = self._ask("POST", "/apply-template", body, deadline).get("prompt")
+        prompt = self._prompt(body, deadline) if is_chat else body.get("prompt")
         if not isinstance(prompt, str):
             raise SlotError("the prompt cannot be sent again")
-        order = {"prompt": prompt, "n_predict": 1, "cache_prompt": True, "stream": False}
-        reply = self._ask("POST", "/completion", order, deadline)
+        reply = self._complete(prompt, deadline)
         try:
             timings = reply["timings"]
             cached = int(timings["cache_n"])
             return Replay(int(reply["id_slot"]), cached + int(timings["prompt_n"]), cached)
         except (KeyError, TypeError, ValueError) as error:
             raise SlotError(f"POST /completion answered in an unknown form: {error!r}") from error
+
+    def tokens(self, body: dict[str, Any], deadline: float) -> tuple[int, ...]:
+        """The tokens of a chat's prompt.
+
+        Raises:
+            SlotError
+        """
+        order = {"content": self._prompt(body, deadline), "add_special": True, "parse_special": True}
+        tokens = _field(self._ask("POST", "/tokenize", order, deadline), "tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+            raise SlotError("POST /tokenize answered in an unknown form")
+        return tuple(tokens)
+
+    def read(self, tokens: Sequence[int], deadline: float) -> None:
+        """Has the backend read these tokens into a slot. What a slot holds of them already is not read again.
+
+        Raises:
+            SlotError
+        """
+        self._complete(tuple(tokens), deadline)
+
+    def _prompt(self, body: dict[str, Any], deadline: float) -> object:
+        return _field(self._ask("POST", "/apply-template", body, deadline), "prompt")
+
+    def _complete(self, prompt: str | tuple[int, ...], deadline: float) -> Any:
+        order = {"prompt": prompt, "n_predict": 1, "cache_prompt": True, "stream": False}
+        return self._ask("POST", "/completion", order, deadline)
 
     def _transfer(self, slot: int, action: str, name: str, fields: tuple[str, str], deadline: float) -> Transfer:
         began = time.monotonic()
@@ -154,6 +179,10 @@ class Slots:
 def _parse_slot(fields: Any) -> Slot:
     tokens, task = int(fields.get("n_prompt_tokens") or 0), int(fields.get("id_task", -1))
     return Slot(int(fields["id"]), tokens, bool(fields["is_processing"]), task)
+
+
+def _field(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _message(value: object) -> str:

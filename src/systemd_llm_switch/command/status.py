@@ -21,6 +21,8 @@ from systemd_llm_switch.command.tables import as_json, clock, duration, number, 
 from systemd_llm_switch.config.records import Config, ConfigError
 
 _LOADED = ("ready", "draining")
+# What the status says of contexts that are not kept for a good reason.
+_NO_PROBLEM = ("switched off", "a model for embeddings", "its unit was not looked at yet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +64,16 @@ def _describe(status: Json) -> str:
         lines.append(f"On hold until {clock(until) if until else 'llm-switch release'}: the VRAM is kept free.")
     lines.append(f"{status['waiting']} waiting." if status["waiting"] else "Nobody waits.")
     lines += [f"{name}: {model['last_error']}" for name, model in models if model["last_error"]]
+    lines += [f"{name}: no contexts are kept: {why}" for name, model in models if (why := _context_problem(model))]
     if status["config"]["error"]:
         lines.append(f"The config file is broken, the last good one stays in force: {status['config']['error']}")
     return "\n".join(lines)
+
+
+def _context_problem(model: Json) -> str:
+    """Why a model's contexts are not kept, where that can be changed and was not asked for."""
+    why = model["contexts"]["why"] or ""
+    return "" if why.startswith(_NO_PROBLEM) else str(why)
 
 
 def _row(name: str, model: Json) -> tuple[str, ...]:

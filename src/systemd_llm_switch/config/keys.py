@@ -62,7 +62,7 @@ FIELDS = Kind(casts.as_fields, {"type": "object"})
 CONTEXTS: Mapping[str, Key] = {
     "max_gb": Key(NOT_NEGATIVE, "GB that all saved contexts may take on the disk; 0 keeps none."),
     "max_age_h": Key(POSITIVE, "Hours after which a context that nobody used is deleted."),
-    "warm": Key(FLAG, "Accepted, without effect: docs/contexts.md says why."),
+    "warm": Key(FLAG, "Read what all conversations of a model begin with while it is loaded and idle."),
 }
 SERVER: Mapping[str, Key] = {
     "host": Key(HOST, "The address to listen on. Any address but loopback needs api_keys."),

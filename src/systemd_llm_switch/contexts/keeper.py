@@ -28,6 +28,7 @@ from systemd_llm_switch.contexts.session import Session
 from systemd_llm_switch.contexts.store import Store
 from systemd_llm_switch.contexts.support import refusal
 from systemd_llm_switch.contexts.unit import Command
+from systemd_llm_switch.contexts.warming import Warming
 from systemd_llm_switch.contexts.worth import Rates
 from systemd_llm_switch.quoting import quoted
 
@@ -67,6 +68,7 @@ class Contexts:
         self._rates: dict[str, Rates] = {}
         self._useless: dict[str, int] = {}
         self._totals = Totals()
+        self._warming = Warming()
         self._counts: Counter[tuple[str, str]] = Counter()  # by model and kind, for /metrics
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._keep_clean, name="contexts", daemon=True).start()
@@ -77,6 +79,7 @@ class Contexts:
         """Replaces the config. Removes contexts that it switches off, and those of models that it no longer has."""
         gone = {it.unit for it in self._config.models.values()} - {it.unit for it in config.models.values()}
         self._config = config
+        self._warming.forget({unit for unit in (*gone, *self._commands) if not self._is_warmed(unit)})
         self._tasks.put(lambda: self._reconsider(gone))
 
     def learn(self, commands: Mapping[str, Command]) -> None:
@@ -89,6 +92,7 @@ class Contexts:
     def ready(self, loaded: Loaded) -> None:
         """A process is ready, or was adopted. Blocks while it reads the folder."""
         unit = loaded.model.unit
+        self._warming.make_way()
         self._sessions.pop(unit, None)
         with self._guarded(loaded.model.id):
             self._commands[unit] = loaded.command
@@ -110,10 +114,13 @@ class Contexts:
                 self._totals.restores += restored.count
                 self._totals.tokens_restored += restored.tokens
                 self._counts[loaded.model.id, "restored"] += restored.tokens
+            if not restored.count and self._is_warmed(loaded.model.unit):
+                self._warming.begin(loaded)
         return restored
 
     def save(self, loaded: Loaded) -> None:
         """Saves what a process has read before it is stopped. Nothing runs on it. Blocks for a limited time."""
+        self._warming.make_way()
         with self._guarded(loaded.model.id):
             session = self._sessions.pop(loaded.model.unit, None)
             if session is None or session.loaded.start != loaded.start or not self._is_wanted(loaded.model.unit):
@@ -129,10 +136,16 @@ class Contexts:
 
     # --- called by requests ---------------------------------------------------------------------------
 
+    def make_way(self) -> None:
+        """A request came: nothing is read ahead any more. Does not block."""
+        self._warming.make_way()
+
     def note_reply(
         self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, reported: object
     ) -> None:
         """A reply was sent: `reported` are the backend's timings, `message` is the body that it got. Does not block."""
+        if is_chat and self._is_warmed(unit):
+            self._warming.note(unit, message)
         session = self._sessions.get(unit)
         timings = Timings.of(reported) if session is not None and session.loaded.start == start else None
         if session is None or timings is None:
@@ -162,6 +175,7 @@ class Contexts:
         """Removes the contexts of models, and forgets what their processes would save. Returns the ids of the models
         that had contexts, and the bytes freed. Waits for a save or a restore in progress."""
         units = {model.unit for model in models}
+        self._warming.forget(units)
         forgotten, size = set(), 0
         with self._work:
             for unit in self._commands.keys() & units:
@@ -204,6 +218,9 @@ class Contexts:
 
     def _is_wanted(self, unit: str) -> bool:
         return refusal(self._config, unit) is None
+
+    def _is_warmed(self, unit: str) -> bool:
+        return self._config.server.contexts.warm and self._is_wanted(unit)
 
     def _consider(self, unit: str) -> _Support:
         """Reads a unit's folder again, and removes contexts that no longer belong to it."""

@@ -18,7 +18,7 @@ from systemd_llm_switch.split_files import part_names
 from systemd_llm_switch.systemd.unit import UnitStatus
 
 FLAG = "--slot-save-path"
-_VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
+SLOT_VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
 _NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
 # These do not name the model's file, so it cannot be checked later whether it is still the same.
@@ -46,7 +46,7 @@ class Command:
     @property
     def folder(self) -> Path | None:
         """Where its llama-server saves contexts; None if it does not."""
-        named = self._option(FLAG) or self.environment.get(_VARIABLE)
+        named = self._option(FLAG) or self.environment.get(SLOT_VARIABLE)
         return Path(named) if named and named.startswith("/") else None
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from urllib.parse import urlsplit
 
+from systemd_llm_switch.contexts.unit import SLOT_VARIABLE, Command
 from systemd_llm_switch.setup import server_flags
 from systemd_llm_switch.setup.llama_server import is_executable
 from systemd_llm_switch.setup.model_files import missing_parts
@@ -62,6 +63,28 @@ def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Fi
     return list(dict.fromkeys(found))
 
 
+def advice(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Finding]:
+    """What keeps no model from running, but costs its users time: contexts that do not survive a switch."""
+    found = []
+    for name in config.keep:
+        unit = config.models[name]
+        model = _Model(name, unit, config.urls.get(name, ""), _text(unit, systemd))
+        if not any("llama-server" in word for word in model.words):
+            continue
+        words = [expand(word, places.home).replace("%C", str(places.home / ".cache")) for word in model.words]
+        problem = Command.of(words).problem
+        if problem is not None and SLOT_VARIABLE not in model.text:
+            what = f"{name}: its conversations are read again after each switch: {problem}"
+            found.append(Finding(what, f"systemctl --user edit --full {unit}"))
+    return found
+
+
+def _text(unit: str, systemd: Systemctl) -> str:
+    """A unit as systemd reads it: its file, then its drop-ins. Empty if there is none."""
+    files = (systemd.show(unit, "FragmentPath"), *systemd.show(unit, "DropInPaths").split())
+    return "\n".join(Path(file).read_text(errors="replace") for file in files if file and Path(file).is_file())
+
+
 def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
     """What is wrong with the proxy, and the last error of each model that failed to load."""
     if not systemd.is_active(UNIT):
@@ -103,9 +126,7 @@ def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, plac
         take_out = f"take it out of {places.short(config.path)}, or bring the demo back: {places.how_to('demo')}"
         yield Finding(f"{name}: the unit {unit} does not exist", take_out if is_demos else put_there)
         return
-    files = (fragment, *map(Path, systemd.show(unit, "DropInPaths").split()))
-    text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
-    model = _Model(name, unit, config.urls.get(name, ""), text)
+    model = _Model(name, unit, config.urls.get(name, ""), _text(unit, systemd))
     program = model.program(places)
     if program and program.name == "llama-server":
         if not is_executable(program):

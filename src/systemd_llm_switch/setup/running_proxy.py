@@ -33,6 +33,7 @@ else:
     urls = {model.id: model.llama_url for model in read.models.values()}
     known = {"problems": [], "host": read.server.host, "port": read.server.port, "models": models, "urls": urls}
     known |= {"key": next(iter(read.server.api_keys), ""), "warnings": config_file.warnings(path)}
+    known["keep"] = [model.id for model in read.models.values() if model.contexts and read.server.contexts.max_gb]
 json.dump({"path": str(path), **known}, sys.stdout)
 """
 
@@ -48,6 +49,7 @@ class ProxyConfig:
     urls: Mapping[str, str] = field(default_factory=dict)  # id -> where its llama-server is asked
     key: str = field(default="", repr=False)  # one that the proxy takes, if it asks for any
     warnings: tuple[str, ...] = ()  # what is unwise about it; each says what to do
+    keep: tuple[str, ...] = ()  # the ids of the models whose contexts it wants kept
 
     @classmethod
     def read(cls, places: Places, environ: Mapping[str, str]) -> ProxyConfig:
@@ -67,6 +69,7 @@ class ProxyConfig:
             known.get("urls", {}),
             known.get("key", ""),
             tuple(known.get("warnings", ())),
+            tuple(known.get("keep", ())),
         )
 
 

@@ -202,6 +202,8 @@ def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl
         console.warn(finding.what, finding.fix)
     if any(finding.is_download for finding in found):
         console.note(f"after a download (Ctrl-C once it listens) run {places.how_to()} again")
+    for hint in check.advice(config, systemd, places):
+        console.note(f"{hint.what} ({hint.fix}; docs/contexts.md)")
     if not found:
         console.done(f"the proxy runs; llama-server, units and files of all {len(config.models)} models are there")
     return found

@@ -86,6 +86,7 @@ class Switcher:
         Raises:
             ShuttingDown: the proxy is being stopped.
         """
+        self._contexts.make_way()
         resident = self._residents.get(model.unit)
         if resident is not None and resident.watch.has_exited():
             self.lose(resident)

@@ -1,0 +1,70 @@
+"""What the last conversations of one unit began with: up to and including the first message of the user. Pure.
+
+Kept in memory only. Two of them together show what a client sends each time: its system prompt and its tools.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from systemd_llm_switch.contexts.fingerprint import STRIDE, Fingerprint, fingerprint
+
+_MOST = 4
+_LARGEST_MESSAGE = 2_000_000  # bytes; reading a larger one costs a request's thread too long
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The beginning of a conversation, as the body of a chat request."""
+
+    body: dict[str, Any]
+    fingerprint: Fingerprint
+
+    @classmethod
+    def of_message(cls, message: bytes) -> Start | None:
+        """From the body that a backend got; None if it is too large, or has no message of the user."""
+        if len(message) > _LARGEST_MESSAGE:
+            return None
+        body = json.loads(message)
+        messages = body.get("messages")
+        if not isinstance(messages, list):
+            return None
+        is_users = [isinstance(it, dict) and it.get("role") == "user" for it in messages]
+        if True not in is_users:
+            return None
+        start = {**body, "messages": messages[: is_users.index(True) + 1]}
+        return cls(start, fingerprint(start))
+
+    def is_that_of(self, other: Start) -> bool:
+        """Whether both belong to one conversation."""
+        return _said(self) == _said(other)
+
+
+class Starts:
+    """Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._last: deque[Start] = deque(maxlen=_MOST)
+
+    def note(self, start: Start) -> None:
+        """A request came that begins so. A later one of the same conversation takes the place of an earlier one."""
+        known = next((it for it in self._last if it.is_that_of(start)), None)
+        if known is not None:
+            self._last.remove(known)
+        self._last.append(start)
+
+    def alike(self) -> tuple[Start, Start] | None:
+        """The two that share the longest beginning; None if no two share enough to be worth reading."""
+        pairs = itertools.combinations(reversed(self._last), 2)
+        best = max(pairs, key=lambda pair: pair[0].fingerprint.common(pair[1].fingerprint), default=None)
+        if best is None or best[0].fingerprint.common(best[1].fingerprint) < STRIDE:
+            return None
+        return best
+
+
+def _said(start: Start) -> tuple[object, object]:
+    return start.body.get("tools"), start.body["messages"]

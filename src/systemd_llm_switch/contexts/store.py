@@ -28,6 +28,7 @@ from systemd_llm_switch.contexts.folder import Folder
 
 log = logging.getLogger(__name__)
 
+_LONGEST_REASON = 500  # characters
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -132,11 +133,10 @@ class Store:
             for name in self.folder.names():
                 if not name.endswith(USELESS) or name == f"{PREFIX}{binding}{USELESS}":
                     continue
-                with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                    if json.loads(self.folder.read(name)[0])["unit"] == unit:
-                        self._remove(name)
-                        key = name.removeprefix(PREFIX).removesuffix(USELESS)
-                        self.useless = {it: why for it, why in self.useless.items() if it != key}
+                if (known := self._read_verdict(name)) is not None and known[0] == unit:
+                    self._remove(name)
+                    key = name.removeprefix(PREFIX).removesuffix(USELESS)
+                    self.useless = {it: why for it, why in self.useless.items() if it != key}
 
     def _read(self, key: str) -> Entry | None:
         try:
@@ -148,10 +148,17 @@ class Store:
     def _read_useless(self, names: Iterable[str]) -> dict[str, str]:
         found = {}
         for name in names:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                reason = str(json.loads(self.folder.read(name)[0])["reason"])
-                found[name.removeprefix(PREFIX).removesuffix(USELESS)] = reason
+            if (known := self._read_verdict(name)) is not None:
+                found[name.removeprefix(PREFIX).removesuffix(USELESS)] = known[1][:_LONGEST_REASON]
         return found
+
+    def _read_verdict(self, name: str) -> tuple[str, str] | None:
+        """The unit and the reason in a file of `note_useless`; None if it is something else."""
+        try:
+            value = json.loads(self.folder.read(name)[0])
+            return str(value["unit"]), str(value["reason"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
     def _is_whole(self, entry: Entry) -> bool:
         return entry.boot == self.boot and self.folder.mark(entry.context_name) == entry.mark

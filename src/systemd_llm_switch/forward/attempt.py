@@ -75,9 +75,13 @@ class Attempt:
         """Sends the request and waits until the reply begins. `meanwhile` runs while the backend works."""
         return self._ask(self._request.path, self.sent, meanwhile)
 
+    def open(self, path: str, body: bytes) -> Exchange:
+        """Sends another request and waits until its reply begins. The caller must close it."""
+        return self._ask(path, body, lambda: None)
+
     def fetch(self, path: str, body: bytes) -> Reply:
         """The whole reply to another request."""
-        with contextlib.closing(self._ask(path, body, lambda: None)) as exchange:
+        with contextlib.closing(self.open(path, body)) as exchange:
             return exchange.read()
 
     def _ask(self, path: str, body: bytes, meanwhile: Callable[[], object]) -> Exchange:

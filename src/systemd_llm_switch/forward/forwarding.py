@@ -20,11 +20,11 @@ from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused, wrong_key
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
 from systemd_llm_switch.forward.record import Asked, Record
-from systemd_llm_switch.forward.recovery import PartialReply
+from systemd_llm_switch.forward.recovery import Continuation, PartialReply
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.endpoints import NAMES_MODEL
 from systemd_llm_switch.openai.request import Request, to_backend
-from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error, naming
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error, naming, object_of
 from systemd_llm_switch.openai.sse import (
     SSE_HEADERS,
     EventReader,
@@ -32,6 +32,7 @@ from systemd_llm_switch.openai.sse import (
     raw_frame,
     sse_frames,
 )
+from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.repair import (
     Budget,
     Repair,
@@ -220,14 +221,29 @@ class Forwarding:
         return live
 
     def _go_on(self, attempt: Attempt, live: LiveReply) -> LiveReply:
-        """Lets the model write the rest of a paused answer, and sends it as a whole."""
-        begun = live.begun
-        rest = None if begun is None else self._write_on(attempt, begun)
+        """Lets the model write the rest of a paused answer: live, or as a whole where calls and thoughts are in it."""
+        begun, rest = live.begun, None
+        if begun is not None:
+            rest = self._write_on_live(attempt, live, begun) if live.is_in_text else self._write_on(attempt, begun)
         if rest is None:
             raise BackendError(f"the answer of {self._model.id!r} was paused and cannot go on; ask again")
         for frame in live.resume(rest):
             self._responder.stream(frame)
         return live
+
+    def _write_on_live(self, attempt: Attempt, live: LiveReply, begun: PartialReply) -> Json | None:
+        """Passes the rest of an answer on while the model writes it. Returns its end; None if the model cannot."""
+        message = self._message_to_write_on(attempt, begun, stream=True)
+        if message is None:
+            return None
+        text, reader = Continuation(begun), EventReader()
+        with contextlib.closing(attempt.open(recovery.COMPLETION_PATH, message)) as exchange:
+            while exchange.is_event_stream and (received := exchange.read_some()):
+                for data in reader.feed(received):
+                    if data != b"[DONE]" and (frames := live.go_on(_taken(text, data))):
+                        self._responder.stream(frames)
+        live.timings = object_of(text.timings)
+        return recovery.chat_reply(text.end, self._model.id, begun, int(time.time()))
 
     def _pass_on(self, live: LiveReply, reader: EventReader, received: bytes) -> None:
         frames = b""
@@ -267,15 +283,20 @@ class Forwarding:
 
     def _write_on(self, attempt: Attempt, begun: PartialReply) -> Json | None:
         """Lets the model write the rest of a reply whose beginning is known. None if it cannot."""
-        template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
-        message = recovery.completion_message(attempt.sent, template.body, begun)
-        if template.status != 200 or message is None:
+        message = self._message_to_write_on(attempt, begun)
+        if message is None:
             return None
         completion = attempt.fetch(recovery.COMPLETION_PATH, message)
         recovered = recovery.chat_reply(completion.body, self._model.id, begun, int(time.time()))
         if completion.status != 200 or recovered is None:
             return None
         return recovered
+
+    def _message_to_write_on(self, attempt: Attempt, begun: PartialReply, *, stream: bool = False) -> bytes | None:
+        template = attempt.fetch(recovery.TEMPLATE_PATH, attempt.sent)
+        if template.status != 200:
+            return None
+        return recovery.completion_message(attempt.sent, template.body, begun, stream=stream)
 
     def _facts(self) -> RequestFacts:
         """The facts of the request that the reply is checked against. Computed once, while the backend works."""
@@ -355,3 +376,14 @@ class Forwarding:
     def _send(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
         self._record.status = status
         self._responder.answer(Answer(status, (*headers, *self._record.headers()), body))
+
+
+def _taken(text: Continuation, data: bytes) -> str:
+    """
+    Raises:
+        BrokenStream: the event is an error, or another's.
+    """
+    try:
+        return text.take(data)
+    except ValueError as error:
+        raise BrokenStream(f"{error}: {quoted(data)}") from error

@@ -141,6 +141,16 @@ class LiveReply:
             return b"data: " + data + b"\n\n"
         return b"".join(frame for choice in choices for frame in self._take(choice))
 
+    @property
+    def is_in_text(self) -> bool:
+        """Whether the client reads the text of the one answer, and no call was begun: the rest can pass as it comes."""
+        begun, state = self.begun, self._choices.get(0)
+        return begun is not None and state is not None and bool(begun.words) and not state.has_calls
+
+    def go_on(self, text: str) -> bytes:
+        """Takes text that follows after a pause. Returns what the client gets now; `resume` ends it."""
+        return b"".join(self._take({"index": 0, "delta": {"content": text}}))
+
     def resume(self, rest: Json) -> Iterator[bytes]:
         """Continues with the rest of the reply after an error ended the stream. Yields what the client gets."""
         choice = rest["choices"][0]

@@ -81,7 +81,7 @@ def refused_reply(text: str, model: str, begun: PartialReply, created: int) -> J
     return {**_envelope(model, created), "choices": [_choice(text, begun, "stop")]}
 
 
-def completion_message(sent: bytes, template_reply: bytes, begun: PartialReply) -> bytes | None:
+def completion_message(sent: bytes, template_reply: bytes, begun: PartialReply, *, stream: bool = False) -> bytes | None:
     """The request for the raw text after `begun`; None if `/apply-template`'s reply holds no prompt.
 
     `sent`: the chat request as the backend got it.
@@ -96,7 +96,7 @@ def completion_message(sent: bytes, template_reply: bytes, begun: PartialReply) 
     sampling = {name: value for name, value in body.items() if name not in _NOT_FOR_COMPLETION}
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = {"n_predict": max(limit - begun.kept_tokens, 1)} if isinstance(limit, int) else {}
-    return dump(sampling | {"prompt": _continued(prompt, begun), "stream": False} | left)
+    return dump(sampling | {"prompt": _continued(prompt, begun), "stream": stream} | left)
 
 
 def _continued(prompt: str, begun: PartialReply) -> str:
@@ -125,6 +125,40 @@ def chat_reply(completion_reply: bytes, model: str, begun: PartialReply, created
         "choices": [_choice(text, begun, finish)],
         "usage": {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used},
     }
+
+
+class Continuation:
+    """The text after `begun`, taken from the events of a streamed completion. `end` is the last event, without text:
+    what `chat_reply` takes. It is empty until that event came."""
+
+    def __init__(self, begun: PartialReply) -> None:
+        self.end = b""
+        self.timings: object = None
+        self._space = begun.space
+        self._held: str | None = "" if begun.space else None  # until it is known how much white space is repeated
+
+    def take(self, data: bytes) -> str:
+        """Takes one event's data; returns the text that is new.
+
+        Raises:
+            ValueError: it is not an event of a completion.
+        """
+        try:
+            event = json.loads(data)
+            text = event["content"]
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"not an event of a completion: {error!r}") from error
+        if not isinstance(text, str):
+            raise ValueError("an event of a completion without text")
+        if event.get("stop"):
+            self.end, self.timings = dump(event | {"content": ""}), event.get("timings")
+        return text if self._held is None else self._without_space(self._held + text)
+
+    def _without_space(self, text: str) -> str:
+        self._held = None if text.strip() else text
+        if self._held is not None:
+            return ""
+        return text.removeprefix(self._space) if text.startswith(self._space) else text.lstrip()
 
 
 def _envelope(model: str, created: int) -> Json:

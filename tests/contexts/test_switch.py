@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,32 @@ def test_without_the_flag_the_status_says_what_to_add(stack: Stack) -> None:
 def test_a_read_only_folder_is_named(stack: Stack, real_unit: WriteUnit) -> None:
     proxy = stack.run({"a": real_unit("a", "--slot-save-path", "/proc/self")})
     wait_for(lambda: "/proc/self" in str(proxy.status()["models"]["a"]["contexts"]["why"]))
+
+
+def test_a_read_only_disk_costs_only_the_context(stack: Stack, models: dict[str, Any], folder: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m,mode=0700", "tmpfs", str(folder)], check=True)
+    try:
+        proxy = stack.run(models)
+        ask(proxy, conversation(1))
+        assert proxy.chat("b").status == 200
+        contexts = proxy.status()["models"]["a"]["contexts"]
+        assert (contexts["supported"], contexts["kept"]) == (False, 0)
+        assert f"the proxy must not write {folder}" in contexts["why"]
+        assert "Traceback" not in proxy.log
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_folder_that_the_unit_must_not_write_costs_only_the_context(
+    stack: Stack, real_unit: WriteUnit, folder: Path
+) -> None:
+    """The proxy may write it, so only the save shows that the unit's sandbox forbids it."""
+    a = real_unit("a", "--slot-save-path", str(folder), service=f"ReadOnlyPaths={folder}")
+    proxy = stack.run({"a": a, "b": stack.standin("b")})
+    ask(proxy, conversation(1))
+    assert proxy.chat("b").status == 200
+    assert re.search(r"context_skipped model=a reason=.*", proxy.log)
+    assert list(folder.iterdir()) == []
 
 
 def test_what_a_killed_proxy_left_is_removed_by_the_next(stack: Stack, models: dict[str, Any], folder: Path) -> None:

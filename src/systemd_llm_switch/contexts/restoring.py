@@ -21,8 +21,9 @@ from systemd_llm_switch.quoting import quoted
 log = logging.getLogger(__name__)
 
 _LIST_TIMEOUT_S = 1.0
-# No request is known to wait for the others, so they may take only this long together.
+# No request is known to wait for the others, so they may take only this long together; less if one waits meanwhile.
 _OTHERS_BOUND_S = 0.5
+_OTHERS_BESIDE_A_REQUEST_S = 0.1
 _LONGEST_S = 10.0
 _SHORTEST_BOUND_S = 2.0
 
@@ -61,14 +62,16 @@ class Restoring:
             if chosen.first is not None:
                 bound_s = min(_LONGEST_S, max(_SHORTEST_BOUND_S, chosen.first.read_s / 2))
                 self._restore(chosen.first, 0, began + bound_s)
-            self._restore_others(chosen.others, is_first_free=not self.restored)
+            is_waited_for = any(request.size for request in wanted)
+            bound_s = _OTHERS_BESIDE_A_REQUEST_S if is_waited_for else _OTHERS_BOUND_S
+            self._restore_others(chosen.others, bound_s, is_first_free=not self.restored)
         except (SlotError, OSError) as error:
             log.info("context_skipped model=%s reason=%s", session.loaded.model.id, quoted(str(error)))
         except Exception:
             log.exception("context_restore_crashed model=%s", session.loaded.model.id)
         return Restored(len(self.restored), sum(entry.tokens for entry in self.restored), time.monotonic() - began)
 
-    def _restore_others(self, entries: Sequence[Entry], is_first_free: bool) -> None:
+    def _restore_others(self, entries: Sequence[Entry], left_s: float, *, is_first_free: bool) -> None:
         """
         Raises:
             SlotError, OSError
@@ -79,7 +82,6 @@ class Restoring:
         if len(entries) > len(numbers):
             slots = self._session.slots.list(time.monotonic() + _LIST_TIMEOUT_S) or ()
             numbers += [slot.number for slot in slots if slot.number != 0 and not slot.is_busy]
-        left_s = _OTHERS_BOUND_S
         for number, entry in zip(numbers, entries, strict=False):
             left_s -= self._session.rates.restore_s(entry.size)
             if left_s < 0:

@@ -81,7 +81,9 @@ def refused_reply(text: str, model: str, begun: PartialReply, created: int) -> J
     return {**_envelope(model, created), "choices": [_choice(text, begun, "stop")]}
 
 
-def completion_message(sent: bytes, template_reply: bytes, begun: PartialReply, *, stream: bool = False) -> bytes | None:
+def completion_message(
+    sent: bytes, template_reply: bytes, begun: PartialReply, *, stream: bool = False
+) -> bytes | None:
     """The request for the raw text after `begun`; None if `/apply-template`'s reply holds no prompt.
 
     `sent`: the chat request as the backend got it.

@@ -62,6 +62,7 @@ class Switcher:
     def __init__(self, systemd: Systemd, config: Config, contexts: Contexts) -> None:
         self.switch_log = SwitchLog()
         self._config = config
+        self._contexts = contexts
         self.pauses = Pauses(contexts)
         self._scheduler = Scheduler(Policy.of(config.server), map(Spec.of, config.models.values()))
         self._lock = threading.Lock()

@@ -13,6 +13,7 @@ from .budget import Budget
 from .coercion import NAMES, TYPES, coerce, not_known
 from .lenient import Reading, best_reading, read
 from .model import RepairKind
+from .quote_tokens import as_json
 from .schema import Judge, Misfit, Node
 from .second_opinion import second_opinion
 from .strings import Ambiguous, Exhausted, Unreadable
@@ -140,6 +141,8 @@ class _Attempt:
         return replace(inner, kinds=(_ENCODING, *(kind for kind in inner.kinds if kind != _ENCODING)))
 
     def read_object(self, text: str, encodings: int) -> _Found:
+        if '<|"|>' in text:  # a backend took Gemma's arguments over as they were written
+            text, _ = as_json(text, is_whole=not self.truncated)
         leading = _LEADING.match(text)[0]  # type: ignore[index]
         start = len(leading)
         text = _without_end_marks(text)

@@ -6,7 +6,9 @@ import os
 
 from .arguments import UNREPAIRABLE, repair_arguments
 from .budget import Budget, BudgetSpent
+from .form_reader import read_name_and_arguments
 from .model import Repair, RequestFacts
+from .written import Source
 
 _ARGUMENT_KEYS = ("arguments", "parameters", "input")
 Call = dict[str, object]
@@ -36,12 +38,14 @@ def repair_function(
     function: Call, facts: RequestFacts, budget: Budget, *, truncated: bool
 ) -> tuple[Call, tuple[Repair, ...]]:
     """Repairs the name and the arguments of a call (or a legacy `function_call`); identical if both are sound."""
+    written_name = function.get("name")
+    function = _with_arguments_of_name(function, facts, budget)
     changes: Call = {}
     name = function.get("name")
     known = facts.known_name(name) if isinstance(name, str) else None
     tool = known or (name if isinstance(name, str) else None)
     repairs: list[Repair] = []
-    if known is not None and known != name:
+    if known is not None and known != written_name:
         changes["name"] = known
         repairs.append(Repair("tool_name", tool))
     key = next((key for key in _ARGUMENT_KEYS if key in function), "arguments")
@@ -58,6 +62,19 @@ def repair_function(
         return function, tuple(repairs)
     others = {name: part for name, part in function.items() if name != key}
     return {**others, **changes, "arguments": repaired.text}, tuple(repairs)
+
+
+def _with_arguments_of_name(function: Call, facts: RequestFacts, budget: Budget) -> Call:
+    """The call with the arguments that a backend's parser left in the name: `f<arg_key>p</arg_key>…`."""
+    name = function.get("name")
+    if not isinstance(name, str) or "<arg_key>" not in name or function.get("arguments") not in (None, "", "{}"):
+        return function
+    source = Source(name, frozenset(), facts.members_of, budget)
+    try:
+        found = read_name_and_arguments(source)
+    except (BudgetSpent, ValueError, RecursionError):
+        return function
+    return {**function, "name": found.name, "arguments": found.arguments} if found else function
 
 
 def new_call_id() -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from . import written
-from .forms import ENDS, FORMS, MARK, OPENS, Form
+from . import tagged, written
+from .forms import BEHIND_NAMES, ENDS, FORMS, MARK, ODD_TOKENS, OPENS, TURN_ENDS, Form
 from .written import MAX_CALLS, Found, LeakedCall, Source
 
 MARKER = re.compile(MARK)
@@ -35,8 +35,8 @@ class Leak:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    escaped = sorted(map(re.escape, tokens), key=len, reverse=True)
-    return re.compile(rf"\s*+({'|'.join(escaped)})" if escaped else r"(?!)")
+    escaped = [*sorted(map(re.escape, tokens), key=len, reverse=True), ODD_TOKENS]
+    return re.compile(rf"\s*+({'|'.join(escaped)})")
 
 
 _OPEN = _any_of(OPENS)
@@ -44,6 +44,17 @@ _OPEN_OR_END = _any_of(OPENS | {token for token in ENDS if token.startswith(("<"
 _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
 _STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
+_TURN_END = _any_of(TURN_ENDS)
+NAME_BEFORE = re.compile(r"(?<![\w./:-])[\w./-]{1,99}+(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
+"""The name that stands before one of `BEHIND_NAMES`."""
+_LONGEST_NAME = 120
+_NAME_AND_OBJECT = re.compile(r"(?P<name>[\w.-]{1,99}+)\s*+(?=\{)")
+_WithTags = Callable[[Source, str, int], Found]
+_TAG_READERS: dict[str, _WithTags] = {
+    "parameters": tagged.parameters,
+    "pairs": tagged.pairs,
+    "typed": tagged.typed,
+}
 
 
 @lru_cache(maxsize=32)
@@ -61,10 +72,35 @@ def starts_with_call(text: str) -> bool:
 def read_marked(source: Source, marker: re.Match[str]) -> Leak | None:
     """The leak that this marker starts; None if what follows is not a call."""
     start = marker.start()
+    if marker[0] in BEHIND_NAMES:
+        return _read_behind_name(source, start)
     opened, at = _opened(source.text, start)
     form, calls, end = _one(source, opened, at)
     if form is None:
         return None
+    return _with_more(source, opened, form, calls, start, end)
+
+
+def _read_behind_name(source: Source, token_start: int) -> Leak | None:
+    """The leak whose wrapper is missing, so that it starts with the name before this token."""
+    first = max(0, token_start - _LONGEST_NAME)
+    name = NAME_BEFORE.search(source.text[first:token_start])
+    if name is None:
+        return None
+    start = first + name.start()
+    for form in FORMS:
+        if form.behind_name and source.text.startswith(form.behind_name, token_start):
+            calls, end = _read(source, form, start)
+            if calls:
+                end = _behind_own_end(source, form, calls, end)
+                return _with_more(source, set(form.opens), form, calls, start, end)
+    return None
+
+
+def _with_more(
+    source: Source, opened: set[str], form: Form, calls: list[LeakedCall], start: int, end: int
+) -> Leak | None:
+    """The leak with the calls of the same wrapper that follow."""
     while len(calls) <= MAX_CALLS:
         more_opened, at = _opened(source.text, end, _OWN_TOKENS[form.name])
         at = source.skip(at)
@@ -76,17 +112,30 @@ def read_marked(source: Source, marker: re.Match[str]) -> Leak | None:
     return _closed(source, form, start, end, calls)
 
 
+def read_name_and_arguments(source: Source) -> LeakedCall | None:
+    """The one call that a text without its wrapper is."""
+    marker = MARKER.search(source.text)
+    leak = read_marked(source, marker) if marker else None
+    return leak.calls[0] if leak and leak.start == 0 and len(leak.calls) == 1 else None
+
+
 def read_element(source: Source, marker: re.Match[str]) -> Leak | None:
     """The call that is written as an element, and those that follow."""
-    calls, end = written.elements(source, marker[1], marker.end())
-    return Leak(marker.start(), end, tuple(calls), is_closed=True) if calls else None
+    calls, end = tagged.elements(source, marker[1], marker.end())
+    return Leak(marker.start(), end, tuple(calls), is_closed=not calls[-1].is_open) if calls else None
 
 
 def read_bare(source: Source, start: int) -> Leak | None:
-    """Calls as JSON or Python without any mark; JSON ones must carry their arguments, or they might be anything."""
+    """Calls as JSON or Python, or a name and an object, without any mark.
+
+    JSON ones must carry their arguments, or they might be anything.
+    """
     if source.text.startswith("[", start) and not LIST_OF_CALLS.match(source.text, start):
         return None
-    calls, end = written.json_calls(source, start)
+    if (head := _NAME_AND_OBJECT.match(source.text, start)) and head["name"] in source.tools:
+        calls, end = written.json_behind_name(source, head["name"], head.end())
+    else:
+        calls, end = written.json_calls(source, start, is_marked=False)
     if not calls and source.text.startswith("[", start):
         calls, end = written.python_calls(source, start)
     if not calls or any(call.arguments is None for call in calls):
@@ -110,7 +159,7 @@ def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None,
     """The call that starts here in one of the forms, or the calls of a list; the form is None if none starts here."""
     at = source.skip(at)
     if opened and source.elements and (element := source.elements.match(source.text, at)):
-        calls, end = written.elements(source, element[1], element.end())
+        calls, end = tagged.elements(source, element[1], element.end())
         if calls:
             return FORMS[-1], calls, _behind_own_end(source, FORMS[-1], calls, end)
     for form in FORMS:
@@ -137,16 +186,20 @@ def _read(source: Source, form: Form, at: int) -> Found:
         return written.json_calls(source, at)
     if form.style == "python":
         return written.python_calls(source, at)
+    if form.style == "keyed":
+        return written.keyed_calls(source, at)
     head = _HEADS[form.name].match(source.text, at)
     if head is None:
         return [], at
     name, start = head["name"], head.end()
+    if form.style in _TAG_READERS:
+        found = _TAG_READERS[form.style](source, name, start)
+        return found if _is_plausible(source, form, found[1]) else ([], at)
     if form.style == "json":
         return written.json_behind_name(source, name, start)
     if form.style == "quoted":
-        return written.quoted(source, name, start, form.quote, _STOPS[form.name])
-    found = (written.parameters if form.style == "parameters" else written.pairs)(source, name, start)
-    return found if _is_plausible(source, form, found[1]) else ([], at)
+        return written.quoted(source, name, start, _STOPS[form.name])
+    return (tagged.named_elements if form.style == "elements" else written.flags)(source, name, start)
 
 
 def _is_plausible(source: Source, form: Form, end: int) -> bool:
@@ -166,7 +219,7 @@ def _closed(source: Source, form: Form, start: int, end: int, calls: list[Leaked
     is_closed = _ended_before(text, form, end)
     at = end
     for _ in range(_MAX_TOKENS):
-        token = _OWN_TOKENS[form.name].match(text, at) or (fence.match(text, at) if fence else None)
+        token = _OWN_TOKENS[form.name].match(text, at) or (fence or _TURN_END).match(text, at)
         if token is None:
             break
         at = token.end()

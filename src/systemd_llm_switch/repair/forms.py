@@ -10,20 +10,29 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Style = Literal["call", "json", "parameters", "pairs", "python", "quoted", "elements"]
+from .tagged import TAG_PREFIX
+
+Style = Literal["call", "keyed", "json", "parameters", "pairs", "python", "quoted", "elements", "typed", "flags"]
 """How the arguments are written.
 
 - `call`: a JSON object, or a list of them, that holds the name, too.
+- `keyed`: a list of objects whose only member is the call: `[{"f": {"p": "value"}}]`.
 - `json`: a JSON object behind the name.
 - `parameters`: `<parameter=p>value</parameter>`, or JSON between the tags.
 - `pairs`: `<arg_key>p</arg_key><arg_value>value</arg_value>`.
 - `python`: a Python call with keywords, or a list of such calls.
 - `quoted`: an object whose strings stand between tokens: `{p:<|"|>value<|"|>}`.
-- `elements`: `<p>value</p>` for the declared parameters.
+- `elements`: `<p>value</p>` for the declared parameters, or JSON.
+- `typed`: `<|open|>argument key="p" type="string"<|sep|>value<|close|>argument<|sep|>`.
+- `flags`: `{--p "value"}`.
 """
 
 NAME = r"(?P<name>[\w./:-]{1,99}+)"
-_DSML = r"(?>(?:[｜|]DSML[｜|]|antml:)?)"
+_DSML_BARS = r"[｜|‖]{1,2}DSML[｜|‖]{1,2}"
+DSML_WRAPPER = rf"<{_DSML_BARS}(?!invoke|parameter)\w{{1,20}}+>|</{_DSML_BARS}(?!parameter)\w{{1,20}}+>"
+"""DeepSeek's wrappers and end tags, in any spelling: only `invoke` says that there is a call."""
+ODD_TOKENS = rf"{DSML_WRAPPER}|</(?:function|parameter|invoke|tool_call|tool)[=:][^<>\n]{{1,99}}+>"
+"""Tokens that go with any form, but are not one string: those, and end tags that repeat a name."""
 _M3 = "]<]minimax[>["
 
 
@@ -32,7 +41,8 @@ class Form:
     """One form. The call's name is where `head` says, or in the arguments.
 
     `opens` are the wrappers and tokens that come before a call, `ends` what comes behind it; both go with the call.
-    `bare` are patterns of a start that needs no wrapper.
+    `bare` are patterns of a start that needs no wrapper. With `behind_name`, the name may come without a wrapper before
+    this token.
     """
 
     name: str
@@ -41,33 +51,40 @@ class Form:
     head: str = ""
     ends: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
-    quote: str = ""
+    behind_name: str = ""
 
 
 _HERMES_OPENS = (
-    "<tool_call>",
-    "<tool_calls>",
-    "<function_call>",
-    "<function_calls>",
-    "<functioncall>",
-    "<tools>",
-    "<tool>",
-    "[tool_call]",
-)
+    "<tool_call>", "<tool_calls>", "<function_call>", "<function_calls>", "<functioncall>", "<tools>", "<tool>",
+    "<tool_use>", "[tool_call]",
+)  # fmt: skip
 _HERMES_ENDS = (
-    "</function>",
-    "</tool_call>",
-    "</tool_calls>",
-    "</function_call>",
-    "</function_calls>",
-    "</functioncall>",
-    "</tools>",
-    "</tool>",
-    "[/tool_call]",
-    "<|/tool_call|>",
-)
+    "</function>", "</tool_call>", "</tool_calls>", "</function_call>", "</function_calls>", "</functioncall>",
+    "</function_invocation>", "</arguments>", "</parameters>", "</tools>", "</tool>", "</tool_use>", "[/tool_call]",
+    "<|/tool_call|>", "</|tool_call|>",
+)  # fmt: skip
 
-_SHOWN_OPENS = ("[Calling tool:", "[Tool call:", "[tool_call:")
+_ARROW_ENDS = ("[/TOOL_CALL]",)
+_DEEPSEEK_SEPARATORS = ("▁", "_", " ", "\\_")
+_SEP = r"<[｜|]tool(?:▁|_| |\\_)sep[｜|]>"
+
+
+def _deepseek(*names: str) -> tuple[str, ...]:
+    """DeepSeek's tokens in the spellings of its models: llama.cpp, common/chat.cpp, takes the same."""
+    return tuple(
+        f"<{bar}{name.replace('▁', separator)}{bar}>"
+        for name in names
+        for bar in ("｜", "|")
+        for separator in _DEEPSEEK_SEPARATORS
+    )
+
+
+_DEEPSEEK_OPENS = _deepseek("tool▁calls▁begin", "tool▁call▁begin")
+_DEEPSEEK_ENDS = (*_deepseek("tool▁call▁end", "tool▁calls▁end"), "<｜end▁of▁sentence｜>")
+_KIMI_ARGUMENT = "<|tool_call_argument_begin|>"
+_SHOWN_OPENS = (
+    "[Calling tool:", "[Using tool:", "[Tool call:", "[Tool Call:", "[tool_call:", "[Tool use:", "[Tool:", "[tool:",
+)  # fmt: skip
 
 FORMS = (
     # gpt-oss. openai/harmony, docs/format.md: the recipient stands in the channel or in the role; llama.cpp,
@@ -76,7 +93,8 @@ FORMS = (
         "harmony",
         "json",
         opens=("<|start|>assistant", "<|start|>", "<|channel|>"),
-        head=rf"(?>(?:assistant)?)\s*+(?>(?:<\|channel\|>)?)\s*+(?:commentary|analysis)\s*+to=(?>(?:functions\.)?){NAME}\s*+"
+        head=r"(?>(?:assistant)?)\s*+(?>(?:<\|channel\|>)?)\s*+(?:commentary|analysis)\s*+"
+        rf"(?>(?:<\|constrain\|>\s*+json\s*+)?)to=(?>(?:functions\.)?){NAME}\s*+"
         r"(?>(?:<\|channel\|>\s*+(?:commentary|analysis))?)\s*+(?>(?:code)?)\s*+(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+"
         r"(?>(?:<\|message\|>)?)\s*+(?=\{)",
         ends=("<|call|>", "<|end|>", "<|return|>"),
@@ -91,6 +109,15 @@ FORMS = (
         ends=("<|call|>", "<|end|>", "<|return|>"),
         bare=(r"(?:assistant )?to=functions\.[\w-]",),
     ),
+    # The same without any token, and with a few stray ones between the name and the object: reports of 2026.
+    Form(
+        "harmony, recipient alone",
+        "json",
+        opens=("<|start|>assistant", "<|start|>"),
+        head=rf"(?>(?:assistant)?)\s*+to=functions\.{NAME}[^\n{{}}<>]{{0,40}}+\s*+(?=\{{)",
+        ends=("<|call|>", "<|end|>", "<|return|>"),
+        bare=(r"(?:assistant )?to=functions\.[\w-]",),
+    ),
     # Kimi K2: docs/tool_call_guidance.md of moonshotai/Kimi-K2-Instruct; vLLM, kimi_k2_tool_parser.py. The id
     # `functions.f:0` is the name.
     Form(
@@ -99,52 +126,66 @@ FORMS = (
         opens=("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>", "<|tool_call_begin|>"),
         head=rf"{NAME}\s*+<\|tool_call_argument_begin\|>\s*+(?=\{{)",
         ends=("<|tool_call_end|>", "<|tool_calls_section_end|>", "<|tool_call_section_end|>"),
+        behind_name=_KIMI_ARGUMENT,
     ),
-    # DeepSeek V3 and R1: chat template of deepseek-ai/DeepSeek-R1-0528, vLLM, deepseekv3_tool_parser.py: the type,
-    # the
+    # Kimi K3: encoding_k3.py of moonshotai/Kimi-K3; llama.cpp, common/parsers/kimi-k3.cpp.
+    Form(
+        "Kimi K3",
+        "typed",
+        opens=("<|open|>tools<|sep|>",),
+        head=r"<\|open\|>call tool=\"(?P<name>[^\"<>\n]{1,99}+)\"[^<>\n]{0,99}+<\|sep\|>",
+        ends=(
+            "<|close|>response<|sep|>",
+            "<|close|>call<|sep|>",
+            "<|close|>tools<|sep|>",
+            "<|close|>message<|sep|>",
+            "<|end_of_msg|>",
+        ),
+        bare=(r"<\|open\|>call tool=",),
+    ),
+    # DeepSeek V3 and R1: chat template of deepseek-ai/DeepSeek-R1-0528; vLLM, deepseekv3_tool_parser.py: the type, the
     # name, and a fenced object.
     Form(
         "DeepSeek R1",
         "json",
-        opens=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
-        head=rf"function\s*+<｜tool[▁_]sep｜>\s*+{NAME}\s*+(?>(?:```(?>(?:json)?))?)\s*+(?=\{{)",
-        ends=(
-            "```",
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool_call_end｜>",
-            "<｜tool_calls_end｜>",
-            "<｜end▁of▁sentence｜>",
-        ),
+        opens=_DEEPSEEK_OPENS,
+        head=rf"function\s*+{_SEP}\s*+{NAME}\s*+(?>(?:```(?>(?:json)?))?)\s*+(?=\{{)",
+        ends=("```", *_DEEPSEEK_ENDS),
+        behind_name="<｜tool▁sep｜>",
     ),
     # DeepSeek V3.1: its chat template; vLLM, deepseekv31_tool_parser.py.
     Form(
         "DeepSeek V3.1",
         "json",
-        opens=("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
-        head=rf"{NAME}\s*+<｜tool[▁_]sep｜>\s*+(?=\{{)",
-        ends=(
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool_call_end｜>",
-            "<｜tool_calls_end｜>",
-            "<｜end▁of▁sentence｜>",
-        ),
+        opens=_DEEPSEEK_OPENS,
+        head=rf"{NAME}\s*+{_SEP}\s*+(?=\{{)",
+        ends=_DEEPSEEK_ENDS,
+        behind_name="<｜tool▁sep｜>",
     ),
-    # Qwen3-Coder, Qwen 3.5 and 3.6, Nemotron Nano 3, Step 3.5: chat template of Qwen/Qwen3-Coder-30B-A3B-Instruct,
-    # vLLM,
+    # Qwen3-Coder, Qwen 3.5 to 3.8, Nemotron 3, Step 3.5: chat template of Qwen/Qwen3-Coder-30B-A3B-Instruct; vLLM,
     # qwen3coder_tool_parser.py. Seed-OSS has its own wrapper: vLLM, seed_oss_tool_parser.py. Llama 3 writes JSON
-    # between the tags: llama.cpp, common/chat.cpp.
+    # between the tags: llama.cpp, common/chat.cpp. MiniCPM5 writes `<param name="p">`: llama.cpp,
+    # common/parsers/minicpm5.cpp.
     Form(
         "function tags",
         "parameters",
         opens=(*_HERMES_OPENS, "<seed:tool_call>"),
-        head=rf"<(?:function|tool_call)(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+(?:>|(?=<parameter))",
+        head=rf"<?+(?:function|tool_call|tool_use|tool)(?:\s{{0,3}}+[=:]\s{{0,3}}+|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+"
+        r"(?:>|(?=<parameter))",
         ends=("</function>", *_HERMES_ENDS, "</seed:tool_call>"),
-        bare=(r"<(?:function|tool_call)(?:=|\s{1,9}name=)",),
+        bare=(r"<(?:function|tool_call|tool_use|tool)(?:\s{0,3}[=:]|\s{1,9}name=)",),
+    ),
+    # Qwen 3.8 at times names the tool in a parameter's tag: a report on antirez/ds4.
+    Form(
+        "function tags, misspelled",
+        "parameters",
+        opens=_HERMES_OPENS,
+        head=rf"<parameter={NAME}>\s*+(?=<parameter=)",
+        ends=("</function>", *_HERMES_ENDS),
     ),
     # MiniMax M2: docs/tool_calling_guide.md of MiniMaxAI/MiniMax-M2; vLLM, minimax_m2_tool_parser.py. DeepSeek V3.2's
-    # DSML: encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2. MiniMax M3 puts its token before each tag and names a
+    # and V4's DSML: encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2; vLLM, deepseekv32_tool_parser.py. Step 3's tags are
+    # behind DeepSeek's tokens: vLLM, step3_tool_parser.py. MiniMax M3 puts its token before each tag and names a
     # parameter by its tag: vLLM, minimax_m3_tool_parser.py. The tags without wrapper are Claude's.
     Form(
         "invoke tags",
@@ -152,47 +193,61 @@ FORMS = (
         opens=(
             f"{_M3}<tool_call>",
             "<minimax:tool_call>",
-            "<｜DSML｜function_calls>",
-            "<｜DSML｜tool_calls>",
-            "<|DSML|function_calls>",
-            "<|DSML|tool_calls>",
+            "<steptml:toolcall>",
             "<function_calls>",
             "<tool_call>",
             "<tool_calls>",
+            "[TOOL_CALL]",
+            *_DEEPSEEK_OPENS,
         ),
-        head=rf"(?>(?:{re.escape(_M3)})?)<{_DSML}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>",
+        head=rf"(?>(?:function\s*+{_SEP})?)\s*+(?>(?:{re.escape(_M3)})?)<{TAG_PREFIX}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}"
+        r"[\"']?\s*+/?>",
         ends=(
-            *(f"</{prefix}invoke>" for prefix in ("", "｜DSML｜", "|DSML|", "antml:")),
+            *(f"</{prefix}{word}>" for prefix in ("", "antml:", "steptml:") for word in ("invoke", "inv")),
             f"{_M3}</invoke>",
             f"{_M3}</tool_call>",
             "</minimax:tool_call>",
-            "</｜DSML｜function_calls>",
-            "</｜DSML｜tool_calls>",
-            "</|DSML|function_calls>",
-            "</|DSML|tool_calls>",
+            "</steptml:toolcall>",
+            "</function_calls>",
             "</function_calls>",
             "</tool_call>",
             "</tool_calls>",
+            *_ARROW_ENDS,
+            *_DEEPSEEK_ENDS,
         ),
-        bare=(rf"(?:{re.escape(_M3)})?<(?:[｜|]DSML[｜|]|antml:)?invoke(?:=|\s{{1,9}}name=)",),
+        bare=(
+            rf"(?:{re.escape(_M3)})?<(?:{_DSML_BARS}|[a-z]{{2,9}}:)?invoke(?:=|\s{{1,9}}name=)",
+            DSML_WRAPPER,
+        ),
     ),
-    # GLM 4.5 to 5: chat template of zai-org/GLM-4.5; vLLM, glm4_moe_tool_parser.py. A tag of the first pair is often
-    # lost.
+    # GLM 4.5 to 5.2: chat template of zai-org/GLM-4.5; vLLM, glm4_moe_tool_parser.py. A tag of the first pair is often
+    # lost, or the wrapper's stands there. Hunyuan 3 has `<tool_sep>` behind the name: vLLM, hy_v3_tool_parser.py.
+    # LongCat's tags have a prefix: vLLM, longcat_tool_parser.py.
     Form(
         "GLM",
         "pairs",
-        opens=("<tool_call>",),
-        head=rf"{NAME}\s*+(?=<arg_key>|</tool_call>|</arg_value>|[\w.-]{{1,99}}+\s*+</arg_key>)",
-        ends=("</tool_call>", "</arg_value>", "<|observation|>", "<|user|>"),
+        opens=("<tool_call>", "<tool_calls>", "<longcat_tool_call>"),
+        head=rf"{NAME}\s*+(?:<tool_sep>\s*+|(?=<(?:longcat_)?arg_key>|</(?:longcat_)?tool_call>|</arg_value>|</arg_key>"
+        r"|(?:<tool_call>)?[\w.-]{1,99}+\s*+</arg_key>))",
+        ends=(
+            "</tool_call>",
+            "</tool_calls>",
+            "</longcat_tool_call>",
+            "</arg_value>",
+            "<|observation|>",
+            "<|user|>",
+        ),
+        behind_name="<arg_key>",
     ),
-    # Gemma 4: chat template of google/gemma-4-31B-it; vLLM, gemma4_tool_parser.py.
+    # Gemma 4: chat template of google/gemma-4-31B-it; vLLM, gemma4_tool_parser.py. Its tokens are often lost or have a
+    # bar too many, and the arguments stand in parentheses: reports of 2026.
     Form(
         "Gemma 4",
         "quoted",
-        opens=("<|tool_call>", "<tool_call>"),
-        head=rf"(?>(?:call:)?){NAME}\s*+(?=\{{)",
-        quote='<|"|>',
-        ends=("<tool_call|>", "<|tool_response>", "<turn|>"),
+        opens=("<|tool_call>", "<tool_call>", "<|tool_call|>"),
+        head=rf"(?>(?:call)?):?+{NAME}\s*+(?=[{{(])",
+        ends=("<tool_call|>", "<|tool_call|>", "<|tool_response>", "<turn|>", "<eos>"),
+        bare=(r"call:(?<![\w:.-]call:)[\w.:-]{1,99}\s{0,3}[{(]",),
     ),
     # FunctionGemma: chat template of google/functiongemma-270m-it; vLLM, functiongemma_tool_parser.py.
     Form(
@@ -200,16 +255,24 @@ FORMS = (
         "quoted",
         opens=("<start_function_call>",),
         head=rf"(?>(?:call:)?){NAME}\s*+(?=\{{)",
-        quote="<escape>",
         ends=("<end_function_call>", "<start_function_response>"),
+    ),
+    # MiniMax M2 without its template: reports of 2026.
+    Form(
+        "flags",
+        "flags",
+        opens=("[TOOL_CALL]",),
+        head=r"\{{1,2}\s*+tool\s*+=>\s*+[\"'](?P<name>[\w.:-]{1,99}+)[\"']\s*+,?+\s*+(?>(?:args\s*+=>\s*+)?)",
+        ends=_ARROW_ENDS,
     ),
     # Mistral since tokenizer v11, Devstral, Magistral: mistral-common, instruct tokenizer v11 and v13.
     Form(
         "Mistral",
         "json",
         opens=("[TOOL_CALLS]",),
-        ends=("</s>",),
+        ends=("[/TOOL_CALLS]", "</s>"),
         head=rf"{NAME}\s*+(?>(?:\[CALL_ID\][\w-]{{1,99}}+)?)\s*+(?>(?:\[ARGS\])?)\s*+(?=\{{)",
+        behind_name="[ARGS]",
     ),
     # A model repeats how a client shows its calls: seen with Gemma 4 and Qwen 3.
     Form(
@@ -222,76 +285,111 @@ FORMS = (
     Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),
     # A tool's name before its arguments, between Hermes' tags: Qwen 3 and GLM without their template.
     Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS),
-    # LFM2: chat template of LiquidAI/LFM2-1.2B; Gemma 3 in a fence: its function calling guide; Llama 4 and 3.2
-    # behind
-    # <|python_start|>: Meta's prompt format, vLLM, llama4_pythonic_tool_parser.py.
+    # The name in an element: small models that saw `<name>` in a prompt.
+    Form(
+        "name in an element",
+        "elements",
+        opens=_HERMES_OPENS,
+        head=rf"<(?:tool_|function_)?name>\s*+{NAME}\s*+</(?:tool_|function_)?name>\s*+",
+        ends=("</arguments>", "</parameters>", "</args>", "</input>", *_HERMES_ENDS),
+    ),
+    # Solar Open: its chat template; vLLM, the plugin in upstage/Solar-Open-100B.
+    Form(
+        "Solar",
+        "json",
+        opens=("<|tool_calls|>", "<|tool_call:begin|>"),
+        head=rf"[\w-]{{0,40}}+\s*+<\|tool_call:name\|>\s*+{NAME}\s*+<\|tool_call:args\|>\s*+(?=\{{)",
+        ends=("<|tool_call:end|>", "<|calls|>", "<|end|>"),
+    ),
+    # ReAct, which Qwen-Agent, LangChain and others ask for in words, and Qwen-Agent's own marks: its fncall_prompts.
+    Form(
+        "ReAct",
+        "json",
+        head=rf"Action:[^\S\n]*+{NAME}[^\S\n]*+\n\s*+Action Input:\s*+(?=\{{)",
+        bare=(r"Action:[^\S\n]{0,3}[\w.-]{1,99}[^\S\n]{0,3}\n\s{0,9}Action Input:",),
+    ),
+    Form("Qwen-Agent", "json", opens=("✿FUNCTION✿:",), head=rf"{NAME}\s*+✿ARGS✿:\s*+(?=\{{)", ends=("✿RESULT✿:",)),
+    # Apertus: its chat template; vLLM, apertus_tool_parser.py.
+    Form("Apertus", "keyed", opens=("<|tools_prefix|>",), ends=("<|tools_suffix|>", "<|assistant_end|>")),
+    # LFM2: chat template of LiquidAI/LFM2-1.2B; Gemma 3 in a fence: its function calling guide; Llama 4 and 3.2 behind
+    # <|python_start|>: Meta's prompt format; vLLM, llama4_pythonic_tool_parser.py. OLMo 3 in <function_calls>: vLLM,
+    # olmo3_tool_parser.py.
     Form(
         "Python calls",
         "python",
-        opens=("<|tool_call_start|>", "<|python_start|>", "<|python_tag|>", "```tool_code"),
-        ends=("<|tool_call_end|>", "<|python_end|>", "<|eom|>"),
+        opens=(
+            *_HERMES_OPENS,
+            "<tool_code>",
+            "<|tool_call_start|>",
+            "<|python_start|>",
+            "<|python_tag|>",
+            "```tool_code",
+        ),
+        ends=(*_HERMES_ENDS, "</tool_code>", "<|tool_call_end|>", "<|python_end|>", "<|eom|>"),
     ),
-    # Hermes 2 and 3, Qwen 2.5 and 3, Granite 4: their chat templates; vLLM, hermes_tool_parser.py. Granite 3 and
-    # Phi-4 have
-    # <|tool_call|>: vLLM, granite_tool_parser.py; Nemotron <TOOLCALL>: its template; Mistral before v11 a list;
-    # Command R
-    # <|START_ACTION|>: Cohere's template; Phi-4-mini functools: vLLM, phi4mini_tool_parser.py; Llama 3
-    # <|python_tag|>.
+    # Hermes 2 and 3, Qwen 2.5 and 3, Granite 4: their chat templates; vLLM, hermes_tool_parser.py. Granite 3 and Phi-4
+    # have <|tool_call|>: vLLM, granite_tool_parser.py; Nemotron <TOOLCALL>: its template; Mistral before v11 a list;
+    # Command R <|START_ACTION|>: Cohere's template; Phi-4-mini functools: vLLM, phi4mini_tool_parser.py; Llama 3
+    # <|python_tag|>; LM Studio's own [TOOL_REQUEST]; GigaChat 3 <|function_call|>: vLLM, gigachat3_tool_parser.py;
+    # InternLM 2 <|action_start|>: vLLM, internlm2_tool_parser.py; LongCat: vLLM, longcat_tool_parser.py.
     Form(
         "JSON calls",
         "call",
         opens=(
             *_HERMES_OPENS,
             "<|tool_call|>",
+            "<|tool_call>",
             "<TOOLCALL>",
             "[TOOL_CALLS]",
+            "[TOOL_CALL]",
+            "[TOOL_REQUEST]",
             "<|START_ACTION|>",
             "functools",
             "Action: ```json",
             "Action:```json",
             "<|python_tag|>",
+            "<|python_start|>",
             "<|tool_call_start|>",
             "```tool_code",
+            "```tool_calls",
+            "```tool_call",
             "<|tool_calls|>",
             "<minimax:tool_call>",
+            "<seed:tool_call>",
+            "<longcat_tool_call>",
+            "<|function_call|>",
+            "function call<|role_sep|>",
+            "<|action_start|><|plugin|>",
         ),
         ends=(
             *_HERMES_ENDS,
             "<|/tool_calls|>",
             "</TOOLCALL>",
             "[/TOOL_CALLS]",
+            "[END_TOOL_REQUEST]",
+            *_ARROW_ENDS,
             "<|END_ACTION|>",
             "<|tool_call|>",
+            "<tool_call|>",
             "<|tool_call_end|>",
+            "<|python_end|>",
             "<|eom_id|>",
+            "<|eom|>",
+            "<|action_end|>",
             "</minimax:tool_call>",
+            "</seed:tool_call>",
+            "</longcat_tool_call>",
         ),
     ),
 )
 
 TURN_ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "</s>",
-    "<|observation|>",
-    "<|user|>",
-    "<|call|>",
-    "<|end|>",
-    "<|return|>",
-    "<｜end▁of▁sentence｜>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|eom|>",
-    "<|eot|>",
-    "[e~[",
-    "<|END_RESPONSE|>",
-    "<|tool_response>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|im_start|>assistant",
-)
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<|observation|>",
+    "<|user|>", "<|call|>", "<|end|>", "<|return|>", "<｜end▁of▁sentence｜>", "<end_of_turn>", "<turn|>",
+    "<|eom|>", "<|eot|>", "[e~[", "<|END_RESPONSE|>", "<|tool_response>", "<|END_OF_TURN_TOKEN|>",
+    "<|END_TEXT|>", "<|start_header_id|>assistant<|end_header_id|>", "<eos>", "<seed:eos>", "<|turn>model",
+    "<|assistant_end|>", "<|close|>message<|sep|>", "<|end_of_msg|>", "<|im_start|>assistant", "<|im_start|>user",
+)  # fmt: skip
 """Tokens that end a turn, in every template that the rows above come from."""
 
 _WORDY = ("functools",)
@@ -308,5 +406,6 @@ def _longest_first(tokens: set[str]) -> list[str]:
 
 OPENS = {token for form in FORMS for token in form.opens}
 ENDS = {token for form in FORMS for token in form.ends}
-MARK = "|".join([*map(_escaped, _longest_first(OPENS)), *(bare for form in FORMS for bare in form.bare)])
-"""A pattern of all that may start a call."""
+BEHIND_NAMES = {form.behind_name for form in FORMS if form.behind_name}
+MARK = "|".join([*map(_escaped, _longest_first(OPENS | BEHIND_NAMES)), *(bare for form in FORMS for bare in form.bare)])
+"""A pattern of all that may start a call, or stand behind its name."""

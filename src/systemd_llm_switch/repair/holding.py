@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from .form_reader import LIST_OF_CALLS, element_marker
-from .forms import ENDS, MARK, OPENS
+from .form_reader import LIST_OF_CALLS, NAME_BEFORE, element_marker
+from .forms import BEHIND_NAMES, ENDS, MARK, OPENS
 from .thoughts import THOUGHTS_END, is_thoughts_start, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
@@ -29,11 +29,21 @@ _BARE_STARTS = (
     "assistant to=functions.",
     "functools[",
     "```tool_code",
+    "call:",
+    "Action:",
+    "<|open|>call tool=",
 )
 _PARTIAL_TAG = re.compile(
-    r"<(?:(?>(?:[｜|]DSML[｜|]|antml:)?)(?:function|invoke|tool_call)\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
+    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+[|｜‖][^\s<>]{0,60}+|/?+[\w:-]{0,40}+\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
 )
-_PARTIAL_WORD = re.compile(r"functools\s{1,9}\Z")
+_PARTIAL_WORD = re.compile(
+    r"functools\s{1,9}\Z|(?:(?:assistant )?to=)?functions\.\Z|call:[\w.:-]{0,99}+\s{0,3}+\Z"
+    r"|Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z"
+)
+_LAST_WORD = re.compile(
+    r"(?<![\w./:-])(?>(?:functions\.)?)(?P<name>[\w./-]{1,99}+)(?>(?::\d{0,4}+)?)\s{0,3}+(?:[<\[][^\s<>\]]{0,40}+)?\Z"
+)
+_FIRST_WORD = re.compile(r"(?P<name>[\w.-]{1,99}+)(?:\Z|\s*+(?:\{|\Z))")
 _LONGEST = 120
 
 
@@ -70,6 +80,13 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
     return frozenset(mark[:length] for mark in marks for length in range(1, len(mark)))
 
 
+@lru_cache(maxsize=32)
+def _name_beginnings(tools: frozenset[str]) -> frozenset[str]:
+    """All that the name of a tool, or of its namespace, begins with: a token behind it may make it a call."""
+    names = ("functions.", "function", *(tool for tool in tools if len(tool) < 100))
+    return frozenset(name[:length] for name in names for length in range(1, len(name) + 1))
+
+
 class Holding:
     """Decides for one choice of a live reply; `holds_rest` becomes true where all that follows is held."""
 
@@ -94,7 +111,10 @@ class Holding:
             return 0
         mark = _marks(self._tools).search(text)
         if mark is not None:
-            end = len(text[: mark.start()].rstrip())
+            start = mark.start()
+            if mark[0] in BEHIND_NAMES and (name := NAME_BEFORE.search(text[max(0, start - _LONGEST) : start])):
+                start -= len(name[0])
+            end = len(text[:start].rstrip())
             self.holds_rest = end == 0
         else:
             end = len(text[: self._partial_start(text)].rstrip())
@@ -108,13 +128,12 @@ class Holding:
         """Where a mark begins that the text may be cut within."""
         beginnings = _beginnings(self._tools)
         first = max(0, len(text) - _LONGEST)
-        for at in range(first, len(text)):
-            if text[at:] in beginnings:
-                return at
+        start = next((at for at in range(first, len(text)) if text[at:] in beginnings), len(text))
         for pattern in (_PARTIAL_TAG, _PARTIAL_WORD):
             if found := pattern.search(text, first):
-                return found.start()
-        return len(text)
+                start = min(start, found.start())
+        word = _LAST_WORD.search(text, first)
+        return min(start, word.start()) if word and word["name"] in _name_beginnings(self._tools) else start
 
     def _may_be_lone(self, body: str) -> bool:
         """Whether the answer may still turn out to be nothing but one call, in a fence or not."""
@@ -124,6 +143,9 @@ class Holding:
             is_over = _FENCE_IS_OVER.search(body, max(0, self._checked - _LONGEST)) is not None
             self._checked = len(body)
             return _CALL_IN_FENCE.match(body) is not None and not is_over
+        if (word := _FIRST_WORD.match(body)) and word["name"] in _name_beginnings(self._tools):
+            self.holds_rest = body.endswith("{") and word["name"] in self._tools
+            return word.end() == len(body)
         is_lone = body.startswith("{") or LIST_OF_CALLS.match(body) is not None
         self.holds_rest = is_lone and (body.startswith("{") or body[1:].lstrip()[:1] in ("{", "/", "#"))
         return is_lone
@@ -139,4 +161,4 @@ def take_thoughts(text: str) -> tuple[str, str] | None:
     thoughts, answer = split_thoughts(text)
     if answer is text:
         return None if is_thoughts_start(text) else ("", text)
-    return (thoughts, answer) if answer.strip() else None
+    return None if is_thoughts_start(answer) else (thoughts, answer)

@@ -23,6 +23,7 @@ RepairKind = Literal[
 
 _MAX_NAME = 500
 _TOKEN = re.compile(r"\s|<|\[(?:ARGS|CALL_ID)\]")
+_TAG_BEFORE = re.compile(r"<?+function=")
 _CALL_NUMBER = re.compile(r":\d{1,4}\Z")
 
 
@@ -118,9 +119,9 @@ class RequestFacts:
 def _spellings(name: str) -> Iterator[str]:
     """What a name may mean, the likeliest first: without a namespace, the number of a call, or the form's tokens."""
     yield name
-    name = name.rpartition("to=")[2]
+    name = _TAG_BEFORE.sub("", name.rpartition("to=")[2], count=1)
     plain = _TOKEN.split(name.strip(), maxsplit=1)[0] if name.strip()[:1] != "<" else name
-    plain = _CALL_NUMBER.sub("", plain)
+    plain = _CALL_NUMBER.sub("", plain).removesuffix(".call")
     yield plain
     yield plain.replace("/", ".").replace(":", ".").rpartition(".")[2]
     for suffix in ("json", "commentary"):

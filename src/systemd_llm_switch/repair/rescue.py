@@ -20,7 +20,7 @@ from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, 
 from .forms import MARK, TURN_ENDS
 from .model import Repair, RequestFacts
 from .text import fold
-from .thoughts import THOUGHTS_END, THOUGHTS_START
+from .thoughts import THOUGHTS_END, THOUGHTS_START, split_channels
 from .written import ARGUMENT_KEYS, MAX_CALLS, NAME_KEYS, LeakedCall, Source
 
 _MAX_PLACES = 20_000
@@ -28,8 +28,7 @@ _MAX_ATTEMPTS = 64
 _HINTS = ("<", "[", "{", "```tool_code")
 _PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}+|~{{3,}}+)|(?P<ticks>`++)|<think>|{MARK}")
 _MAX_TICKS = 99
-_SPECIAL = ("<|tool_call_begin|>", "<|tool_calls_section_begin|>", "<｜", "<|start|>", "<|channel|>", "<|tool_call>",
-            "<|tool_call_start|>", "<|START_ACTION|>")  # fmt: skip
+_SPECIAL = ("<|", "<｜", "<‖", "]<]minimax[>[")
 """Tokens that no text about calls holds outside of code: a call behind them needs no line of its own."""
 _MAX_END_TOKENS = 8
 _SENTENCE_END = re.compile(r"[.!?]\s")
@@ -117,7 +116,7 @@ class _Rescue:
             at = leak.end
         if not calls or (self.at_end and self.text[at:].strip()):
             return self.content, [], ()
-        rest = "".join([*kept, self.text[at:].rstrip()])
+        rest = "".join([*kept, split_channels(self.text[at:].rstrip())])
         return (rest if kept[0] else rest.lstrip()) or None, calls, tuple(repairs)
 
     # -- where ---------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ class _Rescue:
         """The whole answer, if it is one call, or a fenced block that is nothing else."""
         answer = self.text[self.start :]
         inside = _fenced(answer) if answer.startswith(("```", "~~~")) else answer
-        if inside is None or not inside.startswith(("{", "[", "<")):
+        if inside is None or not inside.startswith(("{", "[", "<", *self.facts.tools)):
             return []
         leak = self.read_at(inside, 0) or read_bare(self.source(inside), 0)
         return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []
@@ -171,7 +170,7 @@ class _Rescue:
 
     def source(self, text: str) -> Source:
         tools = frozenset(self.facts.tools)
-        return Source(text, self.names, self.facts.members_of, self.budget, element_marker(tools))
+        return Source(text, self.names, self.facts.members_of, self.budget, element_marker(tools), tools)
 
     def read_at(self, text: str, start: int) -> Leak | None:
         """The leak that starts here with a mark, if one does."""
@@ -192,11 +191,13 @@ class _Rescue:
         if line_before.strip() and self.text.startswith(_SPECIAL, start) and not after.strip():
             return _announces_example(before)
         if line_before.strip():
-            if after or not line_before.rstrip().endswith(_SENTENCE_ENDS):
+            is_glued = "\n" in self.text[start:end] and not line_before[-1:].isspace()
+            if after or not (is_glued or line_before.rstrip().endswith(_SENTENCE_ENDS)):
                 return True
         elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
-        if after.strip() and "\n" not in after[: len(after) - len(after.lstrip())]:
+        is_glued = bool(after.strip()) and "\n" not in after[: len(after) - len(after.lstrip())]
+        if is_glued and not self.text.startswith(_SPECIAL, start):
             return True
         return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
 

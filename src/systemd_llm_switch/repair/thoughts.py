@@ -17,10 +17,13 @@ _PAIRS = (
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R
     ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
 )
-_STARTS = (*(start for start, _ in _PAIRS), "<|channel|>", "<|start|>")
+_ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
+"""Around the answer, in Kimi K3's replies."""
+_STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
 _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
-_STRAY_END = re.compile(r"</(?:seed:)?think>")
+_STRAY_END = re.compile(r"</(?:seed:)?think(?:ing)?>|<\|close\|>think<\|sep\|>")
 _CHANNEL = re.compile(
     r"(?>(?:<\|start\|>)?)(?>(?:assistant)?)<\|channel\|>(?P<name>[a-z]{1,20}+)(?P<header>[^<\n]{0,80}+"
     r"(?>(?:<\|constrain\|>[a-z]{0,20}+)?))<\|message\|>"
@@ -49,7 +52,7 @@ def is_thoughts_start(begun: str) -> bool:
 
 def split_thoughts(content: str) -> tuple[str, str]:
     """The thoughts in a content (empty: none), and the answer; the identical content if there are none."""
-    if "think>" not in content and content.lstrip()[:1] not in _FIRST:
+    if "think" not in content and content.lstrip()[:1] not in _FIRST:
         return "", content
     blocks: list[str] = []
     answer = content
@@ -60,7 +63,7 @@ def split_thoughts(content: str) -> tuple[str, str]:
         blocks.append(split[0].strip())
         answer = split[1].lstrip()
     if not blocks and (stray := _stray_end(content)) is not None:
-        blocks, answer = [content[: stray.start()].strip()], content[stray.end() :].lstrip()
+        blocks, answer = [content[: stray.start()].strip()], _without_answer_tags(content[stray.end() :].lstrip())
     return "\n".join(filter(None, blocks)), answer
 
 
@@ -73,7 +76,23 @@ def _block(text: str) -> tuple[str, str] | None:
             return thought, rest
     if stripped := _STRIPPED.match(body):
         return stripped["thought"], body[stripped.end() :]
+    if body.startswith(_ANSWER_TAGS[0]):
+        return "", _without_answer_tags(body)
     return _channels(body)
+
+
+def split_channels(text: str) -> str:
+    """What is behind a call, without the marks and the thoughts of a channel."""
+    found = _channels(text.lstrip())
+    return text if found is None else found[1]
+
+
+def _without_answer_tags(text: str) -> str:
+    opening, closing = _ANSWER_TAGS
+    if not text.startswith(opening):
+        return text
+    answer, _, rest = text.removeprefix(opening).partition(closing)
+    return answer + rest
 
 
 def _channels(text: str) -> tuple[str, str] | None:

@@ -10,51 +10,32 @@ from dataclasses import dataclass
 
 from .budget import Budget
 from .lenient import Reading, read
-from .strings import SPACE, Exhausted, Unreadable
-from .text import decode, encode
+from .quote_tokens import as_json
+from .strings import SPACE, Exhausted, Unreadable, unescape
+from .text import encode
 
-NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool")
-ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params")
+NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool", "action")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params", "action_input")
 MAX_CALLS = 64
 """A model that writes more of them at once is caught in a loop."""
 _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "tool_call_id"})
-_TAG = r"<(?>(?:[｜|]DSML[｜|]|antml:)?)"
-_END_TAG = r"</(?>(?:[｜|]DSML[｜|]|antml:)?)"
-_SPACE_TAG = r"(?>(?:\]<\]minimax\[>\[)?)"
-_CALL_END = r"</(?:invoke|function)>"
-_PARAMETER = re.compile(
-    rf"\s*+{_TAG}parameter(?:=|(?P<attribute>\s{{1,9}}+name=))[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
-    r"(?>(?:\s++string=[\"'](?P<string>true|false)[\"'])?)\s*+>"
+_BEHIND_JSON = re.compile(
+    r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/?TOOL_CALLS?|END_TOOL_REQUEST)\]|[;,\]{)]|```|\Z)|[ \t]*+\n"
 )
-_PARAMETER_END = re.compile(
-    rf"{_END_TAG}parameter>(?=\s*+(?:{_END_TAG}parameter>|{_TAG}parameter(?:=|\s)"
-    rf"|{_END_TAG}(?:function|invoke)>|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜]|</[|｜]|\Z))"
-    rf"|(?=\n{_TAG}parameter(?:=|\s)|\n{_END_TAG}function>|\n{_END_TAG}invoke>|\n</tool_call>)"
-)
-_PARAMETER_ENDS = re.compile(rf"(?>(?:\s*+{_END_TAG}parameter>)*)")
-_TAGS = re.compile(
-    rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+>|tool_call>"
-    rf"|(?P<started>parameter)(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[^<>\n]{{0,60}}+>))"
-    rf"|{_END_TAG}(?:function|invoke|tool_call|(?P<ended>parameter))>"
-)
-_CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
-_PAIR = re.compile(
-    r"\s*+(?>(?:<arg_key>\s*+)?)(?P<name>[^<\n]{1,99}+)</arg_key>\s*+(?>(?:<arg_value>)?)(?P<value>.*?)"
-    r"(?:</arg_value>(?>(?:\s*+</arg_value>)*)|(?=</tool_call>\s*+\Z))", re.S
-)  # fmt: skip
-_PAIR_WITHOUT_KEY_END = re.compile(
-    r"\s*+<arg_key>\s*+(?P<name>[^<\n]{1,99}+)\s*+<arg_value>(?P<value>.*?)</arg_value>", re.S
-)
-_PAIR_OPEN = re.compile(r"\s*+<arg_")
-_BEHIND_JSON = re.compile(r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[/?TOOL_CALLS\]|[;,\]{)]|```|\Z)|[ \t]*+\n")
 _SEPARATOR = re.compile(r"\s*+[;,]?\s*+")
+_FLAG = re.compile(
+    r"\s*+--(?P<name>[\w-]{1,99}+)[ =]\s*+"
+    r"(?:\"(?P<string>[^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"|(?P<plain>[^\s\"}][^\n}]*+))\s*+,?+",
+    re.S,
+)
+_CLOSERS = re.compile(r"\s*+\}[}\s]*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
+_CALL_KEYS = frozenset({*NAME_KEYS, "type", "id", "index"})
+_MESSAGE_KEYS = frozenset({"tool_calls", "role", "content", "refusal"})
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?>(?:\.call)?)\(")
-_MAX_DEPTH = 64
-"""Tags that are open at once. No document needs more, and each value of a model in a loop would be read to the end."""
 _MAX_PYTHON = 20_000
 """So many characters outside of strings: Python's parser cannot be stopped."""
 _MAX_PYTHON_STRINGS = 2_000_000
@@ -86,6 +67,8 @@ class Source:
     budget: Budget
     elements: re.Pattern[str] | None = None
     """The start of a call as an element, for the request's tools."""
+    tools: frozenset[str] = frozenset()
+    """The names of the request's tools."""
 
     def skip(self, at: int) -> int:
         return SPACE.match(self.text, at).end()  # type: ignore[union-attr]
@@ -104,143 +87,37 @@ class Source:
 
 Found = tuple[list[LeakedCall], int]
 """Calls, and where their text ends."""
-_NOTHING: Found = ([], 0)
+NOTHING: Found = ([], 0)
 
 
 def json_behind_name(source: Source, name: str, at: int) -> Found:
     reading = source.json_at(at)
     if reading is None:
-        return _NOTHING
+        return NOTHING
     return [LeakedCall(name, source.text[at : reading.end])], reading.end
-
-
-# -- <parameter=p>value</parameter> ------------------------------------------------------------------------
-
-
-def parameters(source: Source, name: str, start: int) -> Found:
-    """Parameters in tags, or JSON between the call's own tags."""
-    text = source.text
-    json_start = source.skip(start)
-    if text[json_start : json_start + 1] == "{":
-        return json_behind_name(source, name, json_start)
-    declared = source.members(name)
-    within, at = _elements(source, name, start, _CALL_END)
-    if within:
-        return [LeakedCall(name, encode(within), is_open=True)], at
-    values: dict[str, object] = {}
-    at, is_cut = start, False
-    while not is_cut and (parameter := _PARAMETER.match(text, at)):
-        source.budget.check()
-        raw, at, is_cut = _parameter_value(text, parameter, declared)
-        values[parameter["name"]] = _as_declared(raw, parameter["string"])
-    if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
-        at, is_cut = len(text), True
-    return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
-
-
-def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str]) -> tuple[str, int, bool]:
-    """A value, where reading goes on, and whether the text ends within it.
-
-    Templates with `name=` put no newlines around a value: one at its end is then its own, unless the end tag is
-    doubled.
-    """
-    start = opening.end()
-    end = _nested_end(text, start, declared)
-    if end < 0:
-        plain = _PARAMETER_END.search(text, start)
-        if plain is None:
-            return _value(_CUT_TAG.sub("", text[start:])), len(text), True
-        end = plain.start()
-    behind = _behind_ends(text, end)
-    raw = text[start:end]
-    is_own = opening["attribute"] and not raw.startswith("\n") and text.count("</", end, behind) < 2
-    return raw if is_own else _value(raw), behind, False
-
-
-def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
-    """Where a value ends that may be a document about this very form: what is opened in it, is closed in it.
-
-    A parameter that the tool does not declare is such a document's. An end tag that another one follows ends the value.
-    -1 if the tags do not pair.
-    """
-    depths = {"parameter": 0, "call": 0}
-    inner_end = -1
-    for tag in _TAGS.finditer(text, start):
-        kind = "parameter" if tag["started"] or tag["ended"] else "call"
-        if tag["opening"]:
-            starts_line = text.startswith("\n", tag.start() - 1)
-            is_next = kind == "parameter" and starts_line and not any(depths.values())
-            if is_next and (not declared or tag["name"] in declared):
-                return tag.start() - 1
-            depths[kind] += 1
-            if depths[kind] > _MAX_DEPTH:
-                return -1
-        elif depths[kind]:
-            depths[kind] -= 1
-            inner_end = tag.start() if kind == "parameter" and not any(depths.values()) else inner_end
-        elif kind == "parameter" and _PARAMETER_END.match(text, tag.start()):
-            return tag.start()
-        elif kind == "call":
-            if inner_end >= 0 and not text[_behind_ends(text, inner_end) : tag.start()].strip():
-                return inner_end
-            if text.startswith("\n", tag.start() - 1):
-                return tag.start() - 1
-    return -1
-
-
-def _behind_ends(text: str, at: int) -> int:
-    """Behind the end tags of parameters that start here."""
-    return _PARAMETER_ENDS.match(text, at).end()  # type: ignore[union-attr]
-
-
-def _value(raw: str) -> str:
-    """A value without the one newline on each side that the template adds."""
-    return raw.removeprefix("\n").removesuffix("\n")
-
-
-def _as_declared(raw: str, is_string: str | None) -> object:
-    """DSML says of each parameter whether it is a string or JSON."""
-    if is_string != "false":
-        return raw
-    try:
-        value: object = decode(raw)
-    except (ValueError, RecursionError):
-        return raw
-    return value
-
-
-# -- <arg_key>p</arg_key><arg_value>value</arg_value> ------------------------------------------------------
-
-
-def pairs(source: Source, name: str, start: int) -> Found:
-    values: dict[str, object] = {}
-    at = start
-    while pair := _PAIR.match(source.text, at) or _PAIR_WITHOUT_KEY_END.match(source.text, at):
-        source.budget.check()
-        values[pair["name"].strip()] = pair["value"]
-        at = pair.end()
-    is_cut = _PAIR_OPEN.match(source.text, at) is not None
-    end = len(source.text) if is_cut else at
-    return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], end
 
 
 # -- {p:<|"|>value<|"|>} -----------------------------------------------------------------------------------
 
 
-def quoted(source: Source, name: str, start: int, quote: str, ends: re.Pattern[str]) -> Found:
-    """An object whose strings stand between tokens, so that nothing in them is escaped."""
+def quoted(source: Source, name: str, start: int, ends: re.Pattern[str]) -> Found:
+    """An object whose strings stand between tokens, so that nothing in them is escaped; also in parentheses."""
     ending = ends.search(source.text, start)
     stop = ending.start() if ending else len(source.text)
-    parts = source.text[start:stop].split(quote)
-    written = "".join(part if position % 2 == 0 else encode(part) for position, part in enumerate(parts))
-    is_cut = len(parts) % 2 == 0
+    body = source.text[start:stop].rstrip()
+    if body.startswith("("):
+        if call := _python_call(f"f{body}") if len(body) < _MAX_PYTHON else None:
+            return [LeakedCall(name, call.arguments)], stop
+        inner = body[1:].removesuffix(")").strip()
+        body = inner if inner.startswith("{") else f"{{{inner}}}"
+    written, is_cut = as_json(body, is_whole=ending is not None)
     inside = Source(written, source.names, source.members, source.budget)
     reading = inside.json_at(0)
     if reading is None or not isinstance(reading.value, dict):
-        return _NOTHING
-    if ending or reading.end == len(written.rstrip()):
+        return NOTHING
+    if ending or reading.end == len(written):
         return [LeakedCall(name, written[: reading.end], is_open=ending is None, is_cut=is_cut)], stop
-    return _NOTHING
+    return NOTHING
 
 
 # -- f(p=value) --------------------------------------------------------------------------------------------
@@ -258,14 +135,14 @@ def python_calls(source: Source, start: int) -> Found:
         closing = _closing(source.text, head.end() - 1)
         call = None if closing < 0 else _python_call(source.text[source.skip(at) : closing])
         if call is None:
-            return _NOTHING
+            return NOTHING
         calls.append(call)
         end = closing
         at = _SEPARATOR.match(source.text, end).end()  # type: ignore[union-attr]
     if in_list and calls:
         closer = source.skip(end)
         if not source.text.startswith("]", closer):
-            return _NOTHING
+            return NOTHING
         end = closer + 1
     return calls, end
 
@@ -316,53 +193,39 @@ def _plain(node: ast.expr) -> object:
     return value
 
 
-# -- <p>value</p> ------------------------------------------------------------------------------------------
+# -- {--p "value"} -----------------------------------------------------------------------------------------
 
 
-def elements(source: Source, name: str, start: int) -> Found:
-    """A tool as an element, with an element for each of its parameters, up to the tool's own end tag."""
-    values, at = _elements(source, name, start, rf"</{re.escape(name)}>")
-    closing = source.skip(at)
-    if values is None or not source.text.startswith(f"</{name}>", closing):
-        return _NOTHING
-    return [LeakedCall(name, encode(values))], closing + len(name) + 3
-
-
-def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict[str, object] | None, int]:
-    """The values of declared parameters that are written as elements, and where they end.
-
-    A value ends where another parameter, or the call's own end tag, comes behind its end tag.
-    """
-    declared = "|".join(map(re.escape, sorted(source.members(name), key=len, reverse=True))) or "(?!)"
-    opening = re.compile(rf"\s*+{_SPACE_TAG}<({declared})>")
-    values: dict[str, object] = {}
+def flags(source: Source, name: str, start: int) -> Found:
+    """An object whose members are written as a command's flags."""
     at = source.skip(start)
-    while tag := opening.match(source.text, at):
+    in_braces = source.text.startswith("{", at)
+    at += in_braces
+    values: dict[str, object] = {}
+    while flag := _FLAG.match(source.text, at):
         source.budget.check()
-        ending = rf"{_SPACE_TAG}</{re.escape(tag[1])}>(?=\s*+{_SPACE_TAG}(?:<(?:{declared})>|{closing}))"
-        end = re.compile(ending).search(source.text, tag.end())
-        if end is None:
-            return None, at
-        values[tag[1]] = _value(source.text[tag.end() : end.start()])
-        at = end.end()
-    return values, at
+        quoted_value = flag["string"]
+        values[flag["name"]] = flag["plain"].rstrip() if quoted_value is None else unescape(quoted_value)
+        at = flag.end()
+    closing = _CLOSERS.match(source.text, at)
+    return ([LeakedCall(name, encode(values))], closing.end()) if closing and values else NOTHING
 
 
 # -- {"name": …, "arguments": {…}} -------------------------------------------------------------------------
 
 
-def json_calls(source: Source, at: int) -> Found:
+def json_calls(source: Source, at: int, *, is_marked: bool = True) -> Found:
     """One JSON value after the other, with space, commas or semicolons between, each a call or a list of calls."""
     calls: list[LeakedCall] = []
     end = at
     while len(calls) <= MAX_CALLS and source.text[at : at + 1] in ("{", "[") and (reading := source.json_at(at)):
-        found = calls_in(reading.value, reading)
+        found = calls_in(source, reading.value, reading, is_marked)
         if not found:
             break
         calls += found
         end = reading.end
         at = _SEPARATOR.match(source.text, end).end()  # type: ignore[union-attr]
-    return (calls, end) if calls else _calls_up_to_tag(source, at)
+    return (calls, end) if calls or not is_marked else _calls_up_to_tag(source, at)
 
 
 def _calls_up_to_tag(source: Source, at: int) -> Found:
@@ -370,29 +233,51 @@ def _calls_up_to_tag(source: Source, at: int) -> Found:
     tag = _CALL_END_TAG.search(source.text, at)
     lost = "{" if _HEADLESS.match(source.text, at) else ""
     if tag is None or not (lost or source.text.startswith(("{", "["), at)):
-        return _NOTHING
+        return NOTHING
     start = at + source.text.startswith("{{", at)
     inside = Source(lost + source.text[start : tag.start()], source.names, source.members, source.budget)
     reading = inside.json_at(0, _ONLY_CLOSERS)
-    return (calls_in(reading.value, reading), tag.start()) if reading else _NOTHING
+    return (calls_in(source, reading.value, reading, True), tag.start()) if reading else NOTHING
 
 
-def calls_in(value: object, reading: Reading) -> list[LeakedCall]:
-    """The calls that a JSON value stands for; none if any part of it is something else."""
-    if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("tool_calls"), list):
-        value = value["tool_calls"]
+def calls_in(source: Source, value: object, reading: Reading, is_marked: bool) -> list[LeakedCall]:
+    """The calls that a JSON value stands for; none if any part of it is something else.
+
+    Behind a mark, the arguments may stand beside the name.
+    """
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list) and value.keys() <= _MESSAGE_KEYS:
+        value = [] if value.get("content") else value["tool_calls"]
     if isinstance(value, list):
-        found = [calls_in(item, reading) for item in value]
+        found = [calls_in(source, item, reading, is_marked) for item in value]
         return [call for calls in found for call in calls] if all(found) else []
     if not isinstance(value, dict):
         return []
     if isinstance(function := value.get("function"), dict):
         value = function
     name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
-    if name is None or not value.keys() <= _KNOWN_KEYS or _is_schema(value.get("parameters")):
+    if name is None or _is_schema(value.get("parameters")):
         return []
+    if not value.keys() <= _KNOWN_KEYS:
+        flat = {key: part for key, part in value.items() if key not in _CALL_KEYS}
+        is_flat = is_marked and flat.keys() <= set(source.members(name))
+        return [LeakedCall(name, encode(flat))] if is_flat else []
     arguments = next((value[key] for key in ARGUMENT_KEYS if key in value), None)
     return [LeakedCall(name, arguments if isinstance(arguments, str) else reading.source(arguments))]
+
+
+def keyed_calls(source: Source, at: int) -> Found:
+    """A list of objects whose only member is the call: its name, and its arguments."""
+    reading = source.json_at(at)
+    if reading is None or not isinstance(reading.value, list):
+        return NOTHING
+    calls = [
+        LeakedCall(name, reading.source(arguments))
+        for item in reading.value
+        if isinstance(item, dict) and len(item) == 1
+        for name, arguments in item.items()
+        if isinstance(arguments, dict)
+    ]
+    return (calls, reading.end) if len(calls) == len(reading.value) else NOTHING
 
 
 def _is_schema(parameters: object) -> bool:

@@ -1,0 +1,257 @@
+"""Reads the arguments of a leaked call that stand in tags: one reader for each kind of tag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from .text import decode, encode
+from .written import NOTHING, Found, LeakedCall, Source, json_behind_name
+
+TAG_PREFIX = r"(?>(?:[｜|‖]{1,2}+DSML[｜|‖]{1,2}+|[a-z]{2,9}+:)?)"
+"""What may stand before the names of tags: DeepSeek's token, also misspelled, or a namespace (`antml:`, `steptml:`)."""
+_TAG = rf"<{TAG_PREFIX}"
+_END_TAG = rf"</{TAG_PREFIX}"
+_SPACE_TAG = r"(?>(?:\]<\]minimax\[>\[)?)"
+_CALL_END = r"</(?:invoke|function)>"
+_PARAMETER = re.compile(
+    rf"\s*+{_TAG}param(?>(?:eter)?)(?:\s{{0,3}}+=\s{{0,3}}+|(?P<attribute>\s{{1,9}}+name=))[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[\"']?"
+    r"(?>(?:\s++string=[\"'](?P<string>true|false)[\"'])?)(?>(?:\s++type=[\"'][^\"'<>\n]{0,40}+[\"'])?)\s*+>"
+)
+_END_OF_PARAMETER = rf"{_END_TAG}param(?>(?:eter)?)(?>(?:=[^<>\n]{{1,99}}+)?)>"
+_PARAMETER_START = rf"{_TAG}param(?:eter)?(?:=|\s)"
+_PARAMETER_END = re.compile(
+    rf"{_END_OF_PARAMETER}(?=\s*+(?:{_END_TAG}param(?:eter)?[=>]|{_PARAMETER_START}"
+    rf"|{_END_TAG}(?:function|inv(?:oke)?|parameters|tool|tool_use)[=>]|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜‖]|</[|｜‖]"
+    r"|(?:</[\w:]{0,20})?\Z))"
+    rf"|(?=\n{_PARAMETER_START}|\n{_END_TAG}function[=>]|\n{_END_TAG}inv(?:oke)?>|\n</tool_call>)"
+)
+_PARAMETER_ENDS = re.compile(rf"(?>(?:\s*+{_END_OF_PARAMETER})*)")
+_TAGS = re.compile(
+    rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+>|tool_call>"
+    rf"|(?P<started>param(?>(?:eter)?))(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[^<>\n]{{0,60}}+>))"
+    rf"|{_END_TAG}(?:function|inv(?>(?:oke)?)|tool_call|(?P<ended>param(?>(?:eter)?)))(?>(?:=[^<>\n]{{1,99}}+)?)>"
+)
+_CUT_END = r"(?:</[\w.-]{0,99}+)?\Z"
+"""The text's end, maybe within an end tag."""
+_CDATA = "<![CDATA[", "]]>"
+_CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
+_PAIR = re.compile(
+    r"\s*+(?>(?:<(?:(?:longcat_)?arg_key|tool_call)>\s*+)?)(?P<name>[^<\n]{1,99}+)</(?:longcat_)?arg_key>\s*+"
+    r"(?>(?:<(?:longcat_)?arg_value>)?)(?P<value>.*?)"
+    r"(?:</(?:longcat_)?arg_value>(?>(?:\s*+</(?:longcat_)?arg_value>)*)|(?=</tool_call>\s*+\Z))", re.S
+)  # fmt: skip
+_PAIR_WITHOUT_KEY_END = re.compile(
+    r"\s*+<(?:longcat_)?arg_key>\s*+(?P<name>[^<\n]{1,99}+)\s*+<(?:longcat_)?arg_value>(?P<value>.*?)"
+    r"</(?:longcat_)?arg_value>",
+    re.S,
+)
+_PAIR_OPEN = re.compile(r"\s*+<(?:longcat_)?arg_")
+_TYPED = re.compile(
+    r"\s*+<\|open\|>argument key=\"(?P<name>[^\"<>\n]{1,99}+)\"(?>(?:\s++type=\"(?P<type>\w{1,20}+)\")?)[^<>\n]{0,99}+"
+    r"<\|sep\|>(?P<value>.*?)<\|close\|>argument<\|sep\|>", re.S
+)  # fmt: skip
+_TYPED_OPEN = re.compile(r"\s*+<\|open\|>argument ")
+_WRAPPER = re.compile(r"\s*+<(args|arguments|parameters|params|input|file)>")
+_MAX_DEPTH = 64
+"""Tags that are open at once. No document needs more, and each value of a model in a loop would be read to the end."""
+
+
+# -- <parameter=p>value</parameter> ------------------------------------------------------------------------
+
+
+def parameters(source: Source, name: str, start: int) -> Found:
+    """Parameters in tags, or JSON between the call's own tags."""
+    text = source.text
+    start = _behind_wrappers(source, name, start)
+    json_start = source.skip(start)
+    if text[json_start : json_start + 1] == "{":
+        return json_behind_name(source, name, json_start)
+    declared = source.members(name)
+    within, at = _elements(source, name, start, _CALL_END)
+    if within:
+        return [LeakedCall(name, encode(within), is_open=True)], at
+    values: dict[str, object] = {}
+    at, is_cut = start, False
+    while not is_cut and (parameter := _PARAMETER.match(text, at)):
+        source.budget.check()
+        raw, at, is_cut = _parameter_value(text, parameter, declared)
+        values[parameter["name"]] = _as_declared(raw, parameter["string"])
+    if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
+        at, is_cut = len(text), True
+    return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
+
+
+def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str]) -> tuple[str, int, bool]:
+    """A value, where reading goes on, and whether the text ends within it.
+
+    Templates with `name=` put no newlines around a value: one at its end is then its own, unless the end tag is
+    doubled.
+    """
+    start = opening.end()
+    end = _nested_end(text, start, declared)
+    if end < 0:
+        plain = _PARAMETER_END.search(text, start)
+        if plain is None:
+            return _value(_CUT_TAG.sub("", text[start:])), len(text), True
+        end = plain.start()
+    behind = _behind_ends(text, end)
+    raw = text[start:end]
+    is_own = opening["attribute"] and not raw.startswith(("\n", _CDATA[0])) and text.count("</", end, behind) < 2
+    return raw if is_own else _value(raw), behind, False
+
+
+def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
+    """Where a value ends that may be a document about this very form: what is opened in it, is closed in it.
+
+    A parameter that the tool does not declare is such a document's. An end tag that another one follows ends the value.
+    -1 if the tags do not pair.
+    """
+    depths = {"parameter": 0, "call": 0}
+    inner_end = -1
+    for tag in _TAGS.finditer(text, start):
+        kind = "parameter" if tag["started"] or tag["ended"] else "call"
+        if tag["opening"]:
+            starts_line = text.startswith("\n", tag.start() - 1)
+            is_next = kind == "parameter" and starts_line and not any(depths.values())
+            if is_next and (not declared or tag["name"] in declared):
+                return tag.start() - 1
+            depths[kind] += 1
+            if depths[kind] > _MAX_DEPTH:
+                return -1
+        elif depths[kind]:
+            depths[kind] -= 1
+            inner_end = tag.start() if kind == "parameter" and not any(depths.values()) else inner_end
+        elif kind == "parameter" and _PARAMETER_END.match(text, tag.start()):
+            return tag.start()
+        elif kind == "call":
+            if inner_end >= 0 and not text[_behind_ends(text, inner_end) : tag.start()].strip():
+                return inner_end
+            if text.startswith("\n", tag.start() - 1):
+                return tag.start() - 1
+    return -1
+
+
+def _behind_ends(text: str, at: int) -> int:
+    """Behind the end tags of parameters that start here."""
+    return _PARAMETER_ENDS.match(text, at).end()  # type: ignore[union-attr]
+
+
+def _value(raw: str) -> str:
+    """A value without the one newline on each side that the template adds, or the brackets that protect it."""
+    value = raw.removeprefix("\n").removesuffix("\n")
+    if value.startswith(_CDATA[0]) and value.endswith(_CDATA[1]):
+        return value.removeprefix(_CDATA[0]).removesuffix(_CDATA[1])
+    return value
+
+
+def _as_declared(raw: str, is_string: str | None) -> object:
+    """DSML says of each parameter whether it is a string or JSON."""
+    if is_string != "false":
+        return raw
+    try:
+        value: object = decode(raw)
+    except (ValueError, RecursionError):
+        return raw
+    return value
+
+
+# -- <arg_key>p</arg_key><arg_value>value</arg_value> ------------------------------------------------------
+
+
+def pairs(source: Source, name: str, start: int) -> Found:
+    values: dict[str, object] = {}
+    at = start
+    if source.text.startswith("</arg_key>", start):
+        name, key = _name_and_key(source, name)
+        at = start - len(key)
+    while pair := _PAIR.match(source.text, at) or _PAIR_WITHOUT_KEY_END.match(source.text, at):
+        source.budget.check()
+        values[pair["name"].strip()] = pair["value"]
+        at = pair.end()
+    is_cut = _PAIR_OPEN.match(source.text, at) is not None
+    end = len(source.text) if is_cut else at
+    return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], end
+
+
+def _name_and_key(source: Source, written: str) -> tuple[str, str]:
+    """A tool's name and the name of its parameter, from both in one word: their tags were lost."""
+    fits = [
+        (tool, written[len(tool) :])
+        for tool in source.tools
+        if written.startswith(tool) and written[len(tool) :] in source.members(tool)
+    ]
+    return fits[0] if len(fits) == 1 else (written, "")
+
+
+# -- <|open|>argument key="p" type="string"<|sep|>value<|close|>argument<|sep|> ----------------------------
+
+
+def typed(source: Source, name: str, start: int) -> Found:
+    values: dict[str, object] = {}
+    at = start
+    while argument := _TYPED.match(source.text, at):
+        source.budget.check()
+        is_string = "true" if argument["type"] in (None, "string") else "false"
+        values[argument["name"]] = _as_declared(argument["value"], is_string)
+        at = argument.end()
+    is_cut = _TYPED_OPEN.match(source.text, at) is not None
+    end = len(source.text) if is_cut else at
+    return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], end
+
+
+# -- <p>value</p> ------------------------------------------------------------------------------------------
+
+
+def elements(source: Source, name: str, start: int) -> Found:
+    """A tool as an element, with an element for each of its parameters, up to the tool's own end tag."""
+    first = _behind_wrappers(source, name, start)
+    wrappers = _WRAPPER.findall(source.text, start, first)
+    closing = "".join(rf"</{wrapper}>\s*+" for wrapper in reversed(wrappers)) + rf"</{re.escape(name)}>"
+    values, at = _elements(source, name, first, closing)
+    if values is None:
+        return NOTHING
+    if end := re.compile(rf"\s*+{closing}").match(source.text, at):
+        return [LeakedCall(name, encode(values))], end.end()
+    if values and re.compile(rf"\s*+{_CUT_END}").match(source.text, at):
+        return [LeakedCall(name, encode(values), is_open=True)], len(source.text)
+    return NOTHING
+
+
+def named_elements(source: Source, name: str, start: int) -> Found:
+    """The arguments of a call whose name stood in an element, too: as JSON, or an element each."""
+    at = _behind_wrappers(source, name, start)
+    json_start = source.skip(at)
+    if source.text.startswith("{", json_start):
+        return json_behind_name(source, name, json_start)
+    values, end = _elements(
+        source, name, at, r"</(?:arguments|parameters|args|input|tool|tool_use|tool_call|function)>"
+    )
+    return NOTHING if values is None else ([LeakedCall(name, encode(values), is_open=True)], end)
+
+
+def _behind_wrappers(source: Source, name: str, at: int) -> int:
+    """Behind elements around all arguments, which the tool does not declare."""
+    while (wrapper := _WRAPPER.match(source.text, at)) and wrapper[1] not in source.members(name):
+        at = wrapper.end()
+    return at
+
+
+def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict[str, object] | None, int]:
+    """The values of declared parameters that are written as elements, and where they end.
+
+    A value ends where another parameter, or the call's own end tag, comes behind its end tag.
+    """
+    declared = "|".join(map(re.escape, sorted(source.members(name), key=len, reverse=True))) or "(?!)"
+    opening = re.compile(rf"\s*+{_SPACE_TAG}<({declared})>")
+    values: dict[str, object] = {}
+    at = source.skip(start)
+    while tag := opening.match(source.text, at):
+        source.budget.check()
+        ending = rf"{_SPACE_TAG}</{re.escape(tag[1])}>(?=\s*+(?:{_SPACE_TAG}(?:<(?:{declared})>|{closing})|{_CUT_END}))"
+        end = re.compile(ending).search(source.text, tag.end())
+        if end is None:
+            return None, at
+        values[tag[1]] = _value(source.text[tag.end() : end.start()])
+        at = end.end()
+    return values, at

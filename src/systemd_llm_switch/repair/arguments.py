@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from html import unescape
 
 from .budget import Budget
 from .coercion import NAMES, TYPES, coerce, not_known
@@ -38,7 +39,9 @@ _LOOSE_TAIL = re.compile(rf"\s*+\)?+;?+(?:{_TAIL.pattern})")
 """The same behind `tool({…})`."""
 _MAX_STARTS = 4
 _OBJECT_STARTS = tuple("{[\"'`“")
-_CALL_KEYS = frozenset({"name", "arguments", "parameters", "args", "input", "type", "id", "index"})
+_NAME_KEYS = ("name", "tool", "tool_name", "function")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_CALL_KEYS = frozenset({*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id", "index"})
 _ESCAPED_OBJECT = re.compile(r"\{\s*+\\++[\"']")
 _SURE_END = re.compile(r"(?:\"[^\s\"'(){}\[\]=,]++|\\n|[.!?;)}\]])\"\Z")
 """A string of one word, or one that ends as a file or a sentence does; an opening quote comes behind anything else."""
@@ -141,6 +144,7 @@ class _Attempt:
         return replace(inner, kinds=(_ENCODING, *(kind for kind in inner.kinds if kind != _ENCODING)))
 
     def read_object(self, text: str, encodings: int) -> _Found:
+        text = _plain(text)
         if '<|"|>' in text:  # a backend took Gemma's arguments over as they were written
             text, _ = as_json(text, is_whole=not self.truncated)
         leading = _LEADING.match(text)[0]  # type: ignore[index]
@@ -223,7 +227,7 @@ class _Attempt:
         source = reading.source if reading else not_known
         attempts: tuple[tuple[object, tuple[RepairKind, ...]], ...] = (
             (value, ()),
-            (_unwrapped(value), (_WRAPPER,)),
+            (_unwrapped(value, self.tool), (_WRAPPER,)),
             (_without_call(value, self.tool), (_WRAPPER,)),
         )
         for candidate, wrapper in attempts:
@@ -260,8 +264,28 @@ class _Attempt:
             _check_not_cut(reading, value, self.schema)
 
 
+def _plain(text: str) -> str:
+    """The text without a page's entities for its quotes, and without its repetitions."""
+    if '"' not in text and text.lstrip().startswith("{&quot;"):
+        text = unescape(text)
+    for count in (2, 3):
+        length = len(text) // count
+        part = text[:length]
+        if (
+            length * count == len(text)
+            and part.startswith("{")
+            and part * count == text
+            and part.rstrip().endswith("}")
+        ):
+            return part
+    return text
+
+
 def _without_end_marks(text: str) -> str:
     text = text.rstrip()
+    behind = text.rfind("}") + 1
+    if text[behind:].lstrip().startswith("<|"):
+        return text[:behind]
     for _ in range(_MAX_END_MARKS):
         mark = _END_MARK.search(text, max(len(text) - 45, 0))
         if mark is None:
@@ -270,19 +294,24 @@ def _without_end_marks(text: str) -> str:
     return text
 
 
-def _unwrapped(value: object) -> object:
-    """The object inside `{"arguments": {…}}` and the like."""
+def _unwrapped(value: object, tool: str) -> object:
+    """The object inside `{"arguments": {…}}` and the like, or inside the tool's own name."""
     if type(value) is dict and len(value) == 1:
         name, inner = next(iter(value.items()))
-        return inner if fold(name) in _WRAPPER_NAMES else None
+        return inner if fold(name) in _WRAPPER_NAMES or (tool and fold(name) == fold(tool)) else None
     return None
 
 
 def _without_call(value: object, tool: str) -> object:
     """The arguments of a whole call to this tool in the place of its arguments."""
-    if type(value) is not dict or not value.keys() <= _CALL_KEYS or fold(str(value.get("name"))) != fold(tool):
+    if type(value) is dict and type(function := value.get("function")) is dict:
+        value = function
+    if type(value) is not dict or not value.keys() <= _CALL_KEYS:
         return None
-    inner = next((value[name] for name in ("arguments", "parameters", "args", "input") if name in value), None)
+    name = next((value[key] for key in _NAME_KEYS if key in value), None)
+    if fold(str(name)) != fold(tool):
+        return None
+    inner = next((value[name] for name in _ARGUMENT_KEYS if name in value), None)
     try:
         return decode(inner) if isinstance(inner, str) else inner
     except (ValueError, RecursionError):

@@ -126,7 +126,8 @@ class _Coercer(Judge):
         if isinstance(value, str) and value.lstrip().startswith("["):
             return parsed(value, "array", self.budget)
         item = self.attempt(value, node.items or ANYTHING, depth + 1)
-        return _NO_VALUE if item is _NO_VALUE else [item]
+        is_other = item is _NO_VALUE or (isinstance(value, dict) and isinstance(item, str))
+        return _NO_VALUE if is_other else [item]
 
     def picked(self, value: object, node: Node) -> object:
         """The one listed value that differs only in case, separators or quotes."""

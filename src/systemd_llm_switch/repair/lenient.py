@@ -20,7 +20,9 @@ _VALUE_WORK = 8
 _COMMENT_STARTS = frozenset("/#")
 _SKIPPED = frozenset(" \n\r\t/#")
 _NOT_A_NUMBER = frozenset({"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"})
-_CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”"}
+_CLOSING_QUOTE = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
+_STRING_PREFIXES = frozenset({"r", "R", "b", "B", "f", "F", "rb", "rf", "fr", "br"})
+_OMITTED = frozenset({"...", "…"})
 _NUMBER = re.compile(
     r"[+-]?(?=\.?\d)(?:0[xX][0-9a-fA-F]++|(?>(?:\d[\d_]*+)?)(?>(?:\.\d*+)?)(?>(?:[eE][+-]?\d++)?))(?![\w.])"
 )
@@ -28,7 +30,7 @@ _WORD = re.compile(r"[^\s\"'`,:{}\[\]()][^\"'`,{}\[\]\n]*+")
 _KEY = re.compile(
     r'(?:"(?P<double>[^"\\\n]*+(?>(?:\\.[^"\\\n]*+)*))"'
     r"|'(?P<single>[^'\\\n]*+(?>(?:\\.[^'\\\n]*+)*))'"
-    r"|[\"'“”]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”]?)"
+    r"|[\"'“”‘’`]?(?P<bare>[A-Za-z_$][\w$.-]*+)[\"'“”‘’`]?)"
     r"\s*+[:：](?>(?:\s*+[:：])?)"
 )
 _KEY_WITHOUT_COLON = re.compile(r"[\"'](?P<name>[\w$.-]{1,80}+)[\"']\s*+(?=[\"'{\[]|-?\d|(?:true|false|null)\b)")
@@ -286,6 +288,11 @@ class _Reader(StringReader):
         return self.word(match[0].rstrip())
 
     def word(self, word: str) -> object:
+        """A string without quotes, as far as it is one."""
+        if word in ("u", "U") and self.peek() in ('"', "'"):
+            return self.read_string(self.peek())
+        if word in _OMITTED or (word in _STRING_PREFIXES and self.peek() in ('"', "'")):
+            raise Ambiguous("code instead of a value")
         if word in _NOT_A_NUMBER:
             self.has_not_a_number = True
             return None

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from systemd_llm_switch.openai.shapes import Json, dump
-from systemd_llm_switch.repair import starts_with_call
+from systemd_llm_switch.repair import THOUGHTS_END, is_in_call, starts_with_call
 
 REFUSAL = b"output that does not match the expected"
 REFUSAL_WITH_TEXT = b"Failed to parse input at pos "
@@ -171,7 +171,9 @@ def _envelope(model: str, created: int) -> Json:
 def _choice(text: str, begun: PartialReply, finish: str) -> Json:
     if begun.space:
         text = text.removeprefix(begun.space) if text.startswith(begun.space) else text.lstrip()
-    thought, end, answer = text.rpartition("</think>")
+    thought, end, answer = text.partition(THOUGHTS_END)
+    if is_in_call(thought):
+        end = ""
     message: Json = {"role": "assistant", "content": answer.lstrip("\n") if end else text}
     if end:
         message["reasoning_content"] = thought.removeprefix("<think>").strip("\n")

@@ -10,7 +10,7 @@ from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
-from .thoughts import THOUGHTS_END
+from .thoughts import THOUGHTS_END, is_in_call
 
 __all__ = [
     "MALFORMED_ARGUMENTS",
@@ -21,6 +21,7 @@ __all__ = [
     "RepairKind",
     "RequestFacts",
     "UnrepairableReply",
+    "is_in_call",
     "parse_reply",
     "repair_history",
     "repair_reply",

@@ -20,7 +20,7 @@ from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, 
 from .forms import MARK, TURN_ENDS
 from .model import Repair, RequestFacts
 from .text import fold
-from .thoughts import THOUGHTS_END, THOUGHTS_START, split_channels
+from .thoughts import THOUGHTS_END, THOUGHTS_START, is_in_call, split_channels
 from .written import ARGUMENT_KEYS, MAX_CALLS, NAME_KEYS, LeakedCall, Source
 
 _MAX_PLACES = 20_000
@@ -95,7 +95,7 @@ class _Rescue:
     def start(self) -> int:
         """Where the answer starts, behind thoughts that it begins with, or that the template began for the model."""
         head, found, _ = self.text.partition(THOUGHTS_END)
-        is_thought = found and "<think>" not in head.lstrip().removeprefix("<think>")
+        is_thought = found and "<think>" not in head.lstrip().removeprefix("<think>") and not is_in_call(head)
         at = len(head) + len(THOUGHTS_END) if is_thought else 0
         return len(self.text) - len(self.text[at:].lstrip())
 

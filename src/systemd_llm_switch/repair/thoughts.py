@@ -24,6 +24,13 @@ _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
 _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:)?think(?:ing)?>|<\|close\|>think<\|sep\|>")
+_CALL_START = re.compile(
+    r"\A\s*+[{\[]|\[TOOL_CALLS\]|(?:(?<=\n)|\A)[ \t]*+"
+    r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜])"
+)
+_CALL_END = re.compile(
+    r"</(?:tool_call|function|invoke|(?>[a-z]{2,9}+:)tool_call)>|<\|(?:call|end|tool_call_end)\|>|<tool_call\|>"
+)
 _CHANNEL = re.compile(
     r"(?>(?:<\|start\|>)?)(?>(?:assistant)?)<\|channel\|>(?P<name>[a-z]{1,20}+)(?P<header>[^<\n]{0,80}+"
     r"(?>(?:<\|constrain\|>[a-z]{0,20}+)?))<\|message\|>"
@@ -110,10 +117,21 @@ def _channels(text: str) -> tuple[str, str] | None:
     return "\n".join(thoughts), "\n".join(filter(None, [*answer, text[at:]]))
 
 
+def is_in_call(before: str) -> bool:
+    """Whether a text ends within a tool call: an end tag that follows belongs to the call, such as a file's."""
+    at = 0
+    while call := _CALL_START.search(before, at):
+        end = _CALL_END.search(before, call.end())
+        if end is None:
+            return True
+        at = end.end()
+    return False
+
+
 def _stray_end(content: str) -> re.Match[str] | None:
-    """The end tag of a thought that the template began: on a line of its own, outside of code."""
+    """The end tag of a thought that the template began: on a line of its own, outside of code and calls."""
     end = _STRAY_END.search(content)
-    if end is None or THOUGHTS_START in content[: end.start()]:
+    if end is None or THOUGHTS_START in content[: end.start()] or is_in_call(content[: end.start()]):
         return None
     before = content[: end.start()]
     line = before[before.rfind("\n") + 1 :]

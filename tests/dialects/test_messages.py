@@ -275,14 +275,21 @@ def test_images_are_passed_on_and_what_cannot_be_read_is_named() -> None:
         ),
         ({"stop_sequences": ["a"]}, {"stop": ["a"]}),
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, {"thinking_budget_tokens": 9}),
+        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        (
+            {"output_config": {"effort": "low"}, "chat_template_kwargs": {"reasoning_effort": "high", "a": 1}},
+            {"chat_template_kwargs": {"reasoning_effort": "high", "a": 1}},
+        ),
+        ({"output_config": {"effort": "unheard of"}}, {}),
         ({"thinking": {"type": "adaptive"}, "metadata": {"user_id": "x"}, "context_management": {}}, {}),
         (
-            {"output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {"type": "object"}}}},
+            {"output_config": {"effort": "max", "format": {"type": "json_schema", "schema": {"type": "object"}}}},
             {
+                "chat_template_kwargs": {"reasoning_effort": "high"},
                 "response_format": {
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "schema": {"type": "object"}},
-                }
+                },
             },
         ),
         (

@@ -280,7 +280,14 @@ A_FUNCTION = {"type": "function", "function": {"name": "get"}}
         ({"tool_choice": {"type": "file_search"}}, {}),
         ({"max_output_tokens": 5}, {"max_tokens": 5}),
         ({"max_output_tokens": None}, {}),
-        ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
+        (
+            {"reasoning": {"effort": "low", "summary": "auto"}},
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "low"}},
+        ),
+        (
+            {"reasoning": {"effort": "none"}},
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}},
+        ),
         ({"reasoning": None, "store": False, "include": ["x"], "client_metadata": {"a": "b"}}, {}),
         ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {}),
         ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from systemd_llm_switch.dialects.dialect import Dialect, named_event
-from systemd_llm_switch.dialects.parts import Call, End, Part, PartReader, Text, Thought, parts_of
+from systemd_llm_switch.dialects.parts import Call, End, Part, PartReader, Text, Thought, parts_of, whole_number
 from systemd_llm_switch.openai.shapes import Json, dump, object_of
 from systemd_llm_switch.openai.sse import split_text
 
@@ -135,10 +135,10 @@ def _stop(end: End) -> Json:
 
 def _usage(usage: Json) -> Json:
     """The usage. Anthropic counts cached tokens in addition to the input, OpenAI as a part of it."""
-    cached = object_of(usage.get("prompt_tokens_details")).get("cached_tokens") or 0
+    cached = whole_number(object_of(usage.get("prompt_tokens_details")).get("cached_tokens"))
     return {
-        "input_tokens": (usage.get("prompt_tokens") or 0) - cached,
+        "input_tokens": whole_number(usage.get("prompt_tokens")) - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
-        "output_tokens": usage.get("completion_tokens") or 0,
+        "output_tokens": whole_number(usage.get("completion_tokens")),
     }

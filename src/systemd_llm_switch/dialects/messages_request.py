@@ -13,6 +13,7 @@ from systemd_llm_switch.dialects.conversation import (
     list_at,
     text_part,
 )
+from systemd_llm_switch.dialects.effort import with_thinking
 from systemd_llm_switch.openai.shapes import Json, dump, object_of, objects_of
 
 # What has another name in a chat, or no meaning for llama-server. Other fields are passed on, its own among them.
@@ -44,7 +45,9 @@ def chat_of_messages(body: Json) -> Json:
     thinking = object_of(body.get("thinking"))
     if thinking.get("type") == "enabled" and "budget_tokens" in thinking:
         chat["thinking_budget_tokens"] = thinking["budget_tokens"]  # llama-server's name for it
-    wanted = object_of(object_of(body.get("output_config")).get("format") or body.get("output_format"))
+    output = object_of(body.get("output_config"))
+    chat = with_thinking(chat, effort=output.get("effort"), is_off=thinking.get("type") == "disabled")
+    wanted = object_of(output.get("format") or body.get("output_format"))
     if wanted.get("type") == "json_schema":
         chat["response_format"] = {
             "type": "json_schema",
@@ -56,9 +59,9 @@ def chat_of_messages(body: Json) -> Json:
 def _conversation(body: Json) -> list[Json]:
     conversation = Conversation()
     system = body.get("system")
-    texts = [system] if isinstance(system, str) else [block.get("text") or "" for block in objects_of(system)]
+    texts = [system] if isinstance(system, str) else [block.get("text") for block in objects_of(system)]
     for text in texts:
-        conversation.add_system(_BILLING.sub("", text))
+        conversation.add_system(_BILLING.sub("", text) if isinstance(text, str) else "")
     for message in list_at(body, "messages"):
         content = message.get("content")
         blocks = [text_part(content)] if isinstance(content, str) else list_at(message, "content")
@@ -127,6 +130,6 @@ def _tool_choice(choice: Json) -> Json:
     chat: Json = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {}
     if kind == "tool":
         chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif kind in _TOOL_CHOICES:
+    elif isinstance(kind, str) and kind in _TOOL_CHOICES:
         chat["tool_choice"] = _TOOL_CHOICES[kind]
     return chat

@@ -76,10 +76,10 @@ class PartReader:
         chunk: Json = json.loads(data)
         self.usage = object_of(chunk.get("usage")) or self.usage
         self.model = self.model or str(chunk.get("model") or "")
-        self.created = self.created or _whole_number(chunk.get("created"))
+        self.created = self.created or whole_number(chunk.get("created"))
         for choice in choices_of(chunk):
             delta = object_of(choice.get("delta"))
-            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            self._finish_reason = str(choice.get("finish_reason") or self._finish_reason)
             yield from _words(delta)
             for call in objects_of(delta.get("tool_calls")):
                 self._add(call)
@@ -118,5 +118,6 @@ def _as_object(arguments: object) -> str:
     return dump({MALFORMED_ARGUMENTS: text} if text.strip() else {}).decode()
 
 
-def _whole_number(value: object) -> int:
+def whole_number(value: object) -> int:
+    """A number of a backend's reply, such as a count of tokens; 0 for anything else."""
     return value if isinstance(value, int) else 0

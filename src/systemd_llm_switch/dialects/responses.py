@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from systemd_llm_switch.dialects.dialect import Dialect, named_event
-from systemd_llm_switch.dialects.parts import Call, End, Part, PartReader, Text, Thought, parts_of
+from systemd_llm_switch.dialects.parts import Call, End, Part, PartReader, Text, Thought, parts_of, whole_number
 from systemd_llm_switch.dialects.responses_tools import Tools
 from systemd_llm_switch.openai.shapes import Json, dump, object_of
 from systemd_llm_switch.openai.sse import split_text
@@ -197,12 +197,12 @@ def _status(end: End) -> str:
 
 
 def _usage(usage: Json) -> Json:
-    read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    cached = object_of(usage.get("prompt_tokens_details")).get("cached_tokens") or 0
+    read, written = whole_number(usage.get("prompt_tokens")), whole_number(usage.get("completion_tokens"))
+    cached = whole_number(object_of(usage.get("prompt_tokens_details")).get("cached_tokens"))
     return {
         "input_tokens": read,
         "input_tokens_details": {"cached_tokens": cached},
         "output_tokens": written,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.get("total_tokens") or read + written,
+        "total_tokens": whole_number(usage.get("total_tokens")) or read + written,
     }

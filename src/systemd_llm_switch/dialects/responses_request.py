@@ -11,6 +11,7 @@ from systemd_llm_switch.dialects.conversation import (
     list_at,
     text_part,
 )
+from systemd_llm_switch.dialects.effort import with_thinking
 from systemd_llm_switch.dialects.responses_tools import Tools, arguments_of_free_text, flat_name
 from systemd_llm_switch.errors import InvalidRequest
 from systemd_llm_switch.openai.shapes import Json, object_of, objects_of
@@ -46,6 +47,7 @@ def chat_of_responses(body: Json) -> Json:
         chat["max_tokens"] = body["max_output_tokens"]
     if effort := object_of(body.get("reasoning")).get("effort"):
         chat["reasoning_effort"] = effort
+        chat = with_thinking(chat, effort=effort)
     return chat | _response_format(object_of(object_of(body.get("text")).get("format")))
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.no_threads import no_more_threads
 from support.stack import ROOT
 from systemd_llm_switch.logs import MAX_LINE_BYTES, LineFormatter
 from systemd_llm_switch.quoting import LIMIT, field, printable, quoted
@@ -75,7 +76,7 @@ def test_a_newline_in_an_argument_begins_no_entry() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "ö", "\U0001f600", "\x00", "\ud800", "\n"])
-@pytest.mark.parametrize("count", [400, 1_998, 2_500, 1_000_000])
+@pytest.mark.parametrize("count", [400, 1_997, 1_998, 2_500, 1_000_000])
 def test_no_line_is_longer_than_its_limit(letter: str, count: int) -> None:
     line = formatted("%s", letter * count)
     assert len(line.encode()) + 1 <= MAX_LINE_BYTES
@@ -103,6 +104,12 @@ def test_a_traceback_of_any_length_is_bounded() -> None:
     text = formatted("crashed", error=raised("x" * 100_000 + "\n" * 100_000))
     assert len(text.split("\n")) < 70
     assert all(len(line.encode()) < MAX_LINE_BYTES for line in text.split("\n"))
+
+
+@pytest.mark.parametrize("count", range(1_970, 2_000))
+def test_a_line_of_a_traceback_is_as_long_as_any_other_at_most(count: int) -> None:
+    lines = formatted("crashed", error=raised("x" * count)).split("\n")
+    assert all(len(line) + 1 <= MAX_LINE_BYTES for line in lines)
 
 
 @pytest.mark.parametrize(("journal", "start"), [("1:2", "<6>"), ("", "20")])
@@ -146,6 +153,24 @@ def test_the_rest_of_each_burst_is_reported() -> None:
     for _ in range(2):
         throttle.admit("a")
         assert reported.get(timeout=60) == ("a", 1)
+
+
+def test_a_burst_is_reported_later_if_there_was_no_thread_for_it() -> None:
+    reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    throttle = Throttle(lambda kind, unlogged: reported.put((kind, unlogged)), per_s=0)
+    with no_more_threads():
+        throttle.admit("a")
+    throttle.admit("a")
+    assert reported.get(timeout=60) == ("a", 2)
+
+
+def test_what_was_reported_is_not_reported_again() -> None:
+    reported: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    throttle = Throttle(lambda kind, unlogged: reported.put((kind, unlogged)), per_s=0)
+    throttle.admit("a")
+    assert reported.get(timeout=60) == ("a", 1)
+    throttle.admit("b")
+    assert reported.get(timeout=60) == ("b", 1)
 
 
 def test_what_the_next_event_says_is_not_reported_again() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.no_threads import no_more_threads
 from support.stack import ROOT
 from systemd_llm_switch.config.file import PACKAGED, LiveConfig, find, load
 from systemd_llm_switch.config.parse import parse
@@ -479,6 +480,25 @@ def test_a_change_is_reported_once_before_a_request_sees_it(path: Path) -> None:
     live.current()
     live.current()
     assert [error is not None for _, error in told] == [False, True]
+
+
+def test_an_edit_is_read_once_also_if_it_names_a_new_key_file(path: Path) -> None:
+    live = LiveConfig(path)
+    changes: list[Config | None] = []
+    live.on_change = lambda config, error: changes.append(config)
+    write(path.with_name("keys"), "one")
+    path.write_text("server: {api_keys_file: keys}\nmodels: {a: a.service}")
+    for _ in range(3):
+        assert live.current().server.api_keys == ("one",)
+    assert len(changes) == 1
+
+
+def test_an_edit_is_read_later_if_there_was_no_thread_for_it(path: Path) -> None:
+    live = LiveConfig(path)
+    path.write_text("models: {b: b.service}")
+    with no_more_threads():
+        assert ids(live) == ["a"]
+    assert ids(live) == ["b"]
 
 
 def test_an_edit_of_the_key_file_takes_effect_too(path: Path) -> None:

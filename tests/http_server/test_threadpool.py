@@ -64,6 +64,7 @@ def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy,
     assert [answer.status for answer in answers] == [200] * 100
     wait_for(lambda: threads_of(proxy.process.pid) < 40)
     assert proxy.get("/health").status == 200
+    assert threads_of(proxy.process.pid) >= 24
     assert proxy.stop() == 0
 
 

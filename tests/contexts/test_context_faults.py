@@ -140,6 +140,21 @@ def test_whatever_happens_nothing_is_lost_and_the_limit_holds(stack: Stack, fold
     assert "Traceback" not in proxy.log
 
 
+def test_room_is_made_before_a_file_is_written(stack: Stack, folder: Path) -> None:
+    """The limit holds during a save, too: what must go for it has gone when the backend begins to write."""
+    a = unit(stack, folder, "a", "--hang", "save")
+    models = {"a": a, "b": stack.standin("b"), "c": unit(stack, folder, "c")}
+    proxy = stack.run(models, contexts={"max_gb": 1.2 * SIZE / 1e9})
+    ask(proxy, "c")
+    proxy.chat("b")
+    assert len(list(folder.glob("*.ctx"))) == 1
+    ask(proxy, "a")
+    with in_background(lambda: proxy.chat("b")):
+        wait_for(lambda: parts(folder))
+        assert list(folder.glob("*.ctx")) == []
+        stack.kill_main(a)
+
+
 def test_contexts_can_be_forgotten_under_a_hold_that_an_earlier_proxy_began(stack: Stack, folder: Path) -> None:
     proxy = stack.run({"a": unit(stack, folder, "a"), "b": stack.standin("b")})
     ask(proxy, "a")

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from systemd_llm_switch.forward.recovery import Continuation, PartialReply, chat_reply
+from systemd_llm_switch.forward.recovery import (
+    Continuation,
+    PartialReply,
+    chat_reply,
+    completion_message,
+    thinks_in_tags,
+)
 
 
 def event(text: str, **fields: object) -> bytes:
@@ -64,3 +70,41 @@ def test_a_stream_without_a_last_event_is_not_whole() -> None:
 def test_what_is_not_an_event_of_a_completion_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"completion|Expecting"):
         Continuation(PartialReply()).take(data)
+
+
+THINKING = PartialReply(thoughts="First, the river", goes_on_thinking=True)
+
+
+def test_unfinished_thoughts_stay_open_in_the_prompt() -> None:
+    sent = completion_message(b'{"messages": []}', b'{"prompt": "<|assistant|>"}', THINKING)
+    assert sent is not None
+    assert json.loads(sent)["prompt"] == "<|assistant|><think>\nFirst, the river"
+
+
+def test_finished_thoughts_are_closed_in_the_prompt() -> None:
+    begun = PartialReply(thoughts="First, the river", text="It is")
+    sent = completion_message(b'{"messages": []}', b'{"prompt": "<|assistant|><think>\\n"}', begun)
+    assert sent is not None
+    assert json.loads(sent)["prompt"] == "<|assistant|><think>\nFirst, the river\n</think>\n\nIt is"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",\nthen it.\n</think>\n\nIt is.", {"reasoning_content": ",\nthen it.\n", "content": "It is."}),
+        ("\nand so on", {"reasoning_content": "\nand so on"}),
+    ],
+)
+def test_thoughts_that_go_on_are_thoughts(text: str, message: dict[str, str]) -> None:
+    reply = chat_reply(event(text), "m", THINKING, 0)
+    assert reply is not None
+    assert reply["choices"][0]["message"] == {"role": "assistant", **message}
+
+
+@pytest.mark.parametrize(
+    ("props", "is_known"),
+    [(b'{"chat_template": "<think>...</think>"}', True), (b'{"chat_template": "<|channel|>analysis"}', False),
+     (b"{}", False), (b'{"chat_template": 1}', False), (b"nonsense", False), (b"[" * 99999, False)],
+)  # fmt: skip
+def test_a_template_shows_the_form_of_thoughts(props: bytes, is_known: bool) -> None:
+    assert thinks_in_tags(props) is is_known

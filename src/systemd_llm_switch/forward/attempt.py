@@ -84,7 +84,12 @@ class Attempt:
         with contextlib.closing(self.open(path, body)) as exchange:
             return exchange.read()
 
-    def _ask(self, path: str, body: bytes, meanwhile: Callable[[], object]) -> Exchange:
+    def look(self, path: str) -> Reply:
+        """The whole reply to a GET."""
+        with contextlib.closing(self._ask(path, b"", lambda: None, "GET")) as exchange:
+            return exchange.read()
+
+    def _ask(self, path: str, body: bytes, meanwhile: Callable[[], object], method: str = "POST") -> Exchange:
         resident = self._lease.granted
 
         def on_sent(exchange: Exchange) -> None:
@@ -92,7 +97,7 @@ class Attempt:
             resident.check(exchange)
             meanwhile()
 
-        message = Message("POST", path, body, self._request.content_type)
+        message = Message(method, path, body, self._request.content_type)
         return resident.backend.ask(message, self._responder, self._bounds, on_sent)
 
     def judge(self, reply: Reply) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from http import HTTPStatus
 
 from systemd_llm_switch.backend.exchange import Exchange, Reply
@@ -222,7 +223,10 @@ class Forwarding:
 
     def _go_on(self, attempt: Attempt, live: LiveReply) -> LiveReply:
         """Lets the model write the rest of a paused answer: live, or as a whole where calls and thoughts are in it."""
-        begun, rest = live.begun, None
+        begun = live.begun
+        if begun is not None and begun.thoughts:
+            begun = self._with_thoughts(attempt, begun, goes_on_thinking=live.is_in_thoughts)
+        rest = None
         if begun is not None:
             rest = self._write_on_live(attempt, live, begun) if live.is_in_text else self._write_on(attempt, begun)
         if rest is None:
@@ -230,6 +234,12 @@ class Forwarding:
         for frame in live.resume(rest):
             self._responder.stream(frame)
         return live
+
+    def _with_thoughts(self, attempt: Attempt, begun: PartialReply, *, goes_on_thinking: bool) -> PartialReply | None:
+        """None if the model writes its thoughts in a form that is not known here, so that they cannot be continued."""
+        if not recovery.thinks_in_tags(attempt.look(recovery.PROPS_PATH).body):
+            return None
+        return replace(begun, goes_on_thinking=goes_on_thinking)
 
     def _write_on_live(self, attempt: Attempt, live: LiveReply, begun: PartialReply) -> Json | None:
         """Passes the rest of an answer on while the model writes it. Returns its end; None if the model cannot."""

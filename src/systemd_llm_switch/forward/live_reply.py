@@ -147,6 +147,12 @@ class LiveReply:
         begun, state = self.begun, self._choices.get(0)
         return begun is not None and state is not None and bool(begun.words) and not state.has_calls
 
+    @property
+    def is_in_thoughts(self) -> bool:
+        """Whether the one answer has only thoughts so far."""
+        begun, state = self.begun, self._choices.get(0)
+        return bool(begun and begun.thoughts and not begun.words and state and not state.has_calls)
+
     def go_on(self, text: str) -> bytes:
         """Takes text that follows after a pause. Returns what the client gets now; `resume` ends it."""
         return b"".join(self._take({"index": 0, "delta": {"content": text}}))

@@ -22,6 +22,7 @@ REFUSAL_WITH_TEXT = b"Failed to parse input at pos "
 _REFUSED_TEXT = re.compile(r"Failed to parse input at pos (?P<at>\d{1,9}+): (?P<text>.*)", re.DOTALL)
 TEMPLATE_PATH = "/apply-template"
 COMPLETION_PATH = "/completion"
+PROPS_PATH = "/props"
 
 # Fields of a chat request that `/completion` does not take. All others are sampling parameters and are passed on.
 _NOT_FOR_COMPLETION = frozenset(
@@ -43,6 +44,7 @@ class PartialReply:
     thoughts: str = ""
     text: str = ""
     tokens: int = 0
+    goes_on_thinking: bool = False  # the thoughts are not finished, and the model goes on with them
 
     @property
     def words(self) -> str:
@@ -105,8 +107,16 @@ def _continued(prompt: str, begun: PartialReply) -> str:
     """The prompt with the beginning of the reply, in the form of models that think in `<think>…</think>`."""
     if begun.thoughts:
         opening = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
-        prompt += f"{opening}{begun.thoughts}\n</think>\n\n"
+        prompt += opening + begun.thoughts + ("" if begun.goes_on_thinking else "\n</think>\n\n")
     return prompt + begun.words
+
+
+def thinks_in_tags(props: bytes) -> bool:
+    """Whether a model writes its thoughts as `<think>…</think>`: its chat template in `/props`' reply says so."""
+    try:
+        return THOUGHTS_END in json.loads(props)["chat_template"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def chat_reply(completion_reply: bytes, model: str, begun: PartialReply, created: int) -> Json | None:
@@ -174,6 +184,9 @@ def _choice(text: str, begun: PartialReply, finish: str) -> Json:
     thought, end, answer = text.partition(THOUGHTS_END)
     if is_in_call(thought):
         end = ""
+    if begun.goes_on_thinking:
+        said = {"content": answer.lstrip("\n"), "reasoning_content": thought} if end else {"reasoning_content": text}
+        return {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": finish}
     message: Json = {"role": "assistant", "content": answer.lstrip("\n") if end else text}
     if end:
         message["reasoning_content"] = thought.removeprefix("<think>").strip("\n")

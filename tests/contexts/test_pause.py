@@ -139,6 +139,24 @@ def test_several_choices_that_have_begun_end_with_an_error(stack: Stack) -> None
         assert b"several choices cannot go on" in reply.read()
 
 
+def test_thoughts_of_an_unknown_form_end_with_an_error(stack: Stack) -> None:
+    """The stand-in has no template that would show their form."""
+    proxy = stack.run({"b": stack.standin("b")}, streaming="live")
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
+    asked = {
+        "model": "b", "messages": [{"role": "user", "content": "x"}], "stream": True,
+        "standin": {"delta_s": 0.3, "deltas": [{"reasoning_content": f"{number} "} for number in range(500)]},
+    }  # fmt: skip
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(asked))
+        reply = connection.getresponse()
+        while b"reasoning_content" not in reply.readline():
+            continue
+        proxy.post("/api/hold", {"pause": True})
+        proxy.post("/api/release", {})
+        assert b"was paused and cannot go on" in reply.read()
+
+
 def test_a_stopped_proxy_ends_what_is_paused(stack: Stack) -> None:
     proxy = stack.run({"b": stack.standin("b")})
     asked = {"model": "b", "messages": [{"role": "user", "content": "x"}], "standin": {"hang": True}}

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from support.stack import ROOT, Proxy, Stack, free_port, in_background, wait_for
+
+
+class Chatting:
+    """A running `llm-switch chat`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
+        self._process = process
+        self._terminal = terminal
+        self._shown = b""
+
+    def terminal(self) -> str:
+        """What the terminal has shown so far."""
+        while select.select([self._terminal], [], [], 0)[0]:
+            try:
+                self._shown += os.read(self._terminal, 4096)
+            except OSError:  # EIO: the command has ended
+                break
+        return self._shown.decode()
+
+    def answer(self) -> str:
+        """All of stdout, once the command has ended."""
+        return self._process.communicate(timeout=120)[0].decode()
 
 
 class Command:
@@ -34,6 +60,21 @@ class Command:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(self.words(*words), env=self._env, stdout=subprocess.PIPE, text=True)
+
+    @contextlib.contextmanager
+    def chatting(self, *words: str) -> Iterator[Chatting]:
+        """A chat whose stderr is a terminal."""
+        own, others = pty.openpty()
+        process = subprocess.Popen(
+            self.words("chat", *words), env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=others
+        )
+        os.close(others)
+        try:
+            yield Chatting(process, own)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(own)
 
     def words(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "systemd_llm_switch", *words]
@@ -78,6 +119,20 @@ def test_status_shows_each_model_and_who_waits(command: Command, proxy: Proxy) -
     assert lines["a"][1] == "ready"
     assert lines["b"][1] == "stopped"
     assert "Nobody waits." in shown
+
+
+def test_status_and_the_progress_of_a_chat_say_why_a_request_waits(
+    command: Command, proxy: Proxy, stack: Stack
+) -> None:
+    reason = "waits for a to finish running requests"
+    with in_background(lambda: proxy.chat("a", standin={"until_released": True})):
+        wait_for(lambda: proxy.status()["models"]["a"]["in_flight"] == 1)
+        with command.chatting("b", "Hello") as chat:
+            wait_for(lambda: f"b: {reason}" in chat.terminal())
+            (line,) = [line for line in command.output("status").splitlines() if line.endswith(reason)]
+            assert line.split()[0] == "b"
+            stack.release()
+            assert chat.answer() == "hello from b\n"
 
 
 def test_status_says_why_a_model_does_not_start(stack: Stack) -> None:
@@ -178,6 +233,10 @@ def test_hold_and_release_are_shown(command: Command, proxy: Proxy) -> None:
     assert "On hold until llm-switch release" in command.output("status")
     assert command.output("release") == "Requests are served again.\n"
     assert proxy.chat("a").status == 200
+
+
+def test_release_without_a_hold_says_that_there_was_none(command: Command) -> None:
+    assert command.output("release") == "There was no hold; requests are served.\n"
 
 
 def test_chat_prints_the_answer_and_nothing_else(command: Command, proxy: Proxy) -> None:

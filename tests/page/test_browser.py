@@ -129,7 +129,7 @@ def test_a_waiting_request_is_shown_and_can_be_cancelled(seat: Seat, proxy: Prox
         with in_background(lambda: proxy.chat("talker")) as answers:
             row = seat.role("queue").locator("li")
             expect(row).to_contain_text("talker")
-            expect(row).to_contain_text("until the running requests of holding are done")
+            expect(row).to_contain_text("waits for holding to finish running requests")
             row.locator('[data-action="cancel"]').click()
             expect(row).to_have_count(0)
         bed.release()

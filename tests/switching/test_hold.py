@@ -42,7 +42,7 @@ def hold(proxy: Proxy, **body: Any) -> Answer:
 
 def assert_on_hold(answer: Answer) -> None:
     assert (answer.status, answer.error["code"], answer.error["type"]) == (503, "on_hold", "server_error")
-    assert "/api/release" in answer.error["message"]
+    assert "`llm-switch release` or `POST /api/release`" in answer.error["message"]
     assert 1 <= int(answer.headers["retry-after"]) < 60
     assert "x-should-retry" not in answer.headers
 

@@ -320,7 +320,7 @@ class Hold(Handler):
         if not 0 < minutes <= _MAX_HOLD_MINUTES:
             raise InvalidRequest(
                 f"`minutes` must be greater than 0 and at most {_MAX_HOLD_MINUTES}; leave it out for a hold that lasts "
-                f"until `POST /api/release`",
+                f"until it is released",
                 param="minutes",
             )
         return minutes

@@ -1,4 +1,8 @@
-"""`llm-switch chat`: asks a model, and prints the answer as it comes."""
+"""`llm-switch chat`: asks a model, and prints the answer as the proxy sends it.
+
+With `streaming: live` that is as the model writes it, else whole at its end. Until the first words come, a line on the
+terminal says what the request waits for.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,19 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
-from systemd_llm_switch.command.proxy_client import Json, ProxyClient, Refused, add_config_argument, run_with_proxy
+from systemd_llm_switch.command.load import describe
+from systemd_llm_switch.command.proxy_client import (
+    Json,
+    ProxyClient,
+    Refused,
+    add_config_argument,
+    model_id,
+    run_with_proxy,
+)
+from systemd_llm_switch.command.status import get_status
+from systemd_llm_switch.command.waiting_line import waiting_line
 
 _PATH = "/v1/chat/completions"
 
@@ -55,28 +70,62 @@ def _answer(client: ProxyClient, model: str, messages: list[Json]) -> str:
     Raises:
         Refused: an error came within the stream.
     """
-    said: list[str] = []
-    for _, data in client.events("POST", _PATH, {"model": model, "messages": messages, "stream": True}):
+    with ExitStack() as until_words:
+        until_words.enter_context(waiting_line(lambda: _describe_wait(client, model)))
+        printer = _Printer(until_words)
+        for delta in _deltas(client, {"model": model, "messages": messages, "stream": True}):
+            printer.show(delta)
+    print(flush=True)
+    return "".join(printer.said)
+
+
+def _describe_wait(client: ProxyClient, name: str) -> str:
+    status, model = get_status(client), model_id(client, name)
+    is_waiting = any(entry["model"] == model for entry in status["queue"])
+    return describe(status, model) if is_waiting else f"{model} is answering"
+
+
+def _deltas(client: ProxyClient, body: Json) -> Iterator[Json]:
+    """Each piece of the answer.
+
+    Raises:
+        Refused: an error came within the stream.
+    """
+    for _, data in client.events("POST", _PATH, body):
         if data == "[DONE]":
-            break
+            return
         chunk = json.loads(data)
         if "error" in chunk:
             raise Refused(str(chunk["error"].get("message")))
         for choice in chunk.get("choices", []):
-            delta = choice.get("delta", {})
-            _show_thoughts_and_calls(delta)
-            if text := delta.get("content"):
-                said.append(text)
-                print(text, end="", flush=True)
-    print(flush=True)
-    return "".join(said)
+            yield choice.get("delta", {})
 
 
-def _show_thoughts_and_calls(delta: Json) -> None:
-    """To stderr."""
-    for text in (delta.get("reasoning_content"), *map(_call_text, delta.get("tool_calls") or [])):
-        if text:
-            sys.stderr.write(text)
+class _Printer:
+    """Shows the pieces of an answer: the text on stdout, thoughts and tool calls on stderr. `said` is the text."""
+
+    def __init__(self, until_words: ExitStack) -> None:
+        self.said: list[str] = []
+        self._until_words = until_words
+        self._is_aside = False  # thoughts or calls came last
+
+    def show(self, delta: Json) -> None:
+        for aside in (delta.get("reasoning_content"), *map(_call_text, delta.get("tool_calls") or [])):
+            if aside:
+                self._until_words.close()
+                self._is_aside = True
+                sys.stderr.write(aside)
+                sys.stderr.flush()
+        if text := delta.get("content"):
+            self._until_words.close()
+            self._end_aside()
+            self.said.append(text)
+            print(text, end="", flush=True)
+
+    def _end_aside(self) -> None:
+        if self._is_aside:
+            self._is_aside = False
+            sys.stderr.write("\n")
             sys.stderr.flush()
 
 

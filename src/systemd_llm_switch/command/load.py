@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from systemd_llm_switch.command.proxy_client import ProxyClient, add_config_argument, run_with_proxy
-from systemd_llm_switch.command.status import states
+from systemd_llm_switch.command.proxy_client import (
+    Json,
+    ProxyClient,
+    add_config_argument,
+    model_id,
+    run_with_proxy,
+)
+from systemd_llm_switch.command.status import get_status
 from systemd_llm_switch.command.tables import as_json, duration
 from systemd_llm_switch.command.waiting_line import waiting_line
 
@@ -34,10 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe_load(client: ProxyClient, name: str) -> str:
-    models = states(client)
-    model = models.get(name)
-    if model is None or model["state"] in ("starting", "ready"):
-        usual = model["last_load_s"] if model else None
-        return f"loading {name}" + (f", last time {duration(usual)}" if usual else "")
-    others = [f"{other} is {it['state']}" for other, it in models.items() if it["state"] in ("draining", "stopping")]
-    return f"{name} waits for its turn" + (f": {', '.join(others)}" if others else "")
+    """What a request for a model waits for, or that the model is being loaded."""
+    return describe(get_status(client), model_id(client, name))
+
+
+def describe(status: Json, model: str) -> str:
+    """The same, of a status that is known."""
+    reasons = (entry["reason"] for entry in status["queue"] if entry["model"] == model and entry["why"] != "loading")
+    for reason in reasons:
+        return f"{model}: {reason}"
+    usual = status["models"][model]["last_load_s"]
+    return f"loading {model}" + (f", last time {duration(usual)}" if usual else "")

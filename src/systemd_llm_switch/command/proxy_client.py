@@ -146,3 +146,12 @@ def complain(message: str, code: int) -> int:
 def model_query(model: str) -> str:
     """A model's id as a part of a query."""
     return f"model={quote(model, safe='')}"
+
+
+def model_id(client: ProxyClient, name: str) -> str:
+    """The id of a model that is named by its id or an alias.
+
+    Raises:
+        NoProxy, Refused: the proxy does not know it.
+    """
+    return str(client.get(f"/v1/models/{quote(name)}")["id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from systemd_llm_switch.command.proxy_client import ProxyClient, add_config_argument, complain, run_with_proxy
+from systemd_llm_switch.command.status import get_status
 from systemd_llm_switch.command.tables import as_json
 
 
@@ -15,8 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     def do(client: ProxyClient) -> None:
+        was_on_hold = get_status(client)["on_hold"]
         answer = client.post("/api/release", {})
-        print(as_json(answer) if arguments.json else "Requests are served again.")
+        words = "Requests are served again." if was_on_hold else "There was no hold; requests are served."
+        print(as_json(answer) if arguments.json else words)
         if "warning" in answer:
             complain(answer["warning"], 0)
 

@@ -62,7 +62,7 @@ def _describe(status: Json) -> str:
     if status["on_hold"]:
         until = status["hold_until"]
         lines.append(f"On hold until {clock(until) if until else 'llm-switch release'}: the VRAM is kept free.")
-    lines.append(f"{status['waiting']} waiting." if status["waiting"] else "Nobody waits.")
+    lines += _describe_queue(status["queue"])
     lines += [f"{name}: {model['last_error']}" for name, model in models if model["last_error"]]
     lines += [f"{name}: no contexts are kept: {why}" for name, model in models if (why := _context_problem(model))]
     if status["config"]["error"]:
@@ -74,6 +74,14 @@ def _context_problem(model: Json) -> str:
     """Why a model's contexts are not kept, where that can be changed and was not asked for."""
     why = model["contexts"]["why"] or ""
     return "" if why.startswith(_NO_PROBLEM) else str(why)
+
+
+def _describe_queue(queue: list[Json]) -> list[str]:
+    """Each waiting request, and why it waits."""
+    if not queue:
+        return ["Nobody waits."]
+    rows = [(entry["model"], since(entry["since"]), entry["reason"]) for entry in queue]
+    return [table(("WAITING FOR", "SINCE", "WHY"), rows)]
 
 
 def _row(name: str, model: Json) -> tuple[str, ...]:
@@ -132,7 +140,7 @@ def _bar(state: str, tooltip: str) -> int:
     return DONE
 
 
-def states(client: ProxyClient) -> Json:
-    """Each model's status, by id."""
-    models: Json = client.get("/api/status")["models"]
-    return models
+def get_status(client: ProxyClient) -> Json:
+    """What /api/status answers."""
+    status: Json = client.get("/api/status")
+    return status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from systemd_llm_switch.command.proxy_client import Json, ProxyClient, add_config_argument, run_with_proxy
-from systemd_llm_switch.command.status import states
+from systemd_llm_switch.command.status import get_status
 from systemd_llm_switch.command.tables import as_json
 from systemd_llm_switch.command.waiting_line import waiting_line
 
@@ -38,7 +38,7 @@ def what_still_runs(client: ProxyClient) -> str:
     """Why the VRAM is not free yet."""
     running = [
         f"{name} is {model['state']}, {model['in_flight']} running"
-        for name, model in states(client).items()
+        for name, model in get_status(client)["models"].items()
         if model["state"] not in ("stopped", "failed")
     ]
     return "waiting until the VRAM is free" + (f": {'; '.join(running)}" if running else "")

@@ -175,7 +175,10 @@ def rejection(action: Reject, model: Model, config: Config) -> ProxyError:
         message = f"{limit} requests are waiting already (server.queue_limit); try again later"
         return QueueFull(message, retry_after_s=action.retry_after_s)
     if action.reason is Reason.ON_HOLD:
-        message = "the models are on hold, the VRAM is in other use; `POST /api/release` ends the hold"
+        message = (
+            "the models are on hold, the VRAM is in other use; "
+            "`llm-switch release` or `POST /api/release` ends the hold"
+        )
         return OnHold(message, retry_after_s=action.retry_after_s)
     if action.reason is Reason.UNKNOWN_UNIT:
         return ModelNotFound(model.id, config.models)

@@ -22,10 +22,7 @@ class Waiter:
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
     """A waiting request as the status shows it. `since` is seconds since the epoch; `behind` are the models that it
-    waits for.
-
-    `why` is one of: loading (its model, or those of `behind` first), stopping, draining (running requests are being
-    finished), right_of_way (the loaded model may serve its next requests first), turn (it is decided next).
+    waits for. `why` is a key of `_REASONS`, and `reason` says the same to a person.
     """
 
     id: int
@@ -33,10 +30,24 @@ class QueueEntry:
     since: float
     why: str
     behind: tuple[str, ...]
+    reason: str
 
 
-_CAUSES = (
-    (State.STARTING, "loading"),
+# For each cause: the reason where a request waits for its own model, and where it waits for others.
+_REASONS = {
+    "loading": ("its model is being loaded", ""),
+    "other_loading": ("", "waits for {} to load first"),
+    "stopping": ("waits for its model to stop, to load it again", "waits for {} to stop"),
+    "draining": (
+        "waits for its model to finish running requests and stop, to load it again",
+        "waits for {} to finish running requests",
+    ),
+    "right_of_way": ("", "waits while {} may go on serving (right of way)"),
+    "turn": ("its turn comes next", ""),
+}
+_OWN = {State.STARTING: "loading", State.STOPPING: "stopping", State.DRAINING: "draining", State.READY: "turn"}
+_OTHERS = (
+    (State.STARTING, "other_loading"),
     (State.STOPPING, "stopping"),
     (State.DRAINING, "draining"),
     (State.READY, "right_of_way"),
@@ -49,18 +60,24 @@ def describe(waiters: Iterable[Waiter], units: Sequence[UnitSnapshot], epoch_off
     rivals = {unit.model.id: unit.state for unit in units if unit.model.vram != 0}
     entries = []
     for waiter in waiters:
-        why, behind = _cause(waiter.model.id, states.get(waiter.model.id, State.STOPPED), rivals)
+        model = waiter.model.id
+        why, behind = _cause(model, states.get(model, State.STOPPED), rivals)
         since = round(waiter.submitted + epoch_offset_s, 1)
-        entries.append(QueueEntry(waiter.number, waiter.model.id, since, why, behind))
+        entries.append(QueueEntry(waiter.number, model, since, why, behind, _reason(model, why, behind)))
     return entries
 
 
 def _cause(model: str, state: State, rivals: dict[str, State]) -> tuple[str, tuple[str, ...]]:
-    if state in (State.STARTING, State.STOPPING, State.DRAINING):
-        is_loading = state is State.STARTING
-        return ("loading", ()) if is_loading else (dict(_CAUSES)[state], (model,))
-    for rival_state, why in _CAUSES:
+    if state in _OWN:
+        is_gone_first = state in (State.STOPPING, State.DRAINING)
+        return _OWN[state], (model,) if is_gone_first else ()
+    for rival_state, why in _OTHERS:
         behind = tuple(name for name, it in rivals.items() if it is rival_state and name != model)
         if behind:
             return why, behind
     return "turn", ()
+
+
+def _reason(model: str, why: str, behind: tuple[str, ...]) -> str:
+    own, others = _REASONS[why]
+    return own if behind in ((), (model,)) else others.format(" and ".join(behind))

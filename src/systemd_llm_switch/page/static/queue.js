@@ -29,17 +29,6 @@ function makeRow(entry) {
 }
 
 function updateRow(row, entry) {
-  setText(row.querySelector('[data-part="why"]'), reason(entry));
+  setText(row.querySelector('[data-part="why"]'), entry.reason);
   setText(row.querySelector('[data-part="time"]'), lasting(nowS() - entry.since));
-}
-
-function reason({ why, behind, model }) {
-  const names = behind.join(", ");
-  switch (why) {
-    case "loading": return names ? `until ${names} is loaded` : "while its model loads";
-    case "stopping": return `until ${names} has stopped`;
-    case "draining": return behind[0] === model ? "until its model has been unloaded" : `until the running requests of ${names} are done`;
-    case "right_of_way": return `${names} has the right of way`;
-    default: return "its turn comes next";
-  }
 }

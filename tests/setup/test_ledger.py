@@ -76,6 +76,30 @@ def test_uninstall_leaves_no_empty_folder(places: Places) -> None:
     assert not places.state.exists()
 
 
+def test_uninstall_removes_the_shared_folders_that_the_set_up_made_and_no_others(places: Places) -> None:
+    theirs = places.home / ".local/share/man/man1"
+    theirs.mkdir(parents=True)
+    ledger = Ledger(places.ledger)
+    ledger.note_folders([folder for folder in places.folders if not folder.exists()])
+    ledger.note_folders([places.home, places.home.parent / "precious"])  # a record that leads elsewhere
+    (places.home.parent / "precious").mkdir()
+    for folder in places.folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    (places.command_link.parent / "own-program").touch()
+    ledger.save()
+    uninstall.run(places, nobody(places), Ledger.load(places))
+    left = {str(path.relative_to(places.home)) for path in places.home.rglob("*")}
+    assert left == {
+        ".local",
+        ".local/bin",
+        ".local/bin/own-program",
+        ".local/share",
+        ".local/share/man",
+        ".local/share/man/man1",
+    }
+    assert (places.home.parent / "precious").exists()
+
+
 @pytest.mark.parametrize("suffix", [".new", ".tmp"])
 def test_a_planted_link_is_not_followed(places: Places, tmp_path: Path, suffix: str) -> None:
     victim = tmp_path / "victim"

@@ -86,6 +86,7 @@ def test_the_demo_works_and_is_removed(installed: Path, visitor: Newcomer) -> No
     assert re.search(r"demo-chat: .*\n +“\w.+”\n +switched in \d+\.\d\d s", shown.stdout), shown.stdout
     assert "Stop and remove everything: llm-switch uninstall\n" in shown.stdout
     assert "setup.sh" not in shown.stdout
+    assert "    llm-switch chat demo-chat Name three fruits." in shown.stdout  # its folder is on the PATH
     models = get_json(f"http://127.0.0.1:{visitor.answers['DEMO_PORT']}/v1/models")
     assert [model["id"] for model in models["data"]] == ["demo-chat", "demo-writer", "demo-embed"]
     link = visitor.home / ".local/bin/llm-switch"
@@ -94,5 +95,5 @@ def test_the_demo_works_and_is_removed(installed: Path, visitor: Newcomer) -> No
     assert checked.returncode == 0, checked.stdout + checked.stderr
     removed = command(installed, visitor, "uninstall")
     assert removed.returncode == 0, removed.stderr
-    folders = [visitor.home / name for name in (".local", ".config", ".cache/systemd-llm-switch")]
-    assert [str(path) for folder in folders for path in folder.rglob("*") if not path.is_dir()] == []
+    left = {path for path in visitor.home.rglob("*") if ".cache/pip" not in str(path)}
+    assert left - {visitor.home / ".cache"} == set()

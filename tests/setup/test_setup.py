@@ -409,6 +409,9 @@ def test_demo_shows_it_at_work_and_leaves_nothing(
         assert re.search(r"demo-chat: .*\n +“\w.+”\n +switched in \d+\.\d\d s", ran.stdout), ran.stdout
         assert "demo-embed: a vector of 576 numbers" in ran.stdout
         assert "--uninstall" in ran.stdout
+        assert "    ~/.local/bin/llm-switch status " in ran.stdout
+        assert 'export PATH="$HOME/.local/bin:$PATH"' in ran.stdout
+        assert f"export LLM_SWITCH_CONFIG={visitor.config.with_name('demo.yaml')}\n" in ran.stdout
     assert [model["id"] for model in listed["data"]] == ["demo-chat", "demo-writer", "demo-embed"]
     assert visitor.config.read_text() == "models: {mine: mine.service}\n"
     assert not visitor.config.with_name("demo.yaml").exists()

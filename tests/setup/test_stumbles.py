@@ -111,7 +111,7 @@ def test_the_check_names_a_hold_and_how_to_end_it(settled: Newcomer) -> None:
     finally:
         get_json(f"{url}/api/release", {})
     assert re.search(r"! the VRAM is on hold until \d\d:\d\d; requests get 503 on_hold\n", ran.stdout)
-    assert f"curl -X POST {url}/api/release\n" in ran.stdout
+    assert "llm-switch release\n" in ran.stdout
 
 
 @pytest.fixture

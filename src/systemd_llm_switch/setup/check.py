@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from shlex import quote
 from urllib.parse import urlsplit
 
 from systemd_llm_switch.contexts.unit import SLOT_VARIABLE, Command
-from systemd_llm_switch.setup import server_flags
+from systemd_llm_switch.setup import command_link, server_flags
 from systemd_llm_switch.setup.llama_server import is_executable
 from systemd_llm_switch.setup.model_files import missing_parts
 from systemd_llm_switch.setup.places import Places, SetupError
@@ -102,7 +103,7 @@ def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple
         found.append(Finding(what, f"edit {places.short(status.config)}"))
     if status.is_on_hold:
         end = time.strftime(" until %H:%M", time.localtime(status.hold_until)) if status.hold_until else ""
-        release = f"curl -X POST {config.url}/api/release"
+        release = f"{command_link.typed(places, os.environ)} release"
         found.append(Finding(f"the VRAM is on hold{end}; requests get 503 on_hold", release))
     return found, status.last_errors
 

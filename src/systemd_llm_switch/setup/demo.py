@@ -70,7 +70,7 @@ def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> No
     console.done(f"in {places.short(places.wheels)}")
     console.heading("Units")
     _install(places, systemd, ledger, sources, binary, ports)
-    command_link.put(places, systemd.env, ledger)
+    command_link.put(places, ledger)
     shell_files.put(places, ledger)
     systemd.restart(running_proxy.UNIT)
     config = running_proxy.ProxyConfig.read(places, _with_config(systemd.env, places, ledger))
@@ -80,7 +80,7 @@ def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> No
     running_proxy.wait_until_healthy(url)
     console.done(f"{running_proxy.UNIT} runs: {url}/v1")
     _show(url, config.models.keys())
-    _say_next(url, systemd, places, ledger)
+    _say_next(url, config.models.keys(), systemd, places, ledger)
 
 
 def _reach_manager(places: Places, environ: Mapping[str, str], ledger: Ledger) -> Mapping[str, str]:
@@ -202,17 +202,39 @@ def _switch_time(timing: str) -> str:
     return f"{float(took[1]) / 1000:.2f} s" if took else "no time at all: it was loaded"
 
 
-def _say_next(url: str, systemd: Systemctl, places: Places, ledger: Ledger) -> None:
+def _say_next(url: str, models: Collection[str], systemd: Systemctl, places: Places, ledger: Ledger) -> None:
     console.heading("Next")
-    console.plain("  Ask it yourself:")
-    console.plain(f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
-    console.plain("""      -d '{"model": "demo-chat", "messages": [{"role": "user", "content": "Hello!"}]}'""")
+    console.plain(f"  Open {url}/ in a browser, or type:")
+    _say_verbs(models, places)
+    if _reads_another_config(places, ledger):
+        console.plain("  Before that, since llm-switch would read your own config and not the demo's:")
+        console.plain(f"    export LLM_SWITCH_CONFIG={shlex.quote(ledger.config)}")
+    command_link.say_how_to_type(places, os.environ)
     if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
         console.plain("  To use systemctl --user on it:")
         console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
-    console.plain(f"  Watch it: journalctl --user-unit {running_proxy.UNIT} -f")
+    console.plain(f"  For other programs: base URL {url}/v1, any API key")
     script = shlex.quote(str(places.checkout / "setup.sh")) if places.checkout else ""
     if ledger.units.keys() - {running_proxy.UNIT, "llm.slice", *ledger.demo_units}:
         console.plain(f"  Back to your own models: {script or places.how_to()}")
     remove = f"{script} --uninstall" if script else places.how_to("uninstall")
     console.plain(f"  Stop and remove everything: {remove}")
+
+
+def _say_verbs(models: Collection[str], places: Places) -> None:
+    command, model = command_link.typed(places, os.environ), next(iter(models))
+    verbs = {
+        "status": "what is loaded, which requests wait and why",
+        f"chat {model} Name three fruits.": "asks a model",
+        f"logs {model}": "a model's journal",
+        "hold 2h": "keeps the VRAM free; `release` ends that",
+    }
+    width = max(map(len, verbs))
+    for words, what in verbs.items():
+        console.plain(f"    {command} {words.ljust(width)}   # {what}")
+
+
+def _reads_another_config(places: Places, ledger: Ledger) -> bool:
+    """Whether the command, typed in this shell, would not find the demo's config."""
+    own = os.environ.get("LLM_SWITCH_CONFIG") or str(places.user_config)
+    return own != ledger.config

@@ -23,7 +23,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 _RECORDED = {
     **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command"), str),
     **dict.fromkeys(("linger", "manager"), bool),
-    **dict.fromkeys(("demo_units", "added_units", "wheel_files"), list),
+    **dict.fromkeys(("demo_units", "added_units", "wheel_files", "folders"), list),
     **dict.fromkeys(("units", "shell_files"), dict),
 }
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|slice)")
@@ -46,6 +46,7 @@ class Ledger:
     demo_units: list[str] = field(default_factory=list)
     added_units: list[str] = field(default_factory=list)  # by `llm-switch add`; no set-up takes them away
     wheel_files: list[str] = field(default_factory=list)  # what pip put into the wheels' folder, relative to it
+    folders: list[str] = field(default_factory=list)  # those that were not there before the set-up
     config: str = ""  # the demo's config file, and its checksum
     config_sum: str = ""
     shell_files: dict[str, str] = field(default_factory=dict)  # name of a man page or completion -> its checksum
@@ -77,6 +78,15 @@ class Ledger:
     def is_empty(self) -> bool:
         """Whether nothing is set up, or everything was removed."""
         return not (self.units or self.config or self.manager)
+
+    def note_folders(self, missing: Iterable[Path]) -> None:
+        """Notes folders that the set-up is about to make."""
+        self.folders = sorted({*self.folders, *map(str, missing)})
+
+    def made_folders(self, places: Places) -> list[Path]:
+        """The folders that the set-up made, those within others first."""
+        made = {str(folder): folder for folder in places.folders}
+        return [made[name] for name in sorted(self.folders, reverse=True) if name in made]
 
     def save(self) -> None:
         values = asdict(self)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 NAME = "systemd-llm-switch"
@@ -123,6 +124,18 @@ class Places:
             "_llm-switch": data / "zsh/site-functions/_llm-switch",
             "llm-switch.fish": data / "fish/vendor_completions.d/llm-switch.fish",
         }
+
+    @property
+    def folders(self) -> frozenset[Path]:
+        """Every folder that a set-up may have to make, also those that other programs share, such as ~/.local/bin."""
+        files = (self.command_link, self.ledger, self.user_config, *self.shell_files.values())
+        folders = (self.linked, self.rendered, self.cache, self.state, *(file.parent for file in files))
+        tops = (self.home, self.config_home, self.data_home, self.cache_home, self.state_home)
+        outside = {self.home, *(top for top in tops if not top.is_relative_to(self.home))}
+        found: set[Path] = set()
+        for folder in folders:
+            found.update(takewhile(lambda it: it not in outside, (folder, *folder.parents)))
+        return frozenset(found)
 
     def how_to(self, step: str = "setup") -> str:
         """The command for a step of the set-up."""

@@ -46,8 +46,9 @@ def run(step: str, *, asks_nothing: bool = False) -> int:
     try:
         if step == "check":
             return 1 if _check_alone(places, os.environ) else 0
+        missing = [folder for folder in places.folders if not folder.exists()]
         with lock.only_one(places):
-            _change(step, places, os.environ, asks_nothing=asks_nothing)
+            _change(step, places, os.environ, missing, asks_nothing=asks_nothing)
     except SetupError as error:
         console.error(str(error))
         return 1
@@ -60,11 +61,14 @@ def run(step: str, *, asks_nothing: bool = False) -> int:
     return 0
 
 
-def _change(step: str, places: Places, environ: Mapping[str, str], *, asks_nothing: bool) -> None:
+def _change(step: str, places: Places, environ: Mapping[str, str], missing: list[Path], *, asks_nothing: bool) -> None:
+    """`missing` are the folders that were not there before."""
     ledger = Ledger.load(places)
     if step == "uninstall":
         uninstall.run(places, environ, ledger)
-    elif step == "demo":
+        return
+    ledger.note_folders(missing)
+    if step == "demo":
         _show_demo(places, environ, ledger)
     else:
         may_ask = sys.stdin.isatty() and not asks_nothing
@@ -113,7 +117,7 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     _install(machine, places, environ, ledger, systemd)
     config = _start(places, environ, ledger, systemd)
     found = _check(config, places, systemd)
-    _say_next(config, places, [finding.fix for finding in found if finding.is_download])
+    _say_next(config, places, environ, [finding.fix for finding in found if finding.is_download])
 
 
 def _provide_server(places: Places, ledger: Ledger, *, may_install: bool) -> Path:
@@ -176,7 +180,7 @@ def _start(places: Places, environ: Mapping[str, str], ledger: Ledger, systemd: 
     config = running_proxy.ProxyConfig.read(places, environ)
     running_proxy.wait_until_healthy(config.url)
     console.done(f"{running_proxy.UNIT} runs and is started at log-in: {config.url}/v1")
-    command_link.put(places, environ, ledger)
+    command_link.put(places, ledger)
     shell_files.put(places, ledger)
     _provide_linger(ledger, systemd)
     return config
@@ -209,19 +213,22 @@ def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl
     return found
 
 
-def _say_next(config: running_proxy.ProxyConfig, places: Places, downloads: list[str]) -> None:
+def _say_next(
+    config: running_proxy.ProxyConfig, places: Places, environ: Mapping[str, str], downloads: list[str]
+) -> None:
     console.heading("Next")
     if downloads and len(downloads) == len(config.models):
         console.plain(f"  Download a model (Ctrl-C once it listens), and run {places.how_to()} again:")
         console.plain(f"    {downloads[0]}")
     console.plain(f"  Point your client (Cline, Open WebUI, …) at {config.url}/v1, any API key, and a model:")
     console.plain(f"    {', '.join(config.models)}")
-    if places.checkout:
-        console.plain("  Try one:       .venv/bin/python tests/test_smoke.py")
-    console.plain("  Watch it:      journalctl --user -u llm-switch -f")
-    console.plain("  Free the VRAM: systemctl --user stop llm.slice")
+    command = command_link.typed(places, environ)
+    console.plain(f"  Watch it:      {config.url}/ in a browser, or {command} status")
+    console.plain(f"  Try a model:   {command} chat {next(iter(config.models))} Name three fruits.")
+    console.plain(f"  Free the VRAM: {command} unload")
     if config.path == places.user_config:
         console.plain(f"  Your config:   {places.short(config.path)}")
     else:
         console.plain(f"  Your own config: mkdir -p {quote(str(places.user_config.parent))} && \\")
         console.plain(f"    cp {quote(str(config.path))} {quote(str(places.user_config))}")
+    command_link.say_how_to_type(places, environ)

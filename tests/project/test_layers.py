@@ -21,7 +21,7 @@ OWNERS = {
         "http_server/threadpool",
     },
     "httptools": {"http_server/head", "http_server/body", "backend/incoming"},
-    "requests": {"backend/health"},
+    "requests": {"backend/lean_requests"},
     "subprocess": {
         "systemd/programs",
         *(

@@ -15,12 +15,11 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import requests
-from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import NewConnectionError
 
+from systemd_llm_switch.backend.lean_requests import HTTPAdapter, requests
 from systemd_llm_switch.waiting import remaining_s
 
 _MAX_BYTES = 1 << 16  # of an answer: http.client reads 8 KiB at a time, and at most a hundred header fields

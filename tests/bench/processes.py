@@ -14,6 +14,12 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def pss_mib(pid: int) -> float:
+    """The resident memory of a process, where each shared page counts by its share: proc_pid_smaps(5)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that still run."""
     tasks = Path(f"/proc/{pid}/task")

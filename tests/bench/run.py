@@ -45,6 +45,7 @@ from bench.measure_hot import measure_latency, measure_parallel, measure_through
 from bench.measure_stream import measure_disconnect, measure_stream
 from bench.measure_switch import measure_read_ahead, measure_switch
 from bench.measure_warm import measure_warm
+from bench.measure_watched import measure_watched
 from bench.plot import as_svg
 from bench.report import Machine, as_json, as_markdown
 from systemd_llm_switch.setup.user_manager import UserManagerError
@@ -63,6 +64,7 @@ MEASURES: dict[str, Measure] = {
     "warm": measure_warm,
     "footprint": measure_footprint,
     "faults": measure_faults,
+    "watched": measure_watched,
 }
 
 

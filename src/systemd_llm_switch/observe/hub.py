@@ -1,7 +1,8 @@
 """Events for the clients that watch (/api/events): each event is encoded once and sent to every watcher.
 
-A watcher that reads too slowly is dropped, never waited for. The status is computed by one thread for all watchers, and
-only while there are any.
+A watcher that reads too slowly is dropped, never waited for. One thread encodes the events and computes the status, for
+all watchers, and only while there are any. It sends what came within a moment together. So a request pays for watchers
+with one append, and a thousand requests a second wake them twenty times.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,22 +22,29 @@ from systemd_llm_switch.waiting import Client
 log = logging.getLogger(__name__)
 
 MOST_WATCHERS = 16
-_MOST_PENDING = 1500  # events that a watcher may leave unread
+_MOST_UNREAD_BYTES = 1 << 20  # that a watcher may leave
+_MOST_PENDING = 5000  # events that wait to be encoded; the oldest are dropped
 _STATUS_INTERVAL_S = 0.25
+_PAUSE_S = 0.05  # between two sends: what comes meanwhile goes together
 
 
 class Watcher:
     """One client's unread events. The hub adds to them, and the client's own thread takes them."""
 
     def __init__(self, first: bytes = b"") -> None:
-        self._pending: deque[bytes] = deque([first])
+        self._unread = [first]
+        self._unread_bytes = len(first)
+        self._lock = threading.Lock()
         self._fd = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.is_dropped = False
 
-    def give(self, event: bytes) -> None:
-        """Does not block. A watcher that has too many unread events is dropped."""
-        self._pending.append(event)
-        self.is_dropped = self.is_dropped or len(self._pending) > _MOST_PENDING
+    def give(self, events: bytes) -> None:
+        """Does not block. A watcher that has left too much unread is dropped."""
+        with self._lock:
+            self.is_dropped = self.is_dropped or self._unread_bytes > _MOST_UNREAD_BYTES
+            if not self.is_dropped:
+                self._unread.append(events)
+                self._unread_bytes += len(events)
         os.eventfd_write(self._fd, 1)
 
     def take(self, client: Client, patience_s: float) -> bytes:
@@ -47,7 +56,10 @@ class Watcher:
         if not client.wait_readable(self._fd, patience_s):
             return b""
         os.eventfd_read(self._fd)
-        return b"".join(self._pending.popleft() for _ in range(len(self._pending)))
+        with self._lock:
+            unread, self._unread = self._unread, []
+            self._unread_bytes = 0
+        return b"".join(unread)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -65,17 +77,22 @@ class Hub:
         self._lock = threading.Lock()  # of the list of watchers
         self._turn = threading.Lock()  # one comes or goes at a time; companions may log, and so publish, meanwhile
         self._seats = threading.BoundedSemaphore(MOST_WATCHERS)
-        self._wake = threading.Event()  # the last watcher left
+        self._pending: deque[tuple[str, Callable[[], Json]]] = deque(maxlen=_MOST_PENDING)
+        self._news = threading.Event()  # something is pending, or the last watcher left
+        self._is_over = threading.Event()  # the last watcher left
 
     @property
     def is_watched(self) -> bool:
         """Whether anybody watches. Without a lock: who comes a moment later missed the moment before anyway."""
         return bool(self._watchers)
 
-    def publish(self, name: str, data: Json) -> None:
-        """Sends an event to every watcher. Costs almost nothing without watchers; does not block."""
+    def publish(self, name: str, make: Callable[[], Json]) -> None:
+        """Has an event sent to every watcher; `make` returns its data, in another thread. Does not block, and costs
+        almost nothing."""
         if self._watchers:
-            self._send(frame(name, data))
+            self._pending.append((name, make))
+            if not self._news.is_set():
+                self._news.set()
 
     @contextmanager
     def seat(self) -> Iterator[None]:
@@ -112,9 +129,9 @@ class Hub:
                 self._begin()
 
     def _begin(self) -> None:
-        self._wake = threading.Event()
+        self._is_over = threading.Event()
         self._ends = [begin() for begin in self._companions]
-        threading.Thread(target=self._keep_status, args=(self._wake,), name="status-events", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._is_over,), name="status-events", daemon=True).start()
 
     def _dismiss(self, watcher: Watcher) -> None:
         with self._turn:
@@ -122,28 +139,43 @@ class Hub:
                 self._watchers.remove(watcher)
             if self._watchers:
                 return
-            self._wake.set()
+            self._is_over.set()
+            self._news.set()
+            self._pending.clear()
             ends, self._ends = self._ends, []
             for end in ends:
                 end()
 
-    def _send(self, event: bytes) -> None:
+    def _run(self, is_over: threading.Event) -> None:
+        """Sends what was published, and the status whenever it has changed."""
+        last, due = b"", time.monotonic() + _STATUS_INTERVAL_S
+        while not is_over.wait(_PAUSE_S):
+            self._news.wait(max(0.0, due - time.monotonic()))
+            if is_over.is_set():
+                return
+            self._news.clear()
+            events = b"".join(self._encode(*self._pending.popleft()) for _ in range(len(self._pending)))
+            if time.monotonic() >= due:
+                due = time.monotonic() + _STATUS_INTERVAL_S
+                status = self._encode("status", self._make_status)
+                events += b"" if status == last else status
+                last = status
+            if events:
+                self._send(events)
+
+    @staticmethod
+    def _encode(name: str, make: Callable[[], Json]) -> bytes:
+        try:
+            return frame(name, make())
+        except Exception:
+            if name != "log":  # its own line would be the next event
+                log.exception("event_failed name=%s", name)
+            return b""
+
+    def _send(self, events: bytes) -> None:
         with self._lock:  # a watcher that has left is not in the list: its descriptor is closed
             for watcher in self._watchers:
-                watcher.give(event)
-
-    def _keep_status(self, is_over: threading.Event) -> None:
-        """Sends the status whenever it has changed."""
-        last = b""
-        while not is_over.wait(_STATUS_INTERVAL_S):
-            try:
-                event = frame("status", self._make_status())
-            except Exception:
-                log.exception("status_failed")
-                continue
-            if event != last:
-                last = event
-                self._send(event)
+                watcher.give(events)
 
 
 def frame(name: str, data: Json) -> bytes:

@@ -32,21 +32,21 @@ class Observation:
         self.requests.add(entry)
         self.tally.note_request(entry)
         if self.hub.is_watched:
-            self.hub.publish("request", entry.as_json())
+            self.hub.publish("request", entry.as_json)
 
     def note_switch(self, record: Json) -> None:
         """A switch is over."""
         self.tally.note_switch(record)
-        self.hub.publish("switch", record)
+        self.hub.publish("switch", lambda: record)
 
     def _follow_own_log(self) -> Callable[[], None]:
         """Sends the proxy's own log lines as events until the returned function is called."""
-        return self.own_log.listen(lambda line: self.hub.publish("log", own_line(*line.shown())))
+        return self.own_log.listen(lambda line: self.hub.publish("log", lambda: own_line(*line.shown())))
 
     def _follow_units(self) -> Callable[[], None]:
         """Sends the units' journal lines as events until the returned function is called."""
         try:
-            return Follower(self._units(), 0, lambda line: self.hub.publish("log", unit_line(line))).close
+            return Follower(self._units(), 0, lambda line: self.hub.publish("log", lambda: unit_line(line))).close
         except JournalError as error:
             log.warning("journal_not_followed reason=%r", str(error))
             return lambda: None

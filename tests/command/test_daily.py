@@ -136,9 +136,11 @@ def test_status_and_the_progress_of_a_chat_say_why_a_request_waits(
 
 
 def test_status_says_why_a_model_does_not_start(stack: Stack) -> None:
-    proxy = run_proxy(stack, {"broken": stack.unit("broken", "/bin/false")})
+    proxy = run_proxy(stack, {"broken": stack.standin("broken", "--exit", "3", "--say", "no such file")})
     proxy.chat("broken")
-    assert "broken: model 'broken' failed to start" in Command(stack).output("status")
+    lines = Command(stack).output("status").splitlines()
+    assert any(line.startswith("broken: model 'broken' failed to start") for line in lines)
+    assert "    no such file" in lines  # the journal's
 
 
 @pytest.mark.parametrize(

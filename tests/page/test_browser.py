@@ -33,6 +33,16 @@ def test_a_model_is_loaded_and_unloaded_by_its_buttons(seat: Seat) -> None:
     seat.expect_state("talker", "stopped")
 
 
+def test_unload_now_ends_the_running_requests(seat: Seat, proxy: Proxy) -> None:
+    with in_background(lambda: proxy.chat("holding")) as answers:
+        expect(seat.model("holding").locator('[data-part="running"]')).to_have_text("1")
+        seat.press("unload", "holding")
+        seat.expect_state("holding", "draining")
+        seat.model("holding").get_by_role("button", name="Unload holding now, and end its requests").click()
+        seat.expect_state("holding", "stopped")
+    assert answers[0].error["code"] == "model_unloaded"
+
+
 def test_what_others_do_is_shown_without_a_reload(seat: Seat, proxy: Proxy) -> None:
     proxy.chat("talker")
     seat.expect_state("talker", "ready")
@@ -89,6 +99,20 @@ def test_a_hold_frees_the_vram_until_it_is_released(seat: Seat, proxy: Proxy) ->
     assert not proxy.status()["on_hold"]
 
 
+def test_a_hold_that_pauses_chats_lets_an_answer_go_on_afterwards(seat: Seat, bed: Stack) -> None:
+    """Without the pause, the hold would wait for the answer, which does not end by itself."""
+    seat.say("Hi.", "holding")
+    expect(seat.model("holding").locator('[data-part="running"]')).to_have_text("1")
+    seat.page.get_by_label("pause chats").check()
+    seat.press("hold")
+    seat.expect_state("holding", "stopped")
+    seat.press("release")
+    expect(seat.model("holding").locator('[data-part="running"]')).to_have_text("1")
+    wait_for(lambda: has_released(bed))
+    expect(seat.role("answer")).to_have_text("hello from holding")
+    expect(seat.role("chat-state")).to_contain_text("holding · ")
+
+
 def test_a_real_model_answers_in_the_chat(seat: Seat) -> None:
     seat.say("Say hello.", "real")
     expect(seat.role("chat-state")).to_contain_text("tokens/s")
@@ -106,6 +130,33 @@ def test_an_answer_comes_as_it_is_written_and_stop_ends_it(seat: Seat, proxy: Pr
     seat.press("stop")
     expect(seat.role("chat-state")).to_have_text("Stopped.")
     wait_for(lambda: proxy.status()["models"]["real"]["in_flight"] == 0)
+
+
+def test_a_new_conversation_starts_from_nothing(seat: Seat, bed: Stack) -> None:
+    for text in ("First.", "Second."):
+        seat.say(text, "talker")
+        expect(seat.role("chat-state")).to_contain_text("talker · ")
+    assert [it["content"] for it in bed.seen()["bodies"][-1]["messages"] if it["role"] == "user"] == [
+        "First.",
+        "Second.",
+    ]
+    seat.press("clear")
+    expect(seat.role("reply")).to_be_hidden()
+    expect(seat.role("turns")).to_be_empty()
+    expect(seat.page.locator('textarea[name="prompt"]')).to_be_focused()
+    seat.say("Third.", "talker")
+    expect(seat.role("chat-state")).to_contain_text("talker · ")
+    assert [it["content"] for it in bed.seen()["bodies"][-1]["messages"]] == ["Third."]
+
+
+def test_a_new_conversation_ends_the_answer_that_is_being_written(seat: Seat, proxy: Proxy) -> None:
+    seat.say("First.", "holding")
+    expect(seat.model("holding").locator('[data-part="running"]')).to_have_text("1")
+    seat.press("clear")
+    wait_for(lambda: proxy.status()["models"]["holding"]["in_flight"] == 0)
+    expect(seat.role("chat-state")).to_be_empty()
+    seat.say("Second.", "talker")
+    expect(seat.role("answer")).not_to_be_empty()
 
 
 def test_thoughts_are_shown_and_nothing_is_read_as_html(seat: Seat) -> None:

@@ -49,23 +49,34 @@ async function send() {
   keepShown();
   form.elements.prompt.value = "";
   messages.push({ role: "user", content: prompt });
-  shown = { model, prompt, answer: "", reasoning: "", calls: [], began: performance.now() };
-  running = new AbortController();
+  const reply = { model, prompt, answer: "", reasoning: "", calls: [], began: performance.now() };
+  const own = new AbortController();
+  shown = reply;
+  running = own;
   allow(action("send"), false);
   allow(action("stop"), true);
-  display(shown);
+  display(reply);
   setText(role("chat-state"), `${model} is asked`);
+  let words;
   try {
-    await receive(shown, running.signal);
-    setText(role("chat-state"), summary(shown));
+    await receive(reply, own.signal);
+    words = summary(reply);
   } catch (error) {
-    setText(role("chat-state"), running.signal.aborted ? "Stopped." : `Failed: ${error.message}`);
-  } finally {
-    running = null;
-    allow(action("send"), true);
-    allow(action("stop"), false);
-    remember(shown);
+    words = own.signal.aborted ? "Stopped." : `Failed: ${error.message}`;
   }
+  if (running === own) finish(reply, words); // else a new conversation has begun
+}
+
+function finish(reply, words) {
+  setIdle();
+  setText(role("chat-state"), words);
+  remember(reply);
+}
+
+function setIdle() {
+  running = null;
+  allow(action("send"), true);
+  allow(action("stop"), false);
 }
 
 async function receive(reply, signal) {
@@ -136,6 +147,7 @@ function keepShown() {
 
 function clear() {
   running?.abort();
+  setIdle();
   messages = [];
   shown = null;
   role("turns").replaceChildren();

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Diagnosis:
         excerpt = journal.read(status.last_process, has_ended=not status.main_pid)
         parts = [f"model {self._model.id!r} failed to start: unit {status.unit}: {_reason(status, reason)}."]
         parts += self._findings(status, excerpt)
-        parts.append(_next_step(status))
+        parts.append(_next_step(self._model.id, status))
         if excerpt.lines:
             parts.append(quote_journal(excerpt.lines))
         memory = status.was_out_of_memory or _names_memory(excerpt.lines)
@@ -116,12 +117,15 @@ def _reason(status: UnitStatus, reason: str) -> str:
     return reason or f"it was stopped, or ended by itself, while it loaded; now {status.describe()}"
 
 
-def _next_step(status: UnitStatus) -> str:
+def _next_step(model: str, status: UnitStatus) -> str:
     if status.load_state == "not-found":
         return "Install it (./setup.sh), or correct `unit:` in the config."
     if status.needs_daemon_reload:
         return "Its unit file changed on disk: run `systemctl --user daemon-reload`, then try again."
-    return f"See `journalctl --user -u {status.unit}` and `systemctl --user status {status.unit}`."
+    return (
+        f"See `journalctl --user -u {status.unit}` or `llm-switch logs {shlex.quote(model)}`, and "
+        f"`systemctl --user status {status.unit}`."
+    )
 
 
 def _has_failed(status: UnitStatus) -> bool:

@@ -53,6 +53,11 @@ def bed(
             "streaming": "live",
             "force": {"standin": {"deltas": [{"role": "assistant"}, {"tool_calls": [{"index": 0, **CALL}]}]}},
         },
+        "endless": {
+            "unit": stack.standin("endless"),
+            "streaming": "live",
+            "force": {"standin": {"deltas": [{"content": "word "}] * 600, "delta_s": 0.2}},
+        },
         "holding": {"unit": stack.standin("holding"), "force": {"standin": {"until_released": True}}},
         "slow": stack.standin("slow", "--load-s", "100000"),
         "broken": stack.standin("broken", "--exit", "3", "--say", "no such file: /models/broken.gguf"),

@@ -20,7 +20,7 @@ LONG = "The sea is wide and old and full of ships. " * 40
 
 def test_each_model_is_shown_with_its_state(seat: Seat) -> None:
     assert "llm-switch" in seat.page.title()
-    names = ["real", "talker", "caller", "holding", "slow", "broken"]
+    names = ["real", "talker", "caller", "endless", "holding", "slow", "broken"]
     shown = [it.get_attribute("data-model") for it in seat.page.locator("[data-model]").all()]
     assert shown == names
     seat.expect_state("talker", "stopped")
@@ -125,11 +125,11 @@ def test_a_real_model_answers_in_the_chat(seat: Seat) -> None:
 
 
 def test_an_answer_comes_as_it_is_written_and_stop_ends_it(seat: Seat, proxy: Proxy) -> None:
-    seat.say("Count from one to a thousand, in words.", "real")
-    expect(seat.role("answer")).not_to_be_empty()
+    seat.say("Go on.", "endless")  # a real small model may have ended before the button is pressed
+    expect(seat.role("answer")).to_contain_text("word word")
     seat.press("stop")
     expect(seat.role("chat-state")).to_have_text("Stopped.")
-    wait_for(lambda: proxy.status()["models"]["real"]["in_flight"] == 0)
+    wait_for(lambda: proxy.status()["models"]["endless"]["in_flight"] == 0)
 
 
 def test_a_new_conversation_starts_from_nothing(seat: Seat, bed: Stack) -> None:

@@ -51,7 +51,7 @@ function _shtab_llm_switch_using
 end
 
 set -g _shtab_llm_switch_commands serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall
-set -g _shtab_llm_switch_opts_with_value --config --ctx --hf-repo --host --limit --lines --port --system --vram -hf -n
+set -g _shtab_llm_switch_opts_with_value --config --ctx --from-llama-swap --from-presets --hf-repo --host --limit --lines --port --system --vram -hf -n
 
 complete -c llm-switch -e
 complete -c llm-switch -f
@@ -118,6 +118,8 @@ complete -c llm-switch -n '_shtab_llm_switch_using chat' -l config -x -d 'the pr
 complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a add -d 'Add a model of your own: its unit, its entry in the config, its first answer.'
 complete -c llm-switch -n '_shtab_llm_switch_using add' -s h -l help -d 'show this help message and exit'
 complete -c llm-switch -n '_shtab_llm_switch_using add' -s hf -l hf-repo -x -d 'download it from Hugging Face instead'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l from-llama-swap -x -d 'take over the models of llama-swap'"'"'s config'
+complete -c llm-switch -n '_shtab_llm_switch_using add' -l from-presets -x -d 'take over the presets of llama.cpp'"'"'s router'
 complete -c llm-switch -n '_shtab_llm_switch_using add' -l ctx -x -d 'tokens of context (default: chosen from the file)'
 complete -c llm-switch -n '_shtab_llm_switch_using add' -l embedding -d 'for embeddings, also if the file does not say so'
 complete -c llm-switch -n '_shtab_llm_switch_using add' -l cpu -d 'on the CPU, beside any other model'

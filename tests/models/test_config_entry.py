@@ -36,6 +36,12 @@ def test_an_entry_goes_in_and_out_again(text: str, values: dict[str, str | float
     assert [line for line in text.split("\n") if "#" in line and line not in kept] == []
 
 
+def test_lists_and_mappings_arrive_as_they_are() -> None:
+    values = {"unit": "n.service", "aliases": ["a: b", "#c"], "ttl": 60, "force": {"min_p": 1e-05, "stop": ["x\ny"]}}
+    for text in (FORMS["short"], FORMS["flow"]):
+        assert yaml.safe_load(added(text, "new", values))["models"]["new"] == values
+
+
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_no_line_with_a_comment_is_lost(text: str) -> None:
     fresh = added(text, "new", {"unit": "n.service"})

@@ -92,6 +92,23 @@ def test_a_build_that_fits_by_itself_is_left_to_it(moe: ModelFacts) -> None:
     assert {"--n-gpu-layers", "--n-cpu-moe", "--override-tensor"} & set(found) == set()  # they switch --fit off
 
 
+@pytest.mark.parametrize("own", [("-ngl", "20"), ("--override-tensor", "x=CPU"), ("--n-cpu-moe", "3")])
+def test_own_flags_that_place_the_model_replace_fit(moe: ModelFacts, own: tuple[str, str]) -> None:
+    """llama-server switches its --fit off at them."""
+    assert "--fit" not in words(moe, NEW, None, flags=own)
+
+
+def test_nothing_is_chosen_for_a_whole_command(moe: ModelFacts) -> None:
+    """Besides what the proxy needs, and a bound on the RAM for prompts."""
+    found = words(moe, NEW, None, flags=("--batch-size", "4"), is_whole_command=True)
+    assert {word for word in found if word.startswith("--")} == {
+        "--slot-save-path",
+        "--cache-ram",
+        "--metrics",
+        "--threads",
+    }
+
+
 def test_a_card_that_was_named_goes_before_fit(moe: ModelFacts) -> None:
     found = words(moe, NEW, 6)
     assert "--fit" not in found

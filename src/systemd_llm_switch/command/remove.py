@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 
-from systemd_llm_switch.command.add import reach_manager
+from systemd_llm_switch.command.add_one import reach_manager
 from systemd_llm_switch.command.exits import DONE, FAILED
 from systemd_llm_switch.command.proxy_client import NoProxy, ProxyClient, Refused, client_of, complain
 from systemd_llm_switch.config.file import find, load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ class CannotEdit(SetupError):
     """The file cannot be edited safely. The message says what to write or remove by hand."""
 
 
-def added(text: str, name: str, values: dict[str, str | float]) -> str:
+def added(text: str, name: str, values: Mapping[str, object]) -> str:
     """The text with one more model, whose `values` have at least the unit.
 
     Raises:
@@ -53,7 +54,7 @@ def removed(text: str, name: str) -> str:
     return fresh
 
 
-def entry(name: str, values: dict[str, str | float], indent: str = "  ") -> str:
+def entry(name: str, values: Mapping[str, object], indent: str = "  ") -> str:
     """The lines to add."""
     key = _scalar(name)
     if list(values) == ["unit"]:
@@ -66,7 +67,7 @@ class _Unclear(Exception):
     """The entry's place in the text cannot be determined."""
 
 
-def _with_entry(text: str, name: str, values: dict[str, str | float]) -> str:
+def _with_entry(text: str, name: str, values: Mapping[str, object]) -> str:
     models = _models_node(text)
     if models.flow_style:
         at = models.end_mark.index - 1
@@ -150,10 +151,17 @@ def _scalar(text: str) -> str:
     return _quoted(text)
 
 
-def _quoted(value: str | float) -> str:
+def _quoted(value: object) -> str:
+    """The value in YAML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_quoted(str(key))}: {_quoted(it)}' for key, it in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_quoted, value))}]"
+    if isinstance(value, float) and "." not in repr(value):
+        return repr(value).replace("e", ".0e")  # YAML takes 1e-05 for a string
     return json.dumps(value, ensure_ascii=False)
 
 
-def _by_hand(name: str, values: dict[str, str | float], reason: object) -> str:
+def _by_hand(name: str, values: Mapping[str, object], reason: object) -> str:
     lines = entry(name, values)
     return f"the config cannot be edited safely ({reason}); add this to its `models:` by hand:\n{lines}"

@@ -21,6 +21,10 @@ _USUAL_INPUT = 8192  # of a model for embeddings
 _LEAST_CACHE_MIB, _MOST_CACHE_MIB = 512, 8192
 _ALL = "99"  # layers: more than any model has on one card
 _OURS = ("--host", "--port", "--model", "--alias")
+# Flags that say what goes on the card. Each switches llama-server's own --fit off, or is that choice.
+_PLACING = frozenset(
+    ("--n-gpu-layers", "--override-tensor", "--cpu-moe", "--n-cpu-moe", "--tensor-split", "--device", "--fit")
+)
 
 
 class Unfit(SetupError):
@@ -36,6 +40,8 @@ class Wishes:
     on_cpu: bool = False
     vram_gib: float | None = None
     flags: tuple[str, ...] = ()  # for llama-server, as they are
+    is_whole_command: bool = False  # the flags are all that the model needs: nothing is chosen for it
+    is_reranking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Choice:
 
 
 def purpose_of(facts: ModelFacts, wishes: Wishes) -> Purpose:
+    if wishes.is_reranking:
+        return Purpose.RERANK
     return Purpose.EMBEDDING if wishes.is_embedding and facts.purpose is Purpose.CHAT else facts.purpose
 
 
@@ -66,15 +74,22 @@ def choose(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machi
         Unfit
     """
     _check_wishes(wishes, known)
-    context = _context(facts, wishes)
-    proposed = [
-        *_for_purpose(facts, wishes, known, context),
-        *_for_memory(facts, wishes, known, machine, context),
-        Choice(("--metrics",), "its metrics can be read at /metrics"),
-    ]
     own = {spelling for flag in known.in_command(wishes.flags) for spelling in known.same(flag)}
+    metrics = Choice(("--metrics",), "its metrics can be read at /metrics")
+    proposed = [*_beside(facts, wishes, known, machine, own), metrics]
     chosen = [choice for choice in proposed if known.knows(choice.words[0]) and not own & set(choice.words)]
     return [*chosen, Choice(wishes.flags, "your own flags")] if wishes.flags else chosen
+
+
+def _beside(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine, own: set[str]) -> Iterator[Choice]:
+    """What is proposed beside the own flags; little where those are a whole command."""
+    if not wishes.is_whole_command:
+        context = _context(facts, wishes)
+        yield from _for_purpose(facts, wishes, known, context)
+        yield from _for_memory(facts, wishes, known, machine, context, own)
+    elif purpose_of(facts, wishes) is Purpose.CHAT:
+        yield Choice(("--slot-save-path", CONTEXTS), "conversations survive a switch")
+        yield _cache(machine.ram_bytes, facts.size)
 
 
 def _check_wishes(wishes: Wishes, known: ServerFlags) -> None:
@@ -132,9 +147,11 @@ def _why_context(facts: ModelFacts, wishes: Wishes, context: int) -> str:
 
 
 def _for_memory(
-    facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine, context: int
+    facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine, context: int, own: set[str]
 ) -> Iterator[Choice]:
-    if wishes.on_cpu:
+    if own & _PLACING:
+        in_ram = facts.size  # how much of it goes on the card is not calculated
+    elif wishes.on_cpu:
         words = ("--device", "none") if known.knows("--device") else ("--n-gpu-layers", "0")
         yield Choice(words, "on the CPU, as you said")
         in_ram = facts.size

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +30,17 @@ _LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
+class Extras:
+    """What a model that is taken over brings besides its file and its flags."""
+
+    entry: Mapping[str, object] = field(default_factory=dict)  # further keys of its entry in the config
+    environment: tuple[str, ...] = ()  # NAME=value
+
+
+NO_EXTRAS = Extras()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One model that is to be added."""
 
@@ -38,7 +49,7 @@ class Plan:
     unit_text: str
     config: Path  # the file in force
     target: Path  # where the entry is written: the user's file, also when the packaged one is in force
-    entry: Mapping[str, str | float]
+    entry: Mapping[str, object]
     facts: ModelFacts
     purpose: Purpose
     choices: tuple[Choice, ...]
@@ -52,6 +63,7 @@ def plan(
     places: Places,
     environ: Mapping[str, str],
     systemd: Systemctl | None,
+    extras: Extras = NO_EXTRAS,
 ) -> Plan:
     """Plans a model. `systemd` is None if no user manager answers.
 
@@ -61,16 +73,16 @@ def plan(
     """
     config = check_possible(name, config_path, places, environ, systemd)
     facts = read_facts(file)
-    server = _server(places, environ)
+    server = server_of(places, environ)
     known = server_flags.ask(server)
     choices = choose(facts, wishes, known, _machine(wishes, config))
-    unit = _unit_name(name)
+    unit = unit_name(name)
     url = _url(wishes, config)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
     purpose = purpose_of(facts, wishes)
     left_out = systemd.unusable_settings() if systemd else ()
-    text = unit_text(name, unit, facts, purpose, server, address, choices, places, left_out)
-    entry: dict[str, str | float] = {"unit": unit}
+    text = unit_text(name, unit, facts, purpose, server, address, choices, places, left_out, extras.environment)
+    entry: dict[str, object] = {"unit": unit, **extras.entry}
     if wishes.on_cpu:
         entry |= {"vram": 0, "llama_url": url}
     target = _target(config_path, places)
@@ -89,8 +101,8 @@ def check_possible(
     """
     config = load(config_path)
     _check_name(name, config)
-    check_free(_unit_name(name), config, Ledger.load(places), places, systemd)
-    _server(places, environ)
+    check_free(unit_name(name), config, Ledger.load(places), places, systemd)
+    server_of(places, environ)
     return config
 
 
@@ -132,11 +144,17 @@ def _check_name(name: str, config: Config) -> None:
         raise SetupError(f"there is a model {quoted(name)} already; `llm-switch remove` removes one that was added")
 
 
-def _unit_name(name: str) -> str:
+def unit_name(name: str) -> str:
+    """The unit of a model that `add` adds."""
     return f"{re.sub(r'[^A-Za-z0-9:_.-]', '-', name)}.service"
 
 
-def _server(places: Places, environ: Mapping[str, str]) -> Path:
+def server_of(places: Places, environ: Mapping[str, str]) -> Path:
+    """The llama-server that added models run.
+
+    Raises:
+        SetupError: there is none.
+    """
     answer = llama_server.default(places, environ, Ledger.load(places).llama_server)
     path = llama_server.resolve(answer, places)
     if answer == llama_server.WHEEL_OFFER or not llama_server.is_executable(path):

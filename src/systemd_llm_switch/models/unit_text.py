@@ -44,6 +44,7 @@ def unit_text(
     choices: Sequence[Choice],
     places: Places,
     left_out: Sequence[str],
+    environment: Sequence[str] = (),
 ) -> str:
     """The whole file.
 
@@ -61,6 +62,7 @@ def unit_text(
     description = _plain(f"{name} ({facts.name or facts.architecture})")
     text = _HEAD.format(name=_plain(name), unit=unit.removesuffix(".service"), description=description)
     text += "".join(_comment(choice) for choice in choices)
+    text += "".join(f"Environment={quote(setting, is_variable=True)}\n" for setting in environment)
     text += "ExecStart=" + " \\\n    ".join(lines) + "\n" + _shared_settings(purpose, places)
     paths = [Path(word) for choice in choices for word in choice.words if word.startswith("/")]
     return fit_to_machine(text, [places.home, server, facts.path, *paths], tuple(left_out))

@@ -1,0 +1,130 @@
+"""`llm-switch add --from-llama-swap` and `--from-presets`: real units, the real llama-server, a real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.conftest import Person
+
+SWAP = """\
+globalTTL: 600
+hooks: {{on_startup: {{preload: [small]}}}}
+macros:
+  server: /no/such/llama-server --port ${{PORT}}
+models:
+  small:
+    cmd: |
+      ${{server}}
+      # the small one
+      --model "{file}" --ctx-size 512 --threads 1
+    aliases: [tiny, mine]
+    env: ["OMP_NUM_THREADS=1"]
+  mine:
+    cmd: ${{server}} -m {file}
+  gone:
+    cmd: ${{server}} -m /no/such/file.gguf
+  container:
+    cmd: docker run image
+"""
+PRESETS = """\
+version = 1
+[*]
+threads = 1
+[{name}]
+model = {file}
+c = 512
+jinja = true
+"""
+
+
+@pytest.fixture
+def swap(person: Person, model_file: Path) -> Path:
+    path = person.home / "llama swap.yaml"
+    path.write_text(SWAP.format(file=model_file))
+    return path
+
+
+def _unit(person: Person, name: str) -> str:
+    return (person.home / ".config/systemd/user" / name).read_text()
+
+
+def test_a_model_of_llama_swap_answers(person: Person, swap: Path) -> None:
+    """The others of the file are named, and nothing of them is left."""
+    ran = person.run("add", "--from-llama-swap", str(swap))
+    assert ran.returncode == 1
+    assert "tokens per second" in ran.stdout
+    assert person.models() == ["mine", "small"]
+    entry = yaml.safe_load(person.config.read_text())["models"]["small"]
+    assert entry == {"unit": "small.service", "aliases": ["tiny"], "ttl": 600}
+    assert "Environment=OMP_NUM_THREADS=1" in _unit(person, "small.service")
+    for reason in ("mine is not taken over: there is a model", "there is no file /no/such/file.gguf", "(docker)"):
+        assert reason in ran.stdout
+    assert "alias mine: another model has that name" in ran.stdout
+    assert "hooks: write `server.preload`" in ran.stdout
+    assert "1 added: small" in ran.stdout
+    assert person.proxy.chat("tiny").status == 200
+
+
+def test_a_preset_is_added_and_removed(person: Person, model_file: Path) -> None:
+    before = person.files()
+    path = person.home / "models.ini"
+    path.write_text(PRESETS.format(name="org/small:Q8_0", file=model_file))
+    ran = person.run("add", "--from-presets", str(path), "--no-try")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    text = _unit(person, "org-small:Q8_0.service")
+    assert "--threads 1 -c 512 --jinja" in text
+    assert "--fit" not in text
+    assert person.run("remove", "org/small:Q8_0").returncode == 0
+    assert person.files() == before
+
+
+def test_a_dry_run_changes_nothing(person: Person, swap: Path) -> None:
+    before = person.files()
+    ran = person.run("add", "--from-llama-swap", str(swap), "--dry-run")
+    assert "ExecStart=" in ran.stdout
+    assert 'aliases: ["tiny"]' in ran.stdout
+    assert "1 would be added: small" in ran.stdout
+    assert person.files() == before
+
+
+def test_two_names_with_one_unit_are_noticed_in_a_dry_run(person: Person, model_file: Path) -> None:
+    path = person.home / "models.ini"
+    sections = [PRESETS.format(name=name, file=model_file) for name in ("a/b", "a b", "a-b")]
+    path.write_text("\n".join(sections))
+    ran = person.run("add", "--from-presets", str(path), "--dry-run")
+    assert "a-b is not taken over: another model of the file has the unit a-b.service already" in ran.stdout
+    assert "1 would be added: a/b" in ran.stdout
+
+
+def test_an_interrupt_leaves_the_models_that_were_added(person: Person, model_file: Path) -> None:
+    """And nothing of the one that was being added."""
+    path = person.home / "models.ini"
+    path.write_text(PRESETS.format(name="one", file=model_file) + PRESETS.format(name="two", file=model_file))
+    code, said = person.interrupt("two.service", "add", "--from-presets", str(path), "--no-try")
+    assert code == 1, said
+    assert "1 added: one" in said
+    assert person.models() == ["mine", "one"]
+    assert not (person.home / ".config/systemd/user/two.service").is_symlink()
+
+
+@pytest.mark.parametrize("text", ["models: [", "a: &a [x]\nmodels: *b\n", "x: 1\n"])
+def test_a_broken_file_adds_nothing(person: Person, text: str) -> None:
+    before = person.files()
+    path = person.home / "broken.yaml"
+    path.write_text(text)
+    ran = person.run("add", "--from-llama-swap", str(path), "--no-try")
+    assert ran.returncode == 1
+    assert str(path) in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert person.files() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("name", "--from-presets", "x"), ("--from-presets", "x", "--ctx", "5"), ("--from-presets", "x", "--", "-c"), ()],
+)
+def test_wrong_usage(person: Person, words: tuple[str, ...]) -> None:
+    assert person.run("add", *words).returncode == 2

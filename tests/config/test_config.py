@@ -121,7 +121,9 @@ def test_a_config_cannot_be_changed() -> None:
 def test_the_packaged_config_is_valid_and_has_the_missions_models() -> None:
     config = load(PACKAGED)
     units = {name: model.unit for name, model in config.models.items()}
-    assert units == {name: f"{name}.service" for name in ("qwen3-coder-flash", "qwen3-coder-next", "bge-m3")}
+    assert units == {
+        name: f"{name}.service" for name in ("qwen3-4b", "qwen3-coder-flash", "qwen3-coder-next", "bge-m3")
+    }
     assert config.server == parse({"models": MODELS}).server
 
 
@@ -525,7 +527,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_check_says_ok_for_the_config_in_force(tmp_path: Path) -> None:
     packaged = run("--check", HOME=str(tmp_path))
     assert (packaged.returncode, packaged.stderr) == (0, "")
-    assert packaged.stdout == f"{PACKAGED}: ok; models: qwen3-coder-flash, qwen3-coder-next, bge-m3\n"
+    assert packaged.stdout == f"{PACKAGED}: ok; models: qwen3-4b, qwen3-coder-flash, qwen3-coder-next, bge-m3\n"
     own = write(tmp_path / ".config/systemd-llm-switch/config.yaml", "models: {mine: mine.service}")
     assert run("--check", HOME=str(tmp_path)).stdout == f"{own}: ok; models: mine\n"
 

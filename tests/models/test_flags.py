@@ -105,7 +105,7 @@ def test_nothing_is_chosen_for_a_whole_command(moe: ModelFacts) -> None:
         "--slot-save-path",
         "--cache-ram",
         "--metrics",
-        "--threads",
+        "--batch-size",
     }
 
 

@@ -18,9 +18,10 @@ from support.newcomer import Newcomer, get_json, tree_sums
 from support.stack import chat, free_port, wait_for
 from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places
+from systemd_llm_switch.setup.unit_files import Machine, ram_bytes
 from systemd_llm_switch.setup.user_manager import UserManager
 
-MODELS = ("bge-m3", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
+MODELS = ("bge-m3", "qwen3-4b", "qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
 SERVER_PROMPT = "📂 Path to your llama-server binary [default: "
 MODELS_PROMPT = "📂 Directory where your GGUF models are stored [default: "
 
@@ -39,7 +40,7 @@ def test_leaves_a_running_proxy(settled: Newcomer) -> None:
 
 def test_enables_the_proxy_and_nothing_else(settled: Newcomer) -> None:
     assert settled.systemctl("is-enabled", "llm-switch.service") == "enabled"
-    assert [settled.systemctl("is-active", f"{name}.service") for name in MODELS] == ["inactive"] * 5
+    assert [settled.systemctl("is-active", f"{name}.service") for name in MODELS] == ["inactive"] * len(MODELS)
     assert [path.name for path in settled.linked.rglob("*.wants/*")] == ["llm-switch.service"]
 
 
@@ -49,6 +50,13 @@ def test_a_found_model_answers_through_the_proxy(settled: Newcomer) -> None:
     assert reply["choices"][0]["message"]["content"].strip()
     settled.systemctl("stop", "llm.slice")
     assert settled.systemctl("is-active", "qwen3-coder-flash.service") == "inactive"
+
+
+def test_the_models_leave_ram_for_everything_else(settled: Newcomer) -> None:
+    """What systemd has in force is what was calculated."""
+    limit = Machine(Path(), Path(), Path(), Path(), ram_bytes=ram_bytes()).memory_high_gib
+    in_force = settled.systemctl("show", "-p", "MemoryHigh", "--value", "llm.slice")
+    assert in_force == (str(limit << 30) if limit else "infinity")
 
 
 def test_a_second_run_changes_no_unit(settled: Newcomer) -> None:

@@ -19,7 +19,8 @@ from systemd_llm_switch.setup.user_manager import UserManager
 SOURCES = {source.name: source for source in UnitSource.read_all(ROOT / "deploy/systemd")}
 DEMO = {source.name: source for source in UnitSource.read_all(ROOT / "deploy/demo")}
 BIG = ("qwen3-coder-flash", "qwen3-coder-next", "qwen3-thinking", "qwen3-thinking-next")
-ALL_MODELS = [f"{name}.service" for name in (*BIG, "bge-m3")]
+SMALL = "qwen3-4b"
+ALL_MODELS = [f"{name}.service" for name in (SMALL, *BIG, "bge-m3")]
 
 
 def options(name: str) -> dict[str, str]:
@@ -59,6 +60,29 @@ def test_the_large_models_have_the_missions_flags(name: str) -> None:
     assert got["--ctx-size"] == ("65536" if name.endswith("next") else "32768")
     assert got["--flash-attn"] == "on"
     assert "--jinja" in got
+
+
+def test_the_small_model_is_on_the_card_with_all_its_layers() -> None:
+    got = options(f"{SMALL}.service")
+    assert got["--n-gpu-layers"] == "99"
+    assert "--override-tensor" not in got
+
+
+def test_each_model_says_how_large_its_download_is() -> None:
+    wanted = {name: SOURCES[name].wanted_model for name in ALL_MODELS}
+    assert [name for name, model in wanted.items() if model is None or not model.size] == []
+
+
+@pytest.mark.parametrize(
+    ("ram_gib", "limit"), [(3, None), (5, 3), (16, 14), (48, 42), (64, 56), (128, 120), (None, None)]
+)
+def test_the_models_get_the_ram_less_a_share_for_the_rest(ram_gib: int | None, limit: int | None) -> None:
+    ram = None if ram_gib is None else ram_gib << 30
+    machine = Machine(
+        Path("/home/me"), Path("/p/python"), Path("/usr/bin/llama-server"), Path("/models"), ram_bytes=ram
+    )
+    text = SOURCES["llm.slice"].render(machine, None)
+    assert f"\nMemoryHigh={limit}G\n" in text if limit else "\nMemoryHigh=infinity\n" in text
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)

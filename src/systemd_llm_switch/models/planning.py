@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.running_proxy import UNIT as PROXY_UNIT
 from systemd_llm_switch.setup.systemctl import Systemctl
+from systemd_llm_switch.setup.unit_files import ram_bytes
 
 _MOST_NAME_CHARACTERS = 100
 _ASSUMED_GIB = 8.0
@@ -163,7 +163,7 @@ def server_of(places: Places, environ: Mapping[str, str]) -> Path:
 
 
 def _machine(wishes: Wishes, config: Config) -> Machine:
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ram = ram_bytes()
     if wishes.vram_gib is not None:
         return Machine(wishes.vram_gib, "as you said", ram)
     if config.server.vram is not None:

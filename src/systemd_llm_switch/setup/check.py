@@ -167,6 +167,7 @@ def _of_model_file(model: _Model, program: Path | None, places: Places) -> Itera
     what = f"{model.id}: no model file {places.short(missing[0])}"
     wanted = wanted_model(model.text)
     if wanted and program:
+        what += f" ({wanted.size})" if wanted.size else ""
         yield Finding(what, f"{quote(str(program))} -hf {wanted.download_name}", is_download=True)
     else:
         yield Finding(what, f"put it there, or run {places.how_to()} again and name its folder")

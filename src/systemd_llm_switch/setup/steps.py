@@ -28,7 +28,7 @@ from systemd_llm_switch.setup import (
 from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
-from systemd_llm_switch.setup.unit_files import Machine, UnitSource
+from systemd_llm_switch.setup.unit_files import Machine, UnitSource, ram_bytes
 from systemd_llm_switch.setup.user_manager import UserManager, is_reachable
 
 ANSWERS = (
@@ -113,6 +113,7 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
         llama_server.absolute(ledger.models_dir, places),
         systemd.unusable_settings(),
         Path(environ["LLM_SWITCH_CONFIG"]).absolute() if environ.get("LLM_SWITCH_CONFIG") else None,
+        ram_bytes(),
     )
     _install(machine, places, environ, ledger, systemd)
     config = _start(places, environ, ledger, systemd)
@@ -157,6 +158,11 @@ def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledge
     if machine.left_out:
         names = ", ".join(setting.partition("=")[0] for setting in machine.left_out)
         console.note(f"left out of the units' hardening, since this system cannot do it: {names}")
+    if machine.memory_high_gib:
+        console.note(
+            f"RAM of the models together: {machine.memory_high_gib} GiB, the rest of this machine's is for all else "
+            "(MemoryHigh= in llm.slice; `systemctl --user edit llm.slice` changes it)"
+        )
     sources = UnitSource.read_all(places.unit_sources)
     demo_units, ledger.demo_units = ledger.demo_units, []
     systemd.stop(demo_units)

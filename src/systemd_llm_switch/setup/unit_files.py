@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import unicodedata
@@ -17,6 +18,8 @@ from systemd_llm_switch.setup.places import SetupError
 LLAMA_SERVER = "%h/llama.cpp/build/bin/llama-server"
 PROXY_PYTHON = "%h/systemd-llm-switch/.venv/bin/python"
 _MODEL = re.compile(r"%h/\.cache/llama\.cpp/(\S+\.gguf)")
+_NO_LIMIT = "MemoryHigh=infinity\n"
+_GIB = 1 << 30
 _SHARED_TMP = (Path("/tmp"), Path("/var/tmp"))
 
 
@@ -30,6 +33,16 @@ class Machine:
     models_dir: Path
     left_out: tuple[str, ...] = ()  # settings that this machine's user manager does not support
     config: Path | None = None  # set only if the proxy would not find it by itself
+    ram_bytes: int | None = None
+
+    @property
+    def memory_high_gib(self) -> int | None:
+        """The RAM that the models may have together: all but an eighth, at least 2 and at most 8 GiB, for the rest.
+        None where that would leave them less than half."""
+        if self.ram_bytes is None:
+            return None
+        rest = min(8 * _GIB, max(2 * _GIB, self.ram_bytes // 8))
+        return (self.ram_bytes - rest) // _GIB if rest * 2 <= self.ram_bytes - _GIB else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +82,18 @@ class UnitSource:
         text = text.replace(PROXY_PYTHON, quote(machine.python, is_program=True))
         if path:
             text = _MODEL.sub(lambda _: quote(path), text)
+        if machine.memory_high_gib:
+            text = text.replace(_NO_LIMIT, f"MemoryHigh={machine.memory_high_gib}G\n")
         if machine.config and self.name == "llm-switch.service":
             setting = quote(f"LLM_SWITCH_CONFIG={machine.config}", is_variable=True)
             text = text.replace("[Service]\n", f"[Service]\nEnvironment={setting}\n")
             seen_by_unit.append(machine.config)
         return fit_to_machine(text, seen_by_unit, machine.left_out)
+
+
+def ram_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def fit_to_machine(text: str, seen_by_unit: Sequence[Path], left_out: tuple[str, ...]) -> str:
@@ -88,7 +108,11 @@ def wanted_model(text: str) -> WantedModel | None:
     """The `[X-LLM-Switch]` section of a unit file; systemd ignores sections whose name begins with X-."""
     section = text.partition("[X-LLM-Switch]")[2]
     settings = dict(re.findall(r"^(\w+)=(.*)$", section, re.MULTILINE))
-    return WantedModel(settings["Repo"], settings.get("Quant", "")) if "Repo" in settings else None
+    return (
+        WantedModel(settings["Repo"], settings.get("Quant", ""), settings.get("Size", ""))
+        if "Repo" in settings
+        else None
+    )
 
 
 def model_in(text: str, home: Path) -> Path | None:

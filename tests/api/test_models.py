@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.made import layers, make, model
 from support.stack import Proxy, Stack, free_port, wait_for
 
 CHAT = "/v1/chat/completions"
@@ -68,6 +71,46 @@ def test_a_real_llama_server_has_meta(stack: Stack, real_unit: Callable[..., str
     assert meta["n_ctx_train"] == 2048 * 4
     assert meta["n_params"] == 134515008
     assert meta["size"] > 50_000_000
+
+
+def test_a_model_that_was_never_loaded_has_the_meta_of_its_file(stack: Stack, real_unit: Callable[..., str]) -> None:
+    """The same as its llama-server says afterwards."""
+    proxy = stack.run({"a": real_unit("a"), "b": stack.standin("b")})
+    before = wait_for(lambda: proxy.get("/v1/models").json["data"][0].get("meta"))
+    assert proxy.state("a") == "stopped"
+    assert "meta" not in proxy.get("/v1/models/b").json
+    assert proxy.chat("a", max_tokens=1).status == 200
+    after = proxy.get("/v1/models/a").json["meta"]
+    assert {name: before[name] for name in ("n_ctx_train", "n_params", "size")} == {
+        name: after[name] for name in ("n_ctx_train", "n_params", "size")
+    }
+    assert before.get("n_ctx") in (None, after["n_ctx"])
+
+
+@pytest.mark.parametrize(
+    ("words", "n_ctx"),
+    [
+        ("-c 8192", 8192),
+        ("--ctx-size 8192 --parallel 1", 8192),
+        ("--ctx-size 8192 -np 2", None),
+        ("-c 0", None),
+        ("-c x", None),
+        ("", None),
+    ],
+)
+def test_the_context_is_what_the_unit_says(stack: Stack, tmp_path: Path, words: str, n_ctx: int | None) -> None:
+    path = make(tmp_path / "a b.gguf", model(), layers(2, 256))
+    proxy = stack.run({"a": stack.unit("a", f'/bin/false --model "{path}" {words}')})
+    meta = wait_for(lambda: proxy.get("/v1/models/a").json.get("meta"))
+    assert meta == {"n_ctx_train": 4096, "n_params": 2176, "size": 8704} | ({"n_ctx": n_ctx} if n_ctx else {})
+
+
+def test_a_file_that_is_not_a_model_gives_no_meta(stack: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    os.mkfifo(path)
+    proxy = stack.run({"a": stack.unit("a", f"/bin/false --model {path}")})
+    assert "meta" not in proxy.get("/v1/models/a").json
+    wait_for(lambda: "file_not_understood" in proxy.log())
 
 
 # --- /props -------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.made import ARRAY, STRING, UINT32, header, layers, make, model, split, text
-from systemd_llm_switch.models.facts import Purpose, read_facts
-from systemd_llm_switch.models.gguf import NotAModel, read_header
+from systemd_llm_switch.gguf import NotGguf, read_header
+from systemd_llm_switch.models.facts import NotAModel, Purpose, read_facts
 
 
 def test_the_values_and_the_tensors_are_read(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_values_and_the_tensors_are_read(tmp_path: Path) -> None:
 def test_what_is_not_a_model_is_named(tmp_path: Path, raw: bytes, reason: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(raw)
-    with pytest.raises(NotAModel, match=reason) as caught:
+    with pytest.raises(NotGguf, match=reason) as caught:
         read_header(path)
     assert "m.gguf" in str(caught.value)
 
@@ -60,13 +60,13 @@ def test_half_a_download_is_named(tmp_path: Path, model_file: Path, kept: float)
     whole = model_file.read_bytes()
     path = tmp_path / "half.gguf"
     path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(NotAModel, match="download it again"):
+    with pytest.raises(NotGguf, match="download it again"):
         read_header(path)
 
 
 def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    with pytest.raises(NotAModel, match="not a regular file"):
+    with pytest.raises(NotGguf, match="not a regular file"):
         read_header(tmp_path / "m.gguf")
 
 

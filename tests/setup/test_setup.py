@@ -258,7 +258,7 @@ def test_without_any_model_file_the_next_step_is_a_download(settled: Newcomer, t
     bare = Newcomer(settled.home, settled.repository, settled.manager, settled.answers | {"MODELS_DIR": str(tmp_path)})
     shown = bare.setup("--yes").stdout.partition("\nNext\n")[2].splitlines()
     assert shown[0] == "  Download a model (Ctrl-C once it listens), and run ./setup.sh again:"
-    assert shown[1].endswith("llama-server' -hf unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q8_K_XL")
+    assert shown[1].endswith("llama-server' -hf unsloth/Qwen3-4B-Instruct-2507-GGUF:Q4_K_M")
 
 
 def test_a_proxy_that_cannot_start_shows_why(settled: Newcomer) -> None:

@@ -220,8 +220,9 @@ class OneModel(Handler):
     """One configured model, by id or alias."""
 
     def GET(self, name: str) -> Answer:
-        model = self.services.live.current().find_model(name)
-        return self.write(self.services.model_list.entry(model, self.services.report.models().get(model.id)))
+        config = self.services.live.current()
+        model = config.find_model(name)
+        return self.write(self.services.model_list.entry(config, model, self.services.report.models().get(model.id)))
 
 
 class Props(Handler):

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 
 from systemd_llm_switch import __version__
+from systemd_llm_switch.api.file_facts import FileFacts
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, object_of, objects_of
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.status import ModelStatus
+from systemd_llm_switch.systemd.manager import Systemd
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
@@ -51,20 +53,31 @@ def router_props() -> Json:
 class ModelList:
     """The entries of /v1/models. Thread-safe."""
 
-    def __init__(self, proxy: Proxy, started: float) -> None:
+    def __init__(self, proxy: Proxy, systemd: Systemd, started: float) -> None:
         self._facts = _Facts(proxy)
+        self._files = FileFacts(systemd)
         self._started = int(started)
 
     def entries(self, config: Config, states: Mapping[str, ModelStatus]) -> Iterator[Json]:
         """Each model, followed by its aliases if the config lists them."""
+        self._look(config)
         for model in config.models.values():
-            entry = self.entry(model, states.get(model.id))
+            entry = self._entry(model, states.get(model.id))
             yield entry
             for alias in model.aliases if config.server.list_aliases else ():
                 yield entry | {"id": alias}
 
-    def entry(self, model: Model, status: ModelStatus | None) -> Json:
-        """One model. `meta` has the facts that its llama-server reported when it was last loaded."""
+    def entry(self, config: Config, model: Model, status: ModelStatus | None) -> Json:
+        """One model."""
+        self._look(config)
+        return self._entry(model, status)
+
+    def _look(self, config: Config) -> None:
+        self._files.look([model.unit for model in config.models.values()])
+
+    def _entry(self, model: Model, status: ModelStatus | None) -> Json:
+        """`meta` has the facts that its llama-server reported when it was last loaded; before that, those of its
+        file."""
         entry = {
             "id": model.id,
             "object": "model",
@@ -73,7 +86,7 @@ class ModelList:
             "aliases": list(model.aliases),
             "status": {"value": status_value(status)},
         }
-        meta = self._facts.of(model, status)
+        meta = self._facts.of(model, status) or self._files.of(model.unit)
         return entry | ({"meta": meta} if meta else {})
 
 

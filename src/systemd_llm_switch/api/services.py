@@ -21,6 +21,7 @@ from systemd_llm_switch.openai.shapes import JSON_TYPE, Json
 from systemd_llm_switch.switching.operations import Operations
 from systemd_llm_switch.switching.report import Report
 from systemd_llm_switch.switching.switcher import Switcher
+from systemd_llm_switch.systemd.manager import Systemd
 from systemd_llm_switch.waiting import Client
 
 # How many requests may wait outside the queue: the operator's, and those passed through to a loaded backend.
@@ -34,6 +35,7 @@ class Services:
     def __init__(
         self,
         live: LiveConfig,
+        systemd: Systemd,
         proxy: Proxy,
         switcher: Switcher,
         operations: Operations,
@@ -49,7 +51,7 @@ class Services:
         self.observation = observation
         self.metrics = Metrics(observation.tally, self.status, contexts.counts, self._fetch_metrics)
         self.report = Report(switcher, contexts)
-        self.model_list = ModelList(proxy, time.time())
+        self.model_list = ModelList(proxy, systemd, time.time())
         self.model_events = ModelEvents(switcher, self.report)
         self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
         self._host = host

@@ -58,7 +58,7 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     proxy = Proxy(live, switcher, Losses(switcher, systemd), observers)
     adoption = Adoption(switcher, systemd, contexts)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))
-    services = Services(live, proxy, switcher, operations, contexts, observation, host)
+    services = Services(live, systemd, proxy, switcher, operations, contexts, observation, host)
     server = Server(host, port, Application(services), _threads(config))
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)

@@ -46,13 +46,13 @@ class Command:
     @property
     def folder(self) -> Path | None:
         """Where its llama-server saves contexts; None if it does not."""
-        named = self._option(FLAG) or self.environment.get(SLOT_VARIABLE)
+        named = self.option(FLAG) or self.environment.get(SLOT_VARIABLE)
         return Path(named) if named and named.startswith("/") else None
 
     @property
     def has_cache_ram(self) -> bool:
         """Whether llama-server may still have a prompt in RAM after another one took its slot."""
-        return (self._option("-cram", "--cache-ram") or self.environment.get("LLAMA_ARG_CACHE_RAM")) != "0"
+        return (self.option("-cram", "--cache-ram") or self.environment.get("LLAMA_ARG_CACHE_RAM")) != "0"
 
     @property
     def problem(self) -> str | None:
@@ -63,7 +63,7 @@ class Command:
             return f"add `{FLAG} DIR` to the unit's llama-server, with a folder that the unit may write"
         if "--no-slots" in self.words:
             return "remove `--no-slots` from the unit's llama-server"
-        if any(flag in self.words for flag in _UNNAMED_MODEL_FLAGS) and self._option(*_MODEL_FLAGS) is None:
+        if any(flag in self.words for flag in _UNNAMED_MODEL_FLAGS) and self.option(*_MODEL_FLAGS) is None:
             return "name the model's file with `--model` in the unit: a saved context belongs to one file"
         return None
 
@@ -86,7 +86,7 @@ class Command:
             return False
         return command_line == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
 
-    def _option(self, *flags: str) -> str | None:
+    def option(self, *flags: str) -> str | None:
         """The value of the last of these flags, which is the one that llama-server uses."""
         found = None
         for word, following in pairwise((*self.words, "")):

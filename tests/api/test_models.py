@@ -110,7 +110,7 @@ def test_a_file_that_is_not_a_model_gives_no_meta(stack: Stack, tmp_path: Path) 
     os.mkfifo(path)
     proxy = stack.run({"a": stack.unit("a", f"/bin/false --model {path}")})
     assert "meta" not in proxy.get("/v1/models/a").json
-    wait_for(lambda: "file_not_understood" in proxy.log())
+    wait_for(lambda: "file_not_understood" in proxy.log)
 
 
 # --- /props -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from models.conftest import ONE_THREAD, Person
 from models.made import split
 from systemd_llm_switch.setup.install import remove_obsolete
 from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.llama_server import wheel
 from systemd_llm_switch.setup.places import Places
 
 
@@ -61,6 +62,16 @@ def test_a_dry_run_shows_and_changes_nothing(person: Person, model_file: Path) -
     assert "ExecStart=" in ran.stdout
     assert 'small: "small.service"' in ran.stdout
     assert person.files() == before
+
+
+def test_after_the_demo_its_llama_server_is_used(person: Person, model_file: Path) -> None:
+    """The demo asks no question, so nothing says where one is."""
+    ready_made = wheel(Places.of(person.env))
+    ready_made.parent.mkdir(parents=True)
+    ready_made.symlink_to(person.env["LLAMA_SERVER_PATH"])
+    ran = person.run("add", "small", str(model_file), "--dry-run", LLAMA_SERVER_PATH="", PATH="/usr/bin:/bin")
+    assert ran.returncode == 0, ran.stderr
+    assert f"ExecStart={ready_made} " in ran.stdout
 
 
 def test_without_a_proxy_it_says_so_before_anything_is_done(person: Person, model_file: Path) -> None:

@@ -33,6 +33,8 @@ MARK_FOR = {
     "gemma_file": "real",
 }
 
+WITH_CLIENTS = ("test_clients_apis.py", "test_clients_python.py", "test_real_models.py")
+
 # How long a test takes, roughly. Workers begin with the longest files, so that all end at about the same time.
 WEIGHTS = {"pure": 1, "systemd": 20, "real": 50, "slow": 500}
 
@@ -44,14 +46,30 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(workers.Interrupts())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by what it needs; a test that needs nothing special is pure."""
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares a pure run the clients' imports, which take seconds in each worker: these files hold no pure test."""
+    is_pure = str(config.option.markexpr).startswith("pure")
+    return True if is_pure and collection_path.name in WITH_CLIENTS else None
+
+
+def _is_same_as_buffered(item: pytest.Item) -> bool:
+    """`server.streaming` concerns streamed requests only, so one that is not streamed need not run in both modes."""
+    assert isinstance(item, pytest.Function)
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    is_live = "live" in (given.get("bed"), given.get("mode"))
+    return is_live and any(given.get(name) is False for name in ("stream", "streamed", "is_streamed"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks each test by what it needs; a test that needs nothing special and is quick is pure."""
+    config.hook.pytest_deselected(items=[item for item in items if _is_same_as_buffered(item)])
+    items[:] = [item for item in items if not _is_same_as_buffered(item)]
     for item in items:
         assert isinstance(item, pytest.Function)
         marks = {mark for fixture, mark in MARK_FOR.items() if fixture in item.fixturenames}
         for mark in marks:
             item.add_marker(mark)
-        if not any(item.get_closest_marker(mark) for mark in ("systemd", "real")):
+        if not any(item.get_closest_marker(mark) for mark in ("systemd", "real", "slow")):
             item.add_marker("pure")
     if workers.is_worker():
         weights = Counter[Path]()

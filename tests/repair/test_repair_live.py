@@ -64,13 +64,13 @@ def test_most_of_the_corpus_can_be_streamed() -> None:
     assert len(CASES) > 500
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=st.sampled_from(CASES), pieces=sizes)
 def test_a_streamed_case_of_the_corpus_says_the_same(case: Case, pieces: list[int]) -> None:
     assert _streamed(case.reply, case.facts, pieces) == _finished(case.reply, case.facts)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     parts=st.lists(st.sampled_from(_PARTS), min_size=1, max_size=9),
     finish_reason=st.sampled_from(["stop", "length"]),

@@ -40,9 +40,9 @@ codes = st.lists(st.sampled_from(LINES), min_size=1, max_size=6).map("\n".join) 
 ).map(lambda lines: "".join(f"{line}\n" for line in lines))
 AROUND = ("{}", "```json\n{}\n```", "<tool_call>\n{}\n</tool_call>", "{}}}", "// the call\n{}")
 each_breakage = pytest.mark.parametrize("breakage", BREAKAGES)
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-some = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def repaired(sample: Sample, text: str, *, is_cut: bool = False) -> Any:

@@ -16,8 +16,8 @@ from support.replies import call_of, plenty, saying
 from systemd_llm_switch.repair import RequestFacts, repair_reply
 
 FORMS = MARKED | BARE
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def facts_of(sample: Sample) -> RequestFacts:

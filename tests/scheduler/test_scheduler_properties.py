@@ -375,7 +375,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestWorld.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 
 
 steps = st.builds(

@@ -114,6 +114,24 @@ def test_broken_arguments_are_repaired(proxy: Proxy, path: str, mode: str) -> No
 
 
 @every_way
+def test_thoughts_in_the_words_are_thoughts(proxy: Proxy, path: str, mode: str) -> None:
+    answer = ask(proxy, path, mode, says({"content": "<think>\nI greet.\n</think>\n\nHi."}))
+    assert told_of(path, mode, answer) == ("Hi.", [], ENDS[path]["stop"])
+    assert b"I greet." in answer.body
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_repair_that_takes_too_long_is_given_up(proxy: Proxy, path: str) -> None:
+    """Each of many values is tried as each of many types."""
+    schema = {"properties": {"a": {"type": "array", "items": {"anyOf": [{"type": "integer"}] * 1000}}}}
+    tool = {"name": "f", "input_schema": schema, "type": "function", "parameters": schema}
+    call = {"function": {"name": "f", "arguments": '{"a": [' + "'x'," * 40_000 + "]}"}}
+    before = len(proxy.log.splitlines())
+    ask(proxy, path, "plain", says({"content": "", "tool_calls": [call]}, "tool_calls"), tools=[tool])
+    wait_for(lambda: any("repair_budget" in line for line in proxy.log.splitlines()[before:]))
+
+
+@every_way
 def test_a_reply_that_the_backends_parser_refused_is_recovered(proxy: Proxy, path: str, mode: str) -> None:
     error: Json = {
         "message": "The model produced output that does not match the expected peg-native format",

@@ -26,7 +26,8 @@ _SYNTAX: RepairKind = "arguments_syntax"
 _ENCODING: RepairKind = "arguments_encoding"
 _WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
-_WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties"})
+_WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties", "file"})
+_MAX_WRAPPERS = 4
 _CHANGED: dict[str, RepairKind] = {NAMES: "arguments_names", TYPES: "arguments_types"}
 _LEADING = re.compile(r"(?>(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*)")
 _END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
@@ -295,11 +296,18 @@ def _without_end_marks(text: str) -> str:
 
 
 def _unwrapped(value: object, tool: str) -> object:
-    """The object inside `{"arguments": {…}}` and the like, or inside the tool's own name."""
-    if type(value) is dict and len(value) == 1:
-        name, inner = next(iter(value.items()))
-        return inner if fold(name) in _WRAPPER_NAMES or (tool and fold(name) == fold(tool)) else None
-    return None
+    """The object inside `{"arguments": {…}}` and the like, or inside the tool's own name; also in several of them."""
+    inner = value
+    for _ in range(_MAX_WRAPPERS):
+        if type(inner) is list and len(inner) == 1:
+            inner = inner[0]
+        if type(inner) is not dict or len(inner) != 1:
+            break
+        name, part = next(iter(inner.items()))
+        if fold(name) not in _WRAPPER_NAMES and fold(name) != fold(tool):
+            break
+        inner = part
+    return None if inner is value else inner
 
 
 def _without_call(value: object, tool: str) -> object:

@@ -31,7 +31,10 @@ NAME = r"(?P<name>[\w./:-]{1,99}+)"
 _DSML_BARS = r"[｜|‖]{1,2}DSML[｜|‖]{1,2}"
 DSML_WRAPPER = rf"<{_DSML_BARS}(?!invoke|parameter)\w{{1,20}}+>|</{_DSML_BARS}(?!parameter)\w{{1,20}}+>"
 """DeepSeek's wrappers and end tags, in any spelling: only `invoke` says that there is a call."""
-ODD_TOKENS = rf"{DSML_WRAPPER}|</(?:function|parameter|invoke|tool_call|tool)[=:][^<>\n]{{1,99}}+>"
+ODD_TOKENS = (
+    rf"{DSML_WRAPPER}|</[a-z]{{2,9}}+:(?:inv(?:oke)?|param(?:eter)?|function_calls?|tool_?calls?)>"
+    r"|</(?:function|parameter|invoke|tool_call|tool)[=:][^<>\n]{1,99}+>"
+)
 """Tokens that go with any form, but are not one string: those, and end tags that repeat a name."""
 _M3 = "]<]minimax[>["
 
@@ -56,11 +59,12 @@ class Form:
 
 _HERMES_OPENS = (
     "<tool_call>", "<tool_calls>", "<function_call>", "<function_calls>", "<functioncall>", "<tools>", "<tool>",
-    "<tool_use>", "[tool_call]",
+    "<tool_use>", "<tool_request>", "<toolcall>", "<tool-call>", "<TOOL_CALL>", "<function>", "[tool_call]",
 )  # fmt: skip
 _HERMES_ENDS = (
     "</function>", "</tool_call>", "</tool_calls>", "</function_call>", "</function_calls>", "</functioncall>",
-    "</function_invocation>", "</arguments>", "</parameters>", "</tools>", "</tool>", "</tool_use>", "[/tool_call]",
+    "</function_invocation>", "</arguments>", "</parameters>", "</tools>", "</tool>", "</tool_use>",
+    "</tool_request>", "</toolcall>", "</tool-call>", "</TOOL_CALL>", "[/tool_call]",
     "<|/tool_call|>", "</|tool_call|>",
 )  # fmt: skip
 
@@ -92,7 +96,7 @@ FORMS = (
     Form(
         "harmony",
         "json",
-        opens=("<|start|>assistant", "<|start|>", "<|channel|>"),
+        opens=("<|start|>assistant", "<|start|>", "<|channel|>", "assistant<|channel|>"),
         head=r"(?>(?:assistant)?)\s*+(?>(?:<\|channel\|>)?)\s*+(?:commentary|analysis)\s*+"
         rf"(?>(?:<\|constrain\|>\s*+json\s*+)?)to=(?>(?:functions\.)?){NAME}\s*+"
         r"(?>(?:<\|channel\|>\s*+(?:commentary|analysis))?)\s*+(?>(?:code)?)\s*+(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+"

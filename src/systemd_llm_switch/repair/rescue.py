@@ -28,7 +28,7 @@ _MAX_ATTEMPTS = 64
 _HINTS = ("<", "[", "{", "```tool_code")
 _PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}+|~{{3,}}+)|(?P<ticks>`++)|<think>|{MARK}")
 _MAX_TICKS = 99
-_SPECIAL = ("<|", "<｜", "<‖", "]<]minimax[>[")
+_SPECIAL = re.compile(r"(?:[\w./:-]{1,110}\s{0,3})?<[|｜‖]|\]<\]minimax\[>\[")
 """Tokens that no text about calls holds outside of code: a call behind them needs no line of its own."""
 _MAX_END_TOKENS = 8
 _SENTENCE_END = re.compile(r"[.!?]\s")
@@ -188,16 +188,17 @@ class _Rescue:
         """Whether the text around presents the calls instead of making them."""
         before, after = self.text[self.start : start], self.text[end:]
         line_before = before[before.rfind("\n") + 1 :]
-        if line_before.strip() and self.text.startswith(_SPECIAL, start) and not after.strip():
+        is_special = _SPECIAL.match(self.text, start) is not None
+        if line_before.strip() and is_special and not after.strip():
             return _announces_example(before)
         if line_before.strip():
-            is_glued = "\n" in self.text[start:end] and not line_before[-1:].isspace()
+            is_glued = line_before[-1:].isalnum()
             if after or not (is_glued or line_before.rstrip().endswith(_SENTENCE_ENDS)):
                 return True
         elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
         is_glued = bool(after.strip()) and "\n" not in after[: len(after) - len(after.lstrip())]
-        if is_glued and not self.text.startswith(_SPECIAL, start):
+        if is_glued and not is_special:
             return True
         return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
 

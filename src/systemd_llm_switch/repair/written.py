@@ -22,6 +22,8 @@ _KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "too
 _BEHIND_JSON = re.compile(
     r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/?TOOL_CALLS?|END_TOOL_REQUEST)\]|[;,\]{)]|```|\Z)|[ \t]*+\n"
 )
+_SURPLUS = re.compile(r"(?>(?:\s*+[}\]])+)(?=\s*+(?:<|\[|```|\Z))")
+_BEHIND_OBJECT = re.compile(rf"{_SURPLUS.pattern}|{_BEHIND_JSON.pattern}")
 _SEPARATOR = re.compile(r"\s*+[;,]?\s*+")
 _FLAG = re.compile(
     r"\s*+--(?P<name>[\w-]{1,99}+)[ =]\s*+"
@@ -91,10 +93,12 @@ NOTHING: Found = ([], 0)
 
 
 def json_behind_name(source: Source, name: str, at: int) -> Found:
-    reading = source.json_at(at)
+    """The object behind a name, and brackets too many behind it."""
+    reading = source.json_at(at, _BEHIND_OBJECT)
     if reading is None:
         return NOTHING
-    return [LeakedCall(name, source.text[at : reading.end])], reading.end
+    surplus = _SURPLUS.match(source.text, reading.end)
+    return [LeakedCall(name, source.text[at : reading.end])], surplus.end() if surplus else reading.end
 
 
 # -- {p:<|"|>value<|"|>} -----------------------------------------------------------------------------------
@@ -141,9 +145,11 @@ def python_calls(source: Source, start: int) -> Found:
         at = _SEPARATOR.match(source.text, end).end()  # type: ignore[union-attr]
     if in_list and calls:
         closer = source.skip(end)
-        if not source.text.startswith("]", closer):
+        if source.text.startswith("]", closer):
+            return calls, closer + 1
+        if closer < len(source.text):
             return NOTHING
-        end = closer + 1
+        calls[-1] = LeakedCall(calls[-1].name, calls[-1].arguments, is_open=True)
     return calls, end
 
 
@@ -163,6 +169,10 @@ def _closing(text: str, at: int) -> int:
 def _python_call(written: str) -> LeakedCall | None:
     """A Python call whose arguments are keywords with plain values, or one dictionary; `print` around it goes."""
     try:
+        # Models put the newlines of a file into a string as they are.
+        written = _PYTHON_PART.sub(
+            lambda part: part[0].replace("\n", "\\n") if part[0][0] in "\"'" else part[0], written
+        )
         node = ast.parse(written.strip(), mode="eval").body
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and len(node.args) == 1:
             node = node.args[0]

@@ -63,7 +63,7 @@ _MAX_DEPTH = 64
 def parameters(source: Source, name: str, start: int) -> Found:
     """Parameters in tags, or JSON between the call's own tags."""
     text = source.text
-    start = _behind_wrappers(source, name, start)
+    start, _ = _behind_wrappers(source, name, start)
     json_start = source.skip(start)
     if text[json_start : json_start + 1] == "{":
         return json_behind_name(source, name, json_start)
@@ -205,8 +205,7 @@ def typed(source: Source, name: str, start: int) -> Found:
 
 def elements(source: Source, name: str, start: int) -> Found:
     """A tool as an element, with an element for each of its parameters, up to the tool's own end tag."""
-    first = _behind_wrappers(source, name, start)
-    wrappers = _WRAPPER.findall(source.text, start, first)
+    first, wrappers = _behind_wrappers(source, name, start)
     closing = "".join(rf"</{wrapper}>\s*+" for wrapper in reversed(wrappers)) + rf"</{re.escape(name)}>"
     values, at = _elements(source, name, first, closing)
     if values is None:
@@ -220,7 +219,7 @@ def elements(source: Source, name: str, start: int) -> Found:
 
 def named_elements(source: Source, name: str, start: int) -> Found:
     """The arguments of a call whose name stood in an element, too: as JSON, or an element each."""
-    at = _behind_wrappers(source, name, start)
+    at, _ = _behind_wrappers(source, name, start)
     json_start = source.skip(at)
     if source.text.startswith("{", json_start):
         return json_behind_name(source, name, json_start)
@@ -230,11 +229,13 @@ def named_elements(source: Source, name: str, start: int) -> Found:
     return NOTHING if values is None else ([LeakedCall(name, encode(values), is_open=True)], end)
 
 
-def _behind_wrappers(source: Source, name: str, at: int) -> int:
-    """Behind elements around all arguments, which the tool does not declare."""
+def _behind_wrappers(source: Source, name: str, at: int) -> tuple[int, list[str]]:
+    """Behind elements around all arguments, which the tool does not declare, and their names."""
+    names: list[str] = []
     while (wrapper := _WRAPPER.match(source.text, at)) and wrapper[1] not in source.members(name):
+        names.append(wrapper[1])
         at = wrapper.end()
-    return at
+    return at, names[:_MAX_DEPTH]
 
 
 def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict[str, object] | None, int]:

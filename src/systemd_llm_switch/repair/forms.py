@@ -92,7 +92,7 @@ _SHOWN_OPENS = (
 
 FORMS = (
     # gpt-oss. openai/harmony, docs/format.md: the recipient stands in the channel or in the role; llama.cpp,
-    # common/chat.cpp, common_chat_params_init_gpt_oss. Without its special tokens only words remain.
+    # common/parsers/gpt-oss.cpp. Without its special tokens only words remain.
     Form(
         "harmony",
         "json",
@@ -297,7 +297,7 @@ FORMS = (
         head=rf"<(?:tool_|function_)?name>\s*+{NAME}\s*+</(?:tool_|function_)?name>\s*+",
         ends=("</arguments>", "</parameters>", "</args>", "</input>", *_HERMES_ENDS),
     ),
-    # Solar Open: its chat template; vLLM, the plugin in upstage/Solar-Open-100B.
+    # Solar Open: chat template of upstage/Solar-Open-100B.
     Form(
         "Solar",
         "json",

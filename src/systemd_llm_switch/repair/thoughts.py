@@ -13,6 +13,8 @@ THOUGHTS_END = "</think>"
 _PAIRS = (
     (THOUGHTS_START, THOUGHTS_END),  # Qwen 3, DeepSeek R1, GLM 4.5, MiniMax M2, Nemotron
     ("<thinking>", "</thinking>"),
+    ("<mm:think>", "</mm:think>"),  # MiniMax M3
+    ("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R
@@ -23,7 +25,7 @@ _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 """Around the answer, in Kimi K3's replies."""
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
 _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
-_STRAY_END = re.compile(r"</(?:seed:)?think(?:ing)?>|<\|close\|>think<\|sep\|>")
+_STRAY_END = re.compile(r"</(?:seed:|mm:)?think(?:ing|:opensource)?>|<\|close\|>think<\|sep\|>")
 _CALL_START = re.compile(
     r"\A\s*+[{\[]|\[TOOL_CALLS\]|(?:(?<=\n)|\A)[ \t]*+"
     r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜])"

@@ -198,7 +198,7 @@ def _read(source: Source, form: Form, at: int) -> Found:
     if form.style == "json":
         return written.json_behind_name(source, name, start)
     if form.style == "quoted":
-        return written.quoted(source, name, start, _STOPS[form.name])
+        return written.quoted(source, name, start, _STOPS[form.name], needs_end=not head[0].startswith("call:"))
     return (tagged.named_elements if form.style == "elements" else written.flags)(source, name, start)
 
 

@@ -85,6 +85,7 @@ def _deepseek(*names: str) -> tuple[str, ...]:
 
 _DEEPSEEK_OPENS = _deepseek("tool▁calls▁begin", "tool▁call▁begin")
 _DEEPSEEK_ENDS = (*_deepseek("tool▁call▁end", "tool▁calls▁end"), "<｜end▁of▁sentence｜>")
+_FUNCTIONGEMMA_ENDS = ("<end_function_call>", "<start_function_response>")
 _KIMI_ARGUMENT = "<|tool_call_argument_begin|>"
 _SHOWN_OPENS = (
     "[Calling tool:", "[Using tool:", "[Tool call:", "[Tool Call:", "[tool_call:", "[Tool use:", "[Tool:", "[tool:",
@@ -250,7 +251,7 @@ FORMS = (
         "quoted",
         opens=("<|tool_call>", "<tool_call>", "<|tool_call|>"),
         head=rf"(?>(?:call)?):?+{NAME}\s*+(?=[{{(])",
-        ends=("<tool_call|>", "<|tool_call|>", "<|tool_response>", "<turn|>", "<eos>"),
+        ends=("<tool_call|>", "<|tool_call|>", "<|tool_response>", "<turn|>", "<eos>", *_FUNCTIONGEMMA_ENDS),
         bare=(r"call:(?<![\w:.-]call:)[\w.:-]{1,99}\s{0,3}[{(]",),
     ),
     # FunctionGemma: chat template of google/functiongemma-270m-it; vLLM, functiongemma_tool_parser.py.
@@ -259,7 +260,7 @@ FORMS = (
         "quoted",
         opens=("<start_function_call>",),
         head=rf"(?>(?:call:)?){NAME}\s*+(?=\{{)",
-        ends=("<end_function_call>", "<start_function_response>"),
+        ends=_FUNCTIONGEMMA_ENDS,
     ),
     # MiniMax M2 without its template: reports of 2026.
     Form(

@@ -10,6 +10,10 @@ import re
 from .strings import CLOSER_OF
 from .text import encode
 
+_PART = re.compile(
+    r'<\|"\|>.*?<\|"\|>|<escape>.*?<escape>|"(?>(?:[^"\\]|\\.)*)"|[\[\](){}"]|<(?:\|"\|>|escape>)|[^\[\](){}"<]++|<',
+    re.S,
+)
 QUOTE_TOKEN = re.compile(r'<\|"\|>|<escape>')
 _BEFORE_VALUES = (":", "[", ",", "(", "{")
 
@@ -43,6 +47,19 @@ def as_json(text: str, *, is_whole: bool = True) -> tuple[str, bool]:
         end = _end_before(last, closers)
         return "".join([*written, encode(last[:end]), closers]), False
     return "".join([*written, encode(last)]), True
+
+
+def end_of_object(text: str, start: int) -> int:
+    """Behind the bracket that closes the one here; -1 if a string or a bracket is not closed."""
+    depth, at = 0, start
+    while part := _PART.match(text, at):
+        if part[0] == '"' or QUOTE_TOKEN.fullmatch(part[0]):
+            return -1
+        depth += (part[0] in CLOSER_OF or part[0] == "(") - (part[0] in ("]", "}", ")"))
+        at = part.end()
+        if depth == 0:
+            return at
+    return -1
 
 
 def _opened_at(part: str) -> int:

@@ -189,16 +189,16 @@ class _Rescue:
         before, after = self.text[self.start : start], self.text[end:]
         line_before = before[before.rfind("\n") + 1 :]
         is_special = _SPECIAL.match(self.text, start) is not None
-        if line_before.strip() and is_special and not after.strip():
-            return _announces_example(before)
+        is_last = not after.strip()
+        ends_line = is_last or "\n" in after[: len(after) - len(after.lstrip())]
         if line_before.strip():
-            is_glued = line_before[-1:].isalnum()
-            if after or not (is_glued or line_before.rstrip().endswith(_SENTENCE_ENDS)):
+            is_glued = line_before[-1].isalnum() or line_before.endswith(_SENTENCE_ENDS)
+            is_spoken = is_last and line_before.rstrip().endswith(_SENTENCE_ENDS)
+            if not ends_line or not (is_special or is_glued or is_spoken):
                 return True
-        elif before and (line_before.startswith("    ") or "\t" in line_before):
+        elif before and not is_special and (line_before.startswith("    ") or "\t" in line_before):
             return True
-        is_glued = bool(after.strip()) and "\n" not in after[: len(after) - len(after.lstrip())]
-        if is_glued and not is_special:
+        if not ends_line and not is_special:
             return True
         return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
 

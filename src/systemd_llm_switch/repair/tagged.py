@@ -139,7 +139,8 @@ def _behind_ends(text: str, at: int) -> int:
 
 def _value(raw: str) -> str:
     """A value without the one newline on each side that the template adds, or the brackets that protect it."""
-    value = raw.removeprefix("\n").removesuffix("\n")
+    newline = "\r\n" if raw.startswith("\r\n") else "\n"
+    value = raw.removeprefix(newline).removesuffix(newline)
     if value.startswith(_CDATA[0]) and value.endswith(_CDATA[1]):
         return value.removeprefix(_CDATA[0]).removesuffix(_CDATA[1])
     return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .budget import Budget
 from .lenient import Reading, read
-from .quote_tokens import as_json
+from .quote_tokens import as_json, end_of_object
 from .strings import SPACE, Exhausted, Unreadable, unescape
 from .text import encode
 
@@ -104,10 +104,15 @@ def json_behind_name(source: Source, name: str, at: int) -> Found:
 # -- {p:<|"|>value<|"|>} -----------------------------------------------------------------------------------
 
 
-def quoted(source: Source, name: str, start: int, ends: re.Pattern[str]) -> Found:
-    """An object whose strings stand between tokens, so that nothing in them is escaped; also in parentheses."""
+def quoted(source: Source, name: str, start: int, ends: re.Pattern[str], *, needs_end: bool) -> Found:
+    """An object whose strings stand between tokens, so that nothing in them is escaped; also in parentheses.
+
+    Without an end token it goes up to its last bracket; with `needs_end`, that must be the text's end.
+    """
     ending = ends.search(source.text, start)
     stop = ending.start() if ending else len(source.text)
+    if ending is None and not needs_end and (closed := end_of_object(source.text, start)) > 0:
+        stop = closed
     body = source.text[start:stop].rstrip()
     if body.startswith("("):
         if call := _python_call(f"f{body}") if len(body) < _MAX_PYTHON else None:
@@ -241,13 +246,14 @@ def json_calls(source: Source, at: int, *, is_marked: bool = True) -> Found:
 def _calls_up_to_tag(source: Source, at: int) -> Found:
     """Calls with too many or too few brackets: the end tag says where they end."""
     tag = _CALL_END_TAG.search(source.text, at)
+    end = tag.start() if tag else len(source.text)
     lost = "{" if _HEADLESS.match(source.text, at) else ""
-    if tag is None or not (lost or source.text.startswith(("{", "["), at)):
+    if not (lost or source.text.startswith(("{", "["), at)):
         return NOTHING
     start = at + source.text.startswith("{{", at)
-    inside = Source(lost + source.text[start : tag.start()], source.names, source.members, source.budget)
+    inside = Source(lost + source.text[start:end], source.names, source.members, source.budget)
     reading = inside.json_at(0, _ONLY_CLOSERS)
-    return (calls_in(source, reading.value, reading, True), tag.start()) if reading else NOTHING
+    return (calls_in(source, reading.value, reading, True), end) if reading else NOTHING
 
 
 def calls_in(source: Source, value: object, reading: Reading, is_marked: bool) -> list[LeakedCall]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from systemd_llm_switch.errors import TooManyWatchers
 from systemd_llm_switch.openai.shapes import Json, dump
@@ -154,7 +154,7 @@ class Hub:
             if is_over.is_set():
                 return
             self._news.clear()
-            events = b"".join(self._encode(*self._pending.popleft()) for _ in range(len(self._pending)))
+            events = b"".join(self._encode(*event) for event in self._take_pending())
             if time.monotonic() >= due:
                 due = time.monotonic() + _STATUS_INTERVAL_S
                 status = self._encode("status", self._make_status)
@@ -162,6 +162,13 @@ class Hub:
                 last = status
             if events:
                 self._send(events)
+
+    def _take_pending(self) -> list[tuple[str, Callable[[], Json]]]:
+        taken: list[tuple[str, Callable[[], Json]]] = []
+        with suppress(IndexError):  # whoever leaves last clears them at any moment
+            while len(taken) < _MOST_PENDING:
+                taken.append(self._pending.popleft())
+        return taken
 
     @staticmethod
     def _encode(name: str, make: Callable[[], Json]) -> bytes:

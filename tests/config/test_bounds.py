@@ -20,7 +20,7 @@ from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import Config, ConfigError
 from systemd_llm_switch.errors import ModelNotFound
 from systemd_llm_switch.setup.user_manager import UserManager
-from systemd_llm_switch.systemd.bus import Call, CallRefused, ManagerBus
+from systemd_llm_switch.systemd.bus import BusCall, CallRefused, ManagerBus
 
 
 def write(path: Path, text: str) -> Path:
@@ -211,7 +211,7 @@ def test_the_rule_is_systemds_own(manager: UserManager, unit: str) -> None:
     """The real manager takes what the config takes, and refuses what it refuses."""
     with ManagerBus(manager.env) as bus:
         try:
-            bus.call(Call("LoadUnit", "s", (unit,)))
+            bus.call(BusCall("LoadUnit", "s", (unit,)))
         except CallRefused:
             is_valid = False
         else:

@@ -167,7 +167,7 @@ class Upstream(Handler):
         model, path = split_upstream(web.ctx.env[RAW_PATH], self.services.live.current())
         message = Message(method, path + web.ctx.query, body, self.content_type, tuple(self.fields_to_pass()))
         with ExitStack() as stack:
-            stack.enter_context(self.services.aside())
+            stack.enter_context(self.services.unqueued())
             return self.services.proxy.passing.as_it_comes(model, message, self.client, stack)
 
     def fields_to_pass(self) -> Iterator[tuple[str, str]]:
@@ -233,7 +233,7 @@ class Props(Handler):
         if not name:
             return self.write(router_props())
         model = self.services.live.current().find_model(name)
-        with self.services.aside():
+        with self.services.unqueued():
             return self.services.proxy.pass_through("GET", model, "/props", b"", JSON_TYPE[1], self.client)
 
 
@@ -257,7 +257,7 @@ class Load(Handler):
     def POST(self) -> Answer:
         body = self.read_order("model", "wait")
         model = self.named_model(body)
-        with self.services.aside():
+        with self.services.unqueued():
             if _read_flag(body, "wait", default=True):
                 self.services.operations.load(model, self.client)
             else:
@@ -283,7 +283,7 @@ class Unload(Load):
         force, client = _read_flag(body, "force"), self.client if _read_flag(body, "wait", default=True) else None
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
-        with self.services.aside():
+        with self.services.unqueued():
             unloaded = self.services.operations.unload(models, force, client)
         return self.write({"success": True, "models": [model.id for model in unloaded]})
 
@@ -295,7 +295,7 @@ class Forget(Load):
         body = self.read_order("model")
         config: Config = self.services.live.current()
         models = [self.named_model(body)] if body.get("model") is not None else list(config.models.values())
-        with self.services.aside():
+        with self.services.unqueued():
             forgotten, size = self.services.contexts.forget(models)
         return self.write({"models": forgotten, "bytes": size})
 
@@ -308,7 +308,7 @@ class Hold(Handler):
         minutes, force, pause = self.read_minutes(body), _read_flag(body, "force"), _read_flag(body, "pause")
         client = self.client if _read_flag(body, "wait", default=True) else None
         left_s = math.inf if minutes is None else minutes * 60
-        with self.services.aside():
+        with self.services.unqueued():
             warning = self.services.operations.hold(left_s, force, pause, client)
         return self.write(_success(warning, on_hold=self.services.switcher.on_hold, minutes=minutes))
 

@@ -108,7 +108,7 @@ class Logs(Observing):
         return own_lines(self.services.observation.own_log.last(count))
 
     def unit_lines(self, model: Model, count: int) -> list[Json]:
-        with self.services.aside():
+        with self.services.unqueued():
             try:
                 return [unit_line(line) for line in last_lines([model.unit], count)]
             except JournalError as error:
@@ -134,7 +134,7 @@ class VramInUse(Observing):
     """The cards whose memory is known. May run nvidia-smi, so only on demand."""
 
     def GET(self) -> Answer:
-        with self.services.aside():
+        with self.services.unqueued():
             cards = self.services.observation.vram.cards()
         return self.write({"cards": [dataclasses.asdict(card) for card in cards]})
 
@@ -143,7 +143,7 @@ class Metrics(Observing):
     """The proxy's counts and the loaded models' own series, for Prometheus."""
 
     def GET(self) -> Answer:
-        with self.services.aside():
+        with self.services.unqueued():
             text, content_type = self.services.metrics.render(self.accept)
         return Answer(200, (("Content-Type", content_type),), text)
 

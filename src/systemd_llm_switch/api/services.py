@@ -25,7 +25,7 @@ from systemd_llm_switch.systemd.manager import Systemd
 from systemd_llm_switch.waiting import Client
 
 # How many requests may wait outside the queue: the operator's, and those passed through to a loaded backend.
-ASIDE_LIMIT = 16
+UNQUEUED_LIMIT = 16
 _METRICS_TIMEOUT_S = 1.0  # Prometheus gives up on a scrape after ten
 
 
@@ -53,7 +53,7 @@ class Services:
         self.report = Report(switcher, contexts)
         self.model_list = ModelList(proxy, systemd, time.time())
         self.model_events = ModelEvents(switcher, self.report)
-        self._aside = threading.BoundedSemaphore(ASIDE_LIMIT)
+        self._unqueued = threading.BoundedSemaphore(UNQUEUED_LIMIT)
         self._host = host
         self._access = (live.latest, Access(live.latest.server, host))
 
@@ -97,15 +97,15 @@ class Services:
         return access
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def unqueued(self) -> Iterator[None]:
         """A place for a request that waits outside the queue; given back at the end.
 
         Raises:
             QueueFull: all places are taken. The other threads must stay free for requests that do not wait.
         """
-        if not self._aside.acquire(blocking=False):
-            raise QueueFull(f"{ASIDE_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)
+        if not self._unqueued.acquire(blocking=False):
+            raise QueueFull(f"{UNQUEUED_LIMIT} requests of this kind wait already; try again later", retry_after_s=5)
         try:
             yield
         finally:
-            self._aside.release()
+            self._unqueued.release()

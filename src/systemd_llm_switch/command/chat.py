@@ -110,11 +110,11 @@ class _Printer:
         self._is_aside = False  # thoughts or calls came last
 
     def show(self, delta: Json) -> None:
-        for aside in (delta.get("reasoning_content"), *map(_call_text, delta.get("tool_calls") or [])):
-            if aside:
+        for extra in (delta.get("reasoning_content"), *map(_call_text, delta.get("tool_calls") or [])):
+            if extra:
                 self._until_words.close()
                 self._is_aside = True
-                sys.stderr.write(aside)
+                sys.stderr.write(extra)
                 sys.stderr.flush()
         if text := delta.get("content"):
             self._until_words.close()

@@ -29,21 +29,21 @@ _SHORTEST_BOUND_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RestorePlan:
     """What to restore: `first` for a request that waits, then `others` if there are slots and time for them."""
 
     first: Entry | None
     others: tuple[Entry, ...]
 
 
-def plan(entries: Sequence[Entry], wanted: Sequence[Fingerprint]) -> Plan:
+def plan(entries: Sequence[Entry], wanted: Sequence[Fingerprint]) -> RestorePlan:
     """Chooses among a process's own contexts. `wanted` are the beginnings of the requests that wait, oldest first."""
     recent = sorted(entries, key=lambda entry: entry.used_at, reverse=True)
     for request in wanted:
         best = max(recent, key=lambda entry: entry.reusable(request), default=None)
         if best is not None and best.reusable(request) >= FEWEST_TOKENS:
-            return Plan(best, tuple(entry for entry in recent if entry is not best))
-    return Plan(None, tuple(recent))
+            return RestorePlan(best, tuple(entry for entry in recent if entry is not best))
+    return RestorePlan(None, tuple(recent))
 
 
 class Restoring:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from systemd_llm_switch.switching.status import SwitchRecord
-from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun
+from systemd_llm_switch.switching.switch_run import SwitchOutcome, SwitchRun
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class SwitchLog:
         self._last_load_s: dict[str, float] = {}
         self._last_error: dict[str, str] = {}
 
-    def note(self, run: SwitchRun, outcome: Outcome) -> None:
+    def note(self, run: SwitchRun, outcome: SwitchOutcome) -> None:
         """Remembers a switch that is over, and logs it."""
         model = run.target.model if run.target is not None else None
         error = outcome.error.message if outcome.error is not None else None

@@ -51,7 +51,7 @@ class Helpers:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SwitchOutcome:
     """How a switch went. Without an error, `resident` is the target; None if there was no target or it was aborted."""
 
     resident: Resident | None = None
@@ -100,9 +100,11 @@ class SwitchRun:
             if self._abort_fd is not None:
                 os.eventfd_write(self._abort_fd, 1)
 
-    def carry_out(self) -> Outcome:
+    def carry_out(self) -> SwitchOutcome:
         """Carries out the whole switch. Never raises."""
-        outcome = Outcome(still_running=frozenset(self.others))  # each counts as running until systemd says otherwise
+        outcome = SwitchOutcome(
+            still_running=frozenset(self.others)
+        )  # each counts as running until systemd says otherwise
         try:
             self._switch(outcome)
         except LoadAborted:
@@ -133,7 +135,7 @@ class SwitchRun:
         self._is_over = True
         return outcome
 
-    def _switch(self, outcome: Outcome) -> None:
+    def _switch(self, outcome: SwitchOutcome) -> None:
         """
         Raises:
             StartRefused: nothing was touched.
@@ -168,7 +170,7 @@ class SwitchRun:
         resident.note_restored(self._contexts.restore(resident.loaded, self.target.beginnings()).took_s)
         outcome.resident = resident
 
-    def _stop_others(self, systemd: Systemd, outcome: Outcome, beside: Sequence[str]) -> frozenset[str]:
+    def _stop_others(self, systemd: Systemd, outcome: SwitchOutcome, beside: Sequence[str]) -> frozenset[str]:
         """Saves the contexts of the others and stops them. Returns those of `beside` that run."""
         began = time.monotonic()
         for resident in self._leaving:
@@ -180,7 +182,7 @@ class SwitchRun:
         outcome.stop_s = time.monotonic() - began
         return running
 
-    def _stop_again(self, unit: str, outcome: Outcome) -> frozenset[str]:
+    def _stop_again(self, unit: str, outcome: SwitchOutcome) -> frozenset[str]:
         """Stops a target that did not become ready, so that it neither stays half loaded nor is restarted by systemd.
         Returns the unit if it may still run. Never raises."""
         try:

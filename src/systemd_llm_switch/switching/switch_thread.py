@@ -16,7 +16,7 @@ from systemd_llm_switch.scheduler import Switch
 from systemd_llm_switch.switching.failures import Failures
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
-from systemd_llm_switch.switching.switch_run import Helpers, Outcome, SwitchRun, Target
+from systemd_llm_switch.switching.switch_run import Helpers, SwitchOutcome, SwitchRun, Target
 from systemd_llm_switch.systemd.manager import Systemd
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class SwitchThread:
         systemd: Systemd,
         read_ahead: ReadAhead,
         contexts: Contexts,
-        on_end: Callable[[SwitchRun, Outcome], None],
+        on_end: Callable[[SwitchRun, SwitchOutcome], None],
     ) -> None:
         self._helpers = Helpers(systemd, Failures(), read_ahead, contexts)
         self._on_end = on_end

@@ -36,7 +36,7 @@ from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.switching.resident import Resident
 from systemd_llm_switch.switching.status import UnitSnapshot
 from systemd_llm_switch.switching.switch_log import SwitchLog
-from systemd_llm_switch.switching.switch_run import Outcome, SwitchRun
+from systemd_llm_switch.switching.switch_run import SwitchOutcome, SwitchRun
 from systemd_llm_switch.switching.switch_thread import SwitchThread
 from systemd_llm_switch.switching.timer import Timer
 from systemd_llm_switch.switching.unloading import Unloading, Unloadings
@@ -374,7 +374,7 @@ class Switcher:
                 log.info("hold_ended")
                 self._end_pauses()
 
-    def _end_switch(self, run: SwitchRun, outcome: Outcome) -> None:
+    def _end_switch(self, run: SwitchRun, outcome: SwitchOutcome) -> None:
         """Ends the switch in progress. Called in the thread for switches."""
         try:
             self.switch_log.note(run, outcome)
@@ -385,7 +385,7 @@ class Switcher:
                 self._begin(actions)
             self._perform(actions)
 
-    def _conclude(self, run: SwitchRun, outcome: Outcome) -> list[Action]:
+    def _conclude(self, run: SwitchRun, outcome: SwitchOutcome) -> list[Action]:
         """Notes what is loaded now, and returns the scheduler's actions. The caller must hold the lock."""
         now = time.monotonic()
         if outcome.is_refused:

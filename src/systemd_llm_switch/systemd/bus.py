@@ -74,7 +74,7 @@ class Limit(NamedTuple):
     interrupt_fd: int | None = None
 
 
-class Call(NamedTuple):
+class BusCall(NamedTuple):
     """A method of the manager, or of another of its objects."""
 
     method: str
@@ -83,7 +83,7 @@ class Call(NamedTuple):
     target: DBusAddress = _MANAGER
 
 
-class Answer:
+class BusReply:
     """The answer to one call."""
 
     def __init__(self, message: Message) -> None:
@@ -104,17 +104,17 @@ class Answer:
         return self._body
 
 
-def all_properties(unit: str) -> Call:
+def all_properties(unit: str) -> BusCall:
     """Asks for every property of a unit, as one snapshot. The answer is one dict that maps a name to signature and
     value. systemd loads the unit if it is not loaded."""
-    return Call("GetAll", "s", ("",), DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES))
+    return BusCall("GetAll", "s", ("",), DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES))
 
 
-def properties(unit: str, *named: tuple[str, str]) -> list[Call]:
+def properties(unit: str, *named: tuple[str, str]) -> list[BusCall]:
     """Asks for some properties of a unit, each given as interface (`Unit`, `Service`) and name. Each answer is a
     signature and a value. If the unit is not loaded, systemd loads it once for each property."""
     target = DBusAddress(f"{_PATH}/unit/{_escape(unit)}", _NAME, _PROPERTIES)
-    return [Call("Get", "ss", (f"{_NAME}.{interface}", name), target) for interface, name in named]
+    return [BusCall("Get", "ss", (f"{_NAME}.{interface}", name), target) for interface, name in named]
 
 
 class ManagerBus:
@@ -157,7 +157,7 @@ class ManagerBus:
         """Idempotent."""
         self._sock.close()
 
-    def call(self, call: Call) -> tuple[Any, ...]:
+    def call(self, call: BusCall) -> tuple[Any, ...]:
         """What a method returns.
 
         Raises:
@@ -165,20 +165,20 @@ class ManagerBus:
         """
         return self.call_all([call])[0].values()
 
-    def call_all(self, calls: Sequence[Call]) -> list[Answer]:
+    def call_all(self, calls: Sequence[BusCall]) -> list[BusReply]:
         """Sends calls together, in one round trip, and returns their answers."""
         deadline = time.monotonic() + self._reply_timeout_s
         numbered = {next(self._serials): call for call in calls}
         self._send(b"".join(_serialise(call, serial) for serial, call in numbered.items()), deadline)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, BusReply] = {}
         while len(answers) < len(numbered):
             message = self._receive(deadline)
             serial = message.header.fields.get(HeaderFields.reply_serial)
             if serial in numbered:
-                answers[serial] = Answer(message)
+                answers[serial] = BusReply(message)
         return [answers[serial] for serial in numbered]
 
-    def run_jobs(self, calls: Sequence[Call], limit: Limit) -> list[str | CallRefused]:
+    def run_jobs(self, calls: Sequence[BusCall], limit: Limit) -> list[str | CallRefused]:
         """Makes calls that each start a job (StartUnit, StopUnit), all at once, and waits until the jobs end. Returns
         for each job systemd's result (org.freedesktop.systemd1(5), JobRemoved: `done`, `failed`, ...), UNFINISHED if it
         did not end by the deadline, or the refusal of the call.
@@ -188,7 +188,7 @@ class ManagerBus:
         """
         if not self._hears_jobs:
             self._call_bus("AddMatch", "s", (_JOBS_END,))
-            self.call(Call("Subscribe"))
+            self.call(BusCall("Subscribe"))
             self._hears_jobs = True
         jobs = [answer.refusal or str(answer.values()[0]) for answer in self.call_all(calls)]
         # A job may end before the answer that names it arrives, so its result may be here already.
@@ -228,7 +228,7 @@ class ManagerBus:
     def _call_bus(self, method: str, signature: str | None = None, arguments: tuple[Any, ...] = ()) -> None:
         """Calls a method of the session bus itself."""
         try:
-            self.call(Call(method, signature, arguments, _BUS))
+            self.call(BusCall(method, signature, arguments, _BUS))
         except CallRefused as error:
             raise BusError(f"{self._name} refused {method}: {error}") from error
 
@@ -336,7 +336,7 @@ def _escape(unit: str) -> str:
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"_{byte:02x}" for byte in unit.encode())
 
 
-def _serialise(call: Call, serial: int) -> bytes:
+def _serialise(call: BusCall, serial: int) -> bytes:
     message = new_method_call(call.target, call.method, call.signature, call.arguments)
     data: bytes = message.serialise(serial)
     return data

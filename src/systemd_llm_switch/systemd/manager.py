@@ -16,10 +16,10 @@ from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.systemd.bus import (
     REPLY_TIMEOUT_S,
     UNFINISHED,
-    Answer,
+    BusCall,
     BusClosed,
     BusError,
-    Call,
+    BusReply,
     CallRefused,
     Limit,
     ManagerBus,
@@ -161,11 +161,11 @@ class Systemd:
     def reset_failed(self, unit: str) -> None:
         """Clears a failed state and the start limit's count. A refusal is ignored: systemd refuses if the unit is not
         loaded, and any other reason also makes the following start fail."""
-        self._ask(lambda bus: bus.call_all([Call("ResetFailedUnit", "s", (unit,))]))
+        self._ask(lambda bus: bus.call_all([BusCall("ResetFailedUnit", "s", (unit,))]))
 
     def _run_jobs(self, method: str, units: Sequence[str], limit: Limit | None) -> dict[str, str | CallRefused]:
         """The units whose job did not succeed, with the job's result."""
-        calls = [Call(method, "ss", (unit, "replace")) for unit in units]
+        calls = [BusCall(method, "ss", (unit, "replace")) for unit in units]
         latest = time.monotonic() + self._timeout_s
         limit = Limit(latest) if limit is None else limit._replace(deadline=min(latest, limit.deadline))
         results = self._ask(lambda bus: bus.run_jobs(calls, limit))
@@ -242,7 +242,7 @@ class ConnectedSystemd(Systemd):
             bus.close()
 
 
-def _status(unit: str, answer: Answer) -> UnitStatus:
+def _status(unit: str, answer: BusReply) -> UnitStatus:
     if _is_name_refused(answer):
         return refused_status(unit, printable(str(answer.refusal)))
     return parse_status(unit, *answer.values())
@@ -260,11 +260,11 @@ def _running(units: Sequence[str], bus: ManagerBus) -> dict[str, str]:
     return {unit: describe_state(row[3], row[4]) for unit, row in rows if not has_stopped(row[3])}
 
 
-def _list(units: Sequence[str]) -> Call:
-    return Call("ListUnitsByNames", "as", (list(units),))
+def _list(units: Sequence[str]) -> BusCall:
+    return BusCall("ListUnitsByNames", "as", (list(units),))
 
 
-def _is_name_refused(answer: Answer) -> bool:
+def _is_name_refused(answer: BusReply) -> bool:
     return answer.refusal is not None and answer.refusal.name == _BAD_NAME
 
 

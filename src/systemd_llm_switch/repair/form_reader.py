@@ -59,9 +59,10 @@ _TAG_READERS: dict[str, _WithTags] = {
 
 @lru_cache(maxsize=32)
 def element_marker(tools: frozenset[str]) -> re.Pattern[str] | None:
-    """A pattern of the start of a call as an element: `<read_file>`."""
-    names = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
-    return re.compile(rf"<({'|'.join(map(re.escape, names))})>") if names else None
+    """A pattern of the start of a call as an element, `<read_file>`, or as JSON, `{"name": "read_file"`."""
+    longest_first = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
+    names = "|".join(map(re.escape, longest_first))
+    return re.compile(rf'<({names})>|\{{\s{{0,9}}"name"\s{{0,9}}:\s{{0,9}}"(?:{names})"') if names else None
 
 
 def starts_with_call(text: str) -> bool:
@@ -120,9 +121,17 @@ def read_name_and_arguments(source: Source) -> LeakedCall | None:
 
 
 def read_element(source: Source, marker: re.Match[str]) -> Leak | None:
-    """The call that is written as an element, and those that follow."""
+    """The call that is written as an element, or as JSON before an end tag whose opener was lost."""
+    if marker[1] is None:
+        return _read_json_before_end(source, marker.start())
     calls, end = tagged.elements(source, marker[1], marker.end())
     return Leak(marker.start(), end, tuple(calls), is_closed=not calls[-1].is_open) if calls else None
+
+
+def _read_json_before_end(source: Source, start: int) -> Leak | None:
+    calls, end = written.json_calls(source, start, is_marked=False)
+    is_ended = bool(calls) and _OWN_ENDS[FORMS[-1].name].match(source.text, end) is not None
+    return _closed(source, FORMS[-1], start, end, calls) if is_ended else None
 
 
 def read_bare(source: Source, start: int) -> Leak | None:
@@ -158,7 +167,7 @@ def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple
 def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
     """The call that starts here in one of the forms, or the calls of a list; the form is None if none starts here."""
     at = source.skip(at)
-    if opened and source.elements and (element := source.elements.match(source.text, at)):
+    if opened and source.elements and (element := source.elements.match(source.text, at)) and element[1]:
         calls, end = tagged.elements(source, element[1], element.end())
         if calls:
             return FORMS[-1], calls, _behind_own_end(source, FORMS[-1], calls, end)

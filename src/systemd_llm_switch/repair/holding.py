@@ -40,6 +40,9 @@ _PARTIAL_WORD = re.compile(
     r"functools\s{1,9}\Z|(?:(?:assistant )?to=)?functions\.\Z|call:[\w.:-]{0,99}+\s{0,3}+\Z"
     r"|Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z"
 )
+_PARTIAL_OBJECT = re.compile(
+    r'\{\s{0,9}(?>(?:"(?>(?:n(?:a(?:m(?:e(?:"(?:\s{0,9}(?::(?:\s{0,9}(?:"[\w.:/-]{0,99})?)?)?)?)?)?)?)?)?))?)\Z'
+)
 _LAST_WORD = re.compile(
     r"(?<![\w./:-])(?>(?:functions\.)?)(?P<name>[\w./-]{1,99}+)(?>(?::\d{0,4}+)?)\s{0,3}+(?:[<\[][^\s<>\]]{0,40}+)?\Z"
 )
@@ -129,7 +132,7 @@ class Holding:
         beginnings = _beginnings(self._tools)
         first = max(0, len(text) - _LONGEST)
         start = next((at for at in range(first, len(text)) if text[at:] in beginnings), len(text))
-        for pattern in (_PARTIAL_TAG, _PARTIAL_WORD):
+        for pattern in (_PARTIAL_TAG, _PARTIAL_WORD, _PARTIAL_OBJECT):
             if found := pattern.search(text, first):
                 start = min(start, found.start())
         word = _LAST_WORD.search(text, first)

@@ -28,6 +28,7 @@ _WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties", "file"})
 _MAX_WRAPPERS = 4
+_GEMMA_VALUE = re.compile(r'\s*+\{(?>(?:[^"<]|"[^"\n]{0,99}+")*)[:\[,{]?\s*+<\|"\|>')
 _CHANGED: dict[str, RepairKind] = {NAMES: "arguments_names", TYPES: "arguments_types"}
 _LEADING = re.compile(r"(?>(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*)")
 _END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")
@@ -146,7 +147,7 @@ class _Attempt:
 
     def read_object(self, text: str, encodings: int) -> _Found:
         text = _plain(text)
-        if '<|"|>' in text:  # a backend took Gemma's arguments over as they were written
+        if _GEMMA_VALUE.match(text):  # a backend took Gemma's arguments over as they were written
             text, _ = as_json(text, is_whole=not self.truncated)
         leading = _LEADING.match(text)[0]  # type: ignore[index]
         start = len(leading)
@@ -284,9 +285,10 @@ def _plain(text: str) -> str:
 
 def _without_end_marks(text: str) -> str:
     text = text.rstrip()
-    behind = text.rfind("}") + 1
-    if text[behind:].lstrip().startswith("<|"):
-        return text[:behind]
+    object_end = text.rfind("}") + 1
+    behind = text[object_end:].lstrip()
+    if behind.startswith("<|") and not any(quote in behind for quote in "\"'`"):
+        return text[:object_end]
     for _ in range(_MAX_END_MARKS):
         mark = _END_MARK.search(text, max(len(text) - 45, 0))
         if mark is None:

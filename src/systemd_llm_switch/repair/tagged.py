@@ -86,7 +86,7 @@ def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str
     """A value, where reading goes on, and whether the text ends within it.
 
     Templates with `name=` put no newlines around a value: one at its end is then its own, unless the end tag is
-    doubled.
+    doubled, or models put one at each end. Where DeepSeek says that a value is a string, all of it is the value.
     """
     start = opening.end()
     end = _nested_end(text, start, declared)
@@ -97,7 +97,8 @@ def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str
         end = plain.start()
     behind = _behind_ends(text, end)
     raw = text[start:end]
-    is_own = opening["attribute"] and not raw.startswith(("\n", _CDATA[0])) and text.count("</", end, behind) < 2
+    is_bare = opening["string"] or not raw.startswith(("\n", _CDATA[0]))
+    is_own = opening["attribute"] and is_bare and text.count("</", end, behind) < 2
     return raw if is_own else _value(raw), behind, False
 
 
@@ -254,6 +255,7 @@ def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict
         end = re.compile(ending).search(source.text, tag.end())
         if end is None:
             return None, at
-        values[tag[1]] = _value(source.text[tag.end() : end.start()])
+        raw = source.text[tag.end() : end.start()]
+        values[tag[1]] = _value(raw) if raw.startswith(("\n", "\r\n")) else raw
         at = end.end()
     return values, at

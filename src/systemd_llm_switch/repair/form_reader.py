@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,6 +45,7 @@ _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
 _STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
 _TURN_END = _any_of(TURN_ENDS)
+_BARE = {form.name: re.compile("|".join(form.bare)) for form in FORMS if form.bare}
 NAME_BEFORE = re.compile(r"(?<![\w./:-])[\w./-]{1,99}+(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
 """The name that stands before one of `BEHIND_NAMES`."""
 _LONGEST_NAME = 120
@@ -164,7 +165,7 @@ def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple
     return found, at
 
 
-def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
+def _one(source: Source, opened: set[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
     """The call that starts here in one of the forms, or the calls of a list; the form is None if none starts here."""
     at = source.skip(at)
     if opened and source.elements and (element := source.elements.match(source.text, at)) and element[1]:
@@ -172,7 +173,7 @@ def _one(source: Source, opened: Collection[str], at: int) -> tuple[Form | None,
         if calls:
             return FORMS[-1], calls, _behind_own_end(source, FORMS[-1], calls, end)
     for form in FORMS:
-        if not form.bare and not (opened and any(token in opened for token in form.opens)):
+        if opened.isdisjoint(form.opens) and not (form.bare and _BARE[form.name].match(source.text, at)):
             continue
         calls, end = _read(source, form, at)
         if calls:

@@ -42,8 +42,8 @@ class FileFacts:
         return self._known.get(unit, {})
 
     def look(self, units: Sequence[str]) -> None:
-        """Has the files of these units read, if they were not or may have changed. Waits for a moment if a unit is
-        new and no other caller waits."""
+        """Orders the files of these units to be read, if they were not yet or may have changed. Waits for a moment if
+        a unit is new and no other caller waits."""
         is_new = any(unit not in self._known for unit in units)
         with self._lock:
             if self._is_reading or not (is_new or time.monotonic() >= self._looked_at + _LOOK_AGAIN_S):

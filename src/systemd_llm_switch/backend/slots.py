@@ -83,7 +83,7 @@ class Slots:
             raise SlotError(f"GET /slots answered in an unknown form: {error!r}") from error
 
     def save(self, slot: int, name: str, deadline: float) -> Transfer:
-        """Has a slot's content written to a file in the backend's own folder.
+        """The backend writes a slot's content to a file in its own folder.
 
         Raises:
             SlotError
@@ -91,7 +91,7 @@ class Slots:
         return self._transfer(slot, "save", name, ("n_saved", "n_written"), deadline)
 
     def restore(self, slot: int, name: str, deadline: float) -> Transfer:
-        """Has a slot filled from a file.
+        """The backend fills a slot from a file.
 
         Raises:
             SlotError
@@ -99,7 +99,7 @@ class Slots:
         return self._transfer(slot, "restore", name, ("n_restored", "n_read"), deadline)
 
     def replay(self, body: dict[str, Any], is_chat: bool, deadline: float) -> Replay:
-        """Has the backend load a prompt again that it has read before. It generates one token, which is not used.
+        """The backend loads a prompt again that it has read before. It generates one token, which is not used.
 
         Raises:
             SlotError
@@ -128,7 +128,7 @@ class Slots:
         return tuple(tokens)
 
     def read(self, tokens: Sequence[int], deadline: float) -> None:
-        """Has the backend read these tokens into a slot. What a slot holds of them already is not read again.
+        """The backend reads these tokens into a slot, except for those that the slot holds already.
 
         Raises:
             SlotError

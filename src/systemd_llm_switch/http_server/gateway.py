@@ -53,7 +53,7 @@ class Gateway(cheroot_server.Gateway):
     """WSGI for our own application: it leaves out what cheroot checks in any application."""
 
     def respond(self) -> None:
-        """Has the application write the answer.
+        """Calls the application, which writes the answer.
 
         Raises:
             OSError: the client is gone or reads nothing.

@@ -105,7 +105,7 @@ class Server(wsgi.Server):
         self._connections = IdleConnections(self)
 
     def process_conn(self, conn: Connection) -> None:
-        """Has a thread serve a connection; a new connection only after it has sent something."""
+        """Passes a connection to a thread; a new connection only after it has sent something."""
         if conn.is_fresh:
             conn.is_fresh = False
             self._connections.put(conn)

@@ -49,7 +49,7 @@ def read(path: Path, known: ServerFlags) -> Found:
     sections = _sections(read_foreign(path), printable(str(path)))
     usual = sections.pop(_GLOBAL, {})
     if not sections.get(_BEFORE_ANY, {"": ""}):
-        del sections[_BEFORE_ANY]  # nothing stands before the first section
+        del sections[_BEFORE_ANY]  # nothing precedes the first section
     if not sections:
         raise SetupError(f"{printable(str(path))} has no section, so it is not a file of presets")
     if len(sections) > MOST_MODELS:

@@ -87,8 +87,8 @@ class Hub:
         return bool(self._watchers)
 
     def publish(self, name: str, make: Callable[[], Json]) -> None:
-        """Has an event sent to every watcher; `make` returns its data, in another thread. Does not block, and costs
-        almost nothing."""
+        """Sends an event to every watcher. Another thread calls `make` for its data. Does not block, and costs almost
+        nothing."""
         if self._watchers:
             self._pending.append((name, make))
             if not self._news.is_set():

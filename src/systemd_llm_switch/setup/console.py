@@ -7,7 +7,7 @@ import sys
 
 
 def accept_any_text() -> None:
-    """Has paths that are not valid UTF-8 printed with escapes."""
+    """Paths that are not valid UTF-8 are printed with escapes from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

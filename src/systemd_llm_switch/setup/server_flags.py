@@ -50,7 +50,7 @@ class ServerFlags:
             variables.update(dict.fromkeys(_VARIABLE.findall(line), last))
             for flag in found:
                 spellings[flag] = spellings.get(flag, frozenset()) | frozenset(found)
-            if re.match(r" \S", rest):  # a description stands further to the right
+            if re.match(r" \S", rest):  # a description is further to the right
                 with_value.update(found)
         return cls(spellings, frozenset(with_value), variables)
 

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/llm-switch
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_llm_switch_subparsers=(serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall)
+_shtab_llm_switch_subparsers=(serve status ps models load unload hold release logs requests metrics chat add remove forget setup check config demo uninstall)
 
 _shtab_llm_switch_serve_option_strings=(-h --help --config --host --port --check)
 _shtab_llm_switch_status_option_strings=(-h --help --json --waybar --config)
@@ -17,6 +17,7 @@ _shtab_llm_switch_hold_option_strings=(-h --help --force --pause --no-wait --jso
 _shtab_llm_switch_release_option_strings=(-h --help --json --config)
 _shtab_llm_switch_logs_option_strings=(-h --help -f --follow -n --lines --json --config)
 _shtab_llm_switch_requests_option_strings=(-h --help -f --follow -n --limit --json --config)
+_shtab_llm_switch_metrics_option_strings=(-h --help --config)
 _shtab_llm_switch_chat_option_strings=(-h --help --system --config)
 _shtab_llm_switch_add_option_strings=(-h --help -hf --hf-repo --from-llama-swap --from-presets --ctx --embedding --cpu --vram --no-try --dry-run --config)
 _shtab_llm_switch_remove_option_strings=(-h --help --config)
@@ -30,7 +31,7 @@ _shtab_llm_switch_option_strings=(-h --help)
 
 
 
-_shtab_llm_switch_pos_0_choices=(serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall)
+_shtab_llm_switch_pos_0_choices=(serve status ps models load unload hold release logs requests metrics chat add remove forget setup check config demo uninstall)
 
 _shtab_llm_switch_serve__h_nargs=0
 _shtab_llm_switch_serve___help_nargs=0
@@ -74,6 +75,8 @@ _shtab_llm_switch_requests___help_nargs=0
 _shtab_llm_switch_requests__f_nargs=0
 _shtab_llm_switch_requests___follow_nargs=0
 _shtab_llm_switch_requests___json_nargs=0
+_shtab_llm_switch_metrics__h_nargs=0
+_shtab_llm_switch_metrics___help_nargs=0
 _shtab_llm_switch_chat_pos_1_nargs='*'
 _shtab_llm_switch_chat__h_nargs=0
 _shtab_llm_switch_chat___help_nargs=0

@@ -50,7 +50,7 @@ function _shtab_llm_switch_using
   test "$_shtab_llm_switch_cmdpath" = "$argv"
 end
 
-set -g _shtab_llm_switch_commands serve status ps models load unload hold release logs requests chat add remove forget setup check config demo uninstall
+set -g _shtab_llm_switch_commands serve status ps models load unload hold release logs requests metrics chat add remove forget setup check config demo uninstall
 set -g _shtab_llm_switch_opts_with_value --config --ctx --from-llama-swap --from-presets --hf-repo --host --limit --lines --port --system --vram -hf -n
 
 complete -c llm-switch -e
@@ -111,6 +111,9 @@ complete -c llm-switch -n '_shtab_llm_switch_using requests' -s f -l follow -d '
 complete -c llm-switch -n '_shtab_llm_switch_using requests' -s n -l limit -x -d 'how many of the last (default: 20)'
 complete -c llm-switch -n '_shtab_llm_switch_using requests' -l json -d 'for programs; with -f one object a line'
 complete -c llm-switch -n '_shtab_llm_switch_using requests' -l config -x -d 'the proxy'"'"'s config: its address and its key; as for serve'
+complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a metrics -d 'Show the metrics, as Prometheus reads them.'
+complete -c llm-switch -n '_shtab_llm_switch_using metrics' -s h -l help -d 'show this help message and exit'
+complete -c llm-switch -n '_shtab_llm_switch_using metrics' -l config -x -d 'the proxy'"'"'s config: its address and its key; as for serve'
 complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a chat -d 'Ask a model.'
 complete -c llm-switch -n '_shtab_llm_switch_using chat' -s h -l help -d 'show this help message and exit'
 complete -c llm-switch -n '_shtab_llm_switch_using chat' -l system -x -d 'the system prompt'

@@ -286,6 +286,10 @@ def test_requests_lists_the_last_ones(command: Command, proxy: Proxy) -> None:
     assert command.json("requests", "-n", "1") == proxy.get("/api/requests?limit=1").json
 
 
+def test_metrics_are_those_that_prometheus_reads(command: Command) -> None:
+    assert 'llm_switch_model_loaded{model="a"} 0.0\n' in command.output("metrics")
+
+
 def test_forget_says_what_is_gone(command: Command) -> None:
     assert command.output("forget") == "There were no contexts.\n"
 
@@ -311,7 +315,7 @@ class TestWithoutAProxy:
 
     @pytest.mark.parametrize(
         "words",
-        ["models", "load a", "unload", "hold", "release", "requests", "chat a x", "forget"],
+        ["models", "metrics", "load a", "unload", "hold", "release", "requests", "chat a x", "forget"],
     )
     def test_a_verb_says_where_it_looked_and_what_to_do(self, lonely: Command, words: str) -> None:
         ran = lonely.run(*words.split())

@@ -224,6 +224,11 @@ def test_the_vram_is_shown_or_said_to_be_unknown(seat: Seat) -> None:
     expect(seat.role("vram")).to_have_text(re.compile(r"VRAM (not known|[0-9.]+ of [0-9.]+ GiB.*)"))
 
 
+def test_a_link_leads_to_the_metrics(seat: Seat) -> None:
+    seat.page.get_by_role("link", name="Metrics").click()
+    expect(seat.page.get_by_text("llm_switch_model_loaded")).to_be_visible()
+
+
 def test_the_page_asks_no_other_host(seat: Seat) -> None:
     expect(seat.role("connection")).to_have_text("live")
     assert {it for it in seat.asked if not it.startswith(f"{seat.url}/")} == set()

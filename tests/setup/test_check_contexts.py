@@ -39,5 +39,9 @@ def test_a_model_whose_contexts_nobody_wants_needs_nothing(stack: Stack) -> None
     assert said(stack, SERVER, keep=()) == []
 
 
+def test_a_model_for_embeddings_needs_nothing(stack: Stack) -> None:
+    assert said(stack, f"{SERVER} --embedding") == []
+
+
 def test_another_program_needs_nothing(stack: Stack) -> None:
     assert said(stack, "/opt/other-server --model /m.gguf") == []

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from systemd_llm_switch.addresses import http_url, reachable
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
+from systemd_llm_switch.command.tables import error_lines
 from systemd_llm_switch.config.file import find, load
 from systemd_llm_switch.config.records import Config, ConfigError
 
@@ -48,6 +49,11 @@ class ProxyClient:
     def get(self, path: str) -> Any:
         """The JSON of a GET."""
         return self._ask("GET", path, None)
+
+    def get_text(self, path: str) -> str:
+        """The text of a GET."""
+        with self._reply("GET", path, None) as reply:
+            return reply.read().decode("utf-8", "replace")
 
     def post(self, path: str, body: Json) -> Any:
         """The JSON of a POST. Waits as long as the proxy takes."""
@@ -127,7 +133,7 @@ def run_with_proxy(arguments: argparse.Namespace, do: Callable[[ProxyClient], in
     except ConfigError as error:
         return complain(f"the config cannot be used: {error}", FAILED)
     except Refused as error:
-        return complain(str(error), FAILED)
+        return complain(error_lines(str(error)), FAILED)
     except NoProxy as error:
         return complain(str(error), NO_PROXY)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from systemd_llm_switch.command.proxy_client import (
     complain,
     configured,
 )
-from systemd_llm_switch.command.tables import as_json, clock, duration, number, since, size, table
+from systemd_llm_switch.command.tables import as_json, clock, duration, error_lines, number, since, size, table
 from systemd_llm_switch.config.records import Config, ConfigError
 
 _LOADED = ("ready", "draining")
@@ -63,7 +63,7 @@ def _describe(status: Json) -> str:
         until = status["hold_until"]
         lines.append(f"On hold until {clock(until) if until else 'llm-switch release'}: the VRAM is kept free.")
     lines += _describe_queue(status["queue"])
-    lines += [_describe_error(name, model["last_error"]) for name, model in models if model["last_error"]]
+    lines += [error_lines(f"{name}: {model['last_error']}") for name, model in models if model["last_error"]]
     lines += [f"{name}: no contexts are kept: {why}" for name, model in models if (why := _context_problem(model))]
     if status["config"]["error"]:
         lines.append(f"The config file is broken, the last good one stays in force: {status['config']['error']}")
@@ -81,14 +81,7 @@ def _describe_queue(queue: list[Json]) -> list[str]:
     if not queue:
         return ["Nobody waits."]
     rows = [(entry["model"], since(entry["since"]), entry["reason"]) for entry in queue]
-    return [table(("WAITING FOR", "SINCE", "WHY"), rows)]
-
-
-def _describe_error(name: str, message: str) -> str:
-    """The last error, with each line of the journal on a line of its own."""
-    reason, _, quoted = message.partition(" Last journal lines: ")
-    journal = [f"    {line}" for line in quoted.split(" | ")] if quoted else []
-    return "\n".join((f"{name}: {reason}", *journal))
+    return [table(("WAITING FOR", "SINCE", "WHY"), rows), ""]
 
 
 def _row(name: str, model: Json) -> tuple[str, ...]:

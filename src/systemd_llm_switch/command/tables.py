@@ -49,6 +49,12 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def error_lines(message: str) -> str:
+    """An error message with each line of the journal that it quotes on a line of its own."""
+    reason, _, quoted = message.partition(" Last journal lines: ")
+    return "\n".join((reason, *(f"    {line}" for line in quoted.split(" | ") if line)))
+
+
 def number(count: object) -> str:
     """`-` for what is not known."""
     return "-" if count is None else f"{count:g}" if isinstance(count, float) else str(count)

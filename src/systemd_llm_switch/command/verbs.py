@@ -35,6 +35,7 @@ VERBS: Mapping[str, Verb] = {
     "release": Verb("end a hold", "release"),
     "logs": Verb("show the log of a model, or of the proxy", "logs"),
     "requests": Verb("show the last requests", "requests"),
+    "metrics": Verb("show the metrics, as Prometheus reads them", "metrics"),
     "chat": Verb("ask a model", "chat"),
     "add": Verb("add a model of your own: its unit, its entry in the config, its first answer", "add"),
     "remove": Verb("remove a model that add added", "remove"),

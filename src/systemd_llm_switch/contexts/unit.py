@@ -55,9 +55,14 @@ class Command:
         return (self.option("-cram", "--cache-ram") or self.environment.get("LLAMA_ARG_CACHE_RAM")) != "0"
 
     @property
+    def has_conversations(self) -> bool:
+        """Whether its model is one that chats."""
+        return not any(word in _NO_CHAT for word in self.words)
+
+    @property
     def problem(self) -> str | None:
         """What the user must add or change before contexts can be kept; None if nothing."""
-        if any(word in _NO_CHAT for word in self.words):
+        if not self.has_conversations:
             return "a model for embeddings has no conversations"
         if self.folder is None:
             return f"add `{FLAG} DIR` to the unit's llama-server, with a folder that the unit may write"

@@ -73,8 +73,9 @@ def advice(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Find
         if not any("llama-server" in word for word in model.words):
             continue
         words = [expand(word, places.home).replace("%C", str(places.home / ".cache")) for word in model.words]
-        problem = Command.of(words).problem
-        if problem is not None and SLOT_VARIABLE not in model.text:
+        command = Command.of(words)
+        problem = command.problem
+        if problem is not None and command.has_conversations and SLOT_VARIABLE not in model.text:
             what = f"{name}: its conversations are read again after each switch: {problem}"
             found.append(Finding(what, f"systemctl --user edit --full {unit}"))
     return found

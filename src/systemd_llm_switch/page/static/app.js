@@ -36,6 +36,7 @@ function showStatus(status) {
   renderSources(status.models);
   renderVram(status.models);
   showConfig(status.config);
+  show(role("metrics"), !hasKey()); // a link cannot send the key
   showTitle(status);
   if (!isFilled) fillHistory();
 }

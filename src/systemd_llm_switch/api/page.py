@@ -53,4 +53,11 @@ class Static(Page):
         return self.send_file(name)
 
 
-ROUTES: tuple[tuple[str, type[Handler]], ...] = ((r"/", Page), (r"/static/(.+)", Static))
+class Icon(Page):
+    """The icon, where a browser looks for it if a text such as /metrics is opened."""
+
+    def GET(self) -> Answer:
+        return self.send_file("icon.svg")
+
+
+ROUTES: tuple[tuple[str, type[Handler]], ...] = ((r"/", Page), (r"/static/(.+)", Static), (r"/favicon\.ico", Icon))

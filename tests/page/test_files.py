@@ -57,6 +57,11 @@ def test_nothing_in_the_page_names_another_host(proxy: Proxy) -> None:
         assert set(found) <= {"http://www.w3.org"}, name  # SVG's namespace
 
 
+def test_the_icon_is_where_browsers_look_for_it(proxy: Proxy) -> None:
+    answer = proxy.get("/favicon.ico")
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/svg+xml")
+
+
 def test_a_file_that_the_browser_has_is_not_sent_again(proxy: Proxy) -> None:
     etag = proxy.get("/static/app.js").headers["etag"]
     again = proxy.get("/static/app.js", headers={"If-None-Match": f'"x", W/{etag}'})

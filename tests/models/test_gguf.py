@@ -161,5 +161,10 @@ def test_another_part_than_the_first_is_refused(tmp_path: Path, model_file: Path
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotAModel, match="there is no file"):
+    with pytest.raises(NotAModel, match=r"none\.gguf does not exist"):
         read_facts(tmp_path / "none.gguf")
+
+
+def test_a_device_is_not_called_missing() -> None:
+    with pytest.raises(NotAModel, match="/dev/zero is not a regular file"):
+        read_facts(Path("/dev/zero"))

@@ -60,7 +60,7 @@ def test_a_model_of_llama_swap_answers(person: Person, swap: Path) -> None:
     entry = yaml.safe_load(person.config.read_text())["models"]["small"]
     assert entry == {"unit": "small.service", "aliases": ["tiny"], "ttl": 600}
     assert "Environment=OMP_NUM_THREADS=1" in _unit(person, "small.service")
-    for reason in ("mine is not taken over: there is a model", "there is no file /no/such/file.gguf", "(docker)"):
+    for reason in ("mine is not taken over: there is a model", "/no/such/file.gguf does not exist", "(docker)"):
         assert reason in ran.stdout
     assert "alias mine: another model has that name" in ran.stdout
     assert "hooks: write `server.preload`" in ran.stdout

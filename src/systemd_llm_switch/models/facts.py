@@ -111,7 +111,8 @@ def _header(part: Path) -> Header:
 
 def _missing_sentence(path: Path, missing: list[Path]) -> str:
     if missing == [path]:
-        return f"there is no file {printable(str(path))}"
+        what = "is not a regular file" if path.exists() else "does not exist"
+        return f"{printable(str(path))} {what}"
     return f"{printable(str(path))} is split, and {len(missing)} of its parts are missing: {printable(missing[0].name)}"
 
 

@@ -194,9 +194,10 @@ class _Rescue:
         if line_before.strip():
             is_glued = line_before[-1].isalnum() or line_before.endswith(_SENTENCE_ENDS)
             is_spoken = is_last and line_before.rstrip().endswith(_SENTENCE_ENDS)
-            if not ends_line or not (is_special or is_glued or is_spoken):
+            is_shown = line_before.lstrip().startswith((">", "|"))  # a block quote, a table
+            if is_shown or not ends_line or not (is_special or is_glued or is_spoken):
                 return True
-        elif before and not is_special and (line_before.startswith("    ") or "\t" in line_before):
+        elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
         if not ends_line and not is_special:
             return True

@@ -18,7 +18,8 @@ NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool", "action")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params", "action_input")
 MAX_CALLS = 64
 """A model that writes more of them at once is caught in a loop."""
-_KNOWN_KEYS = frozenset({*NAME_KEYS, *ARGUMENT_KEYS, "type", "id", "index", "tool_call_id"})
+_ENVELOPE = frozenset({"type", "id", "index", "tool_call_id"})
+_KNOWN_KEYS = _ENVELOPE.union(NAME_KEYS, ARGUMENT_KEYS)
 _BEHIND_JSON = re.compile(
     r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/?TOOL_CALLS?|END_TOOL_REQUEST)\]|[;,\]{)]|```|\Z)|[ \t]*+\n"
 )
@@ -33,7 +34,6 @@ _FLAG = re.compile(
 _CLOSERS = re.compile(r"\s*+\}[}\s]*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
-_CALL_KEYS = frozenset({*NAME_KEYS, "type", "id", "index"})
 _MESSAGE_KEYS = frozenset({"tool_calls", "role", "content", "refusal"})
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
@@ -270,14 +270,17 @@ def calls_in(source: Source, value: object, reading: Reading, is_marked: bool) -
         return []
     if isinstance(function := value.get("function"), dict):
         value = function
-    name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
-    if name is None or _is_schema(value.get("parameters")):
+    name_key = next((key for key in NAME_KEYS if isinstance(value.get(key), str)), None)
+    if name_key is None or _is_schema(value.get("parameters")):
         return []
+    name = value[name_key]
+    arguments_key = next((key for key in ARGUMENT_KEYS if key in value), None)
+    beside = {key: part for key, part in value.items() if key != name_key and key not in _ENVELOPE}
+    if is_marked and arguments_key is None and beside and beside.keys() <= set(source.members(name)):
+        return [LeakedCall(name, encode(beside))]
     if not value.keys() <= _KNOWN_KEYS:
-        flat = {key: part for key, part in value.items() if key not in _CALL_KEYS}
-        is_flat = is_marked and flat.keys() <= set(source.members(name))
-        return [LeakedCall(name, encode(flat))] if is_flat else []
-    arguments = next((value[key] for key in ARGUMENT_KEYS if key in value), None)
+        return []
+    arguments = value[arguments_key] if arguments_key else None
     return [LeakedCall(name, arguments if isinstance(arguments, str) else reading.source(arguments))]
 
 

@@ -199,7 +199,7 @@ class _Rescue:
                 return True
         elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
-        if not ends_line and not is_special:
+        if not ends_line and (after[0].isspace() or not is_special):
             return True
         return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
 

@@ -32,6 +32,12 @@ def _url(person: Newcomer) -> str:
     return f"http://127.0.0.1:{port[1]}"
 
 
+@pytest.fixture(scope="module")
+def has_venv() -> bool:
+    """The first run makes it."""
+    return False
+
+
 @pytest.mark.slow
 def test_leaves_a_running_proxy(settled: Newcomer) -> None:
     assert get_json(f"{_url(settled)}/health")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support.newcomer import Newcomer, copy_repository, get_json, tree_sums
+from support.newcomer import Newcomer, copy_repository, get_json, lend_venv, tree_sums
 from support.stack import ROOT, free_port, wait_for
 
 
@@ -46,16 +46,6 @@ def test_a_file_in_the_current_folder_is_not_imported(bare: Newcomer, tmp_path: 
     assert ran.stdout.startswith("usage: ./setup.sh")
 
 
-def test_an_unfinished_venv_is_made_anew(settled: Newcomer) -> None:
-    venv = settled.repository / ".venv"
-    (venv / ".unfinished").touch()
-    shutil.rmtree(next(venv.glob("lib/python3*/site-packages/pip")) / "_internal")
-    ran = settled.setup("--yes")
-    assert ran.returncode == 0, ran.stderr
-    assert "making .venv" in ran.stdout
-    assert not (venv / ".unfinished").exists()
-
-
 @pytest.mark.slow
 def test_ctrl_c_while_the_venv_is_made_is_repaired_by_the_next_run(tmp_path: Path) -> None:
     repository = copy_repository(tmp_path / "clone")
@@ -74,7 +64,9 @@ def test_ctrl_c_while_the_venv_is_made_is_repaired_by_the_next_run(tmp_path: Pat
     assert first.wait() != 0
     ran = subprocess.run(["python3", "-c", make], env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+    assert "making .venv" in ran.stdout
     assert subprocess.run([repository / ".venv/bin/python", "-c", "import pip, yaml"], check=False).returncode == 0
+    assert not (repository / ".venv/.unfinished").exists()
 
 
 @pytest.mark.parametrize("where", ["data", "clone"])
@@ -203,6 +195,7 @@ def test_the_check_before_any_set_up_says_what_to_run(bare: Newcomer) -> None:
 
 def test_without_a_network_pip_fails_in_one_sentence(newcomer: Newcomer, tmp_path: Path) -> None:
     person = Newcomer(newcomer.home, copy_repository(tmp_path / "clone"), newcomer.manager, dict(newcomer.answers))
+    lend_venv(person.repository, is_whole=False)
     person.answers |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "PIP_CACHE_DIR": str(tmp_path / "cache")}
     ran = person.setup("--yes", PIP_INDEX_URL=f"http://127.0.0.1:{free_port()}/simple")
     assert ran.returncode == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from support.stack import ROOT
+from systemd_llm_switch.setup.python_env import STAMP
 from systemd_llm_switch.setup.user_manager import FOREIGN_VARIABLES, UserManager
 
 COPIED = ("deploy", "src", "tests/test_smoke.py", "requirements.txt", "setup.sh")
@@ -35,6 +39,23 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def lend_venv(repository: Path, *, is_whole: bool = True) -> None:
+    """A `.venv` as an earlier set-up made it, from the packages of this environment; with pip alone if not `is_whole`.
+    For tests that are not about making one, which takes nine seconds of CPU time."""
+    venv, requirements = repository / ".venv", repository / "requirements.txt"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    target = next(venv.glob("lib/python3*/site-packages"))
+    wanted = re.findall(r"^([\w.-]+)==", requirements.read_text(), re.MULTILINE) if is_whole else []
+    for name in ("pip", *wanted):
+        for file in importlib.metadata.files(name) or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                copy = target / file
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(Path(str(file.locate())), copy)
+    if is_whole:
+        (venv / STAMP).write_text(hashlib.sha256(requirements.read_bytes()).hexdigest())
+
+
 def tree_sums(folder: Path) -> dict[str, str]:
     """Every file's checksum, without what the set-up may make."""
     files = (path for path in folder.rglob("*") if path.is_file() and ".venv" not in path.parts)
@@ -49,6 +70,7 @@ class Newcomer:
     repository: Path
     manager: UserManager | None
     answers: dict[str, str] = field(default_factory=dict)
+    _settled: dict[str, object] = field(default_factory=dict, repr=False)
 
     @property
     def env(self) -> dict[str, str]:
@@ -72,6 +94,32 @@ class Newcomer:
     @property
     def config(self) -> Path:
         return self.home / ".config/systemd-llm-switch/config.yaml"
+
+    def settle(self) -> None:
+        """Sets everything up, unless all is still as the last call left it."""
+        if self._settled and self._found() == self._settled:
+            return
+        ran = self.setup("--yes")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        self._settled = self._found()
+
+    def _found(self) -> dict[str, object]:
+        """All that the set-up makes or reads, and what the running proxy knows. Empty if none answers."""
+        folders = (self.home / ".config", self.home / ".local", *(self.repository / name for name in ("deploy", "src")))
+        paths = (path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts)
+        files: dict[str, object] = {
+            str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+            for path in paths
+            if path.is_symlink() or path.is_file()
+        }
+        port = re.search(r"^  port: (\d+)", self.config.read_text(), re.MULTILINE) if self.config.exists() else None
+        try:
+            status = get_json(f"http://127.0.0.1:{port[1] if port else 3002}/api/status")
+        except OSError:
+            return {}
+        unit = self.systemctl("show", "-p", "ActiveState,NeedDaemonReload", "llm-switch.service")
+        models = {name: (it["state"], it["last_error"]) for name, it in status["models"].items()}
+        return {**files, "unit": unit, "models": models, "hold": status["on_hold"], "error": status["config"]["error"]}
 
     def setup(self, *options: str, timeout_s: float = 300, **answers: object) -> subprocess.CompletedProcess[str]:
         """Runs ./setup.sh without a terminal."""

@@ -17,7 +17,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 
 # This file exists until `.venv` is complete, so that an interrupted set-up makes it again.
 _UNFINISHED = ".unfinished"
-_STAMP = ".systemd-llm-switch"
+STAMP = ".systemd-llm-switch"  # holds the checksum of the requirements.txt that was installed
 _INSTALLING = "installing"
 _NO_NETWORK = re.compile(
     "NewConnectionError|ConnectTimeout|ReadTimeout|NameResolutionError|name resolution|Connection refused|timed out"
@@ -59,7 +59,7 @@ def provide_venv(places: Places) -> None:
         return
     if (places.venv / _UNFINISHED).exists() or not _is_sound(places.python):
         _make_venv(places.venv)
-    _install_requirements(places, places.checkout / "requirements.txt", places.venv / _STAMP)
+    _install_requirements(places, places.checkout / "requirements.txt", places.venv / STAMP)
     _put_package_on_path(places, places.checkout)
     _write_command(places.venv / "bin/llm-switch", places.python)
     console.done(f"Python environment in {places.short(places.venv)}")

@@ -147,6 +147,14 @@ def test_errors_of_a_device_with_something_between_restart_nothing(
     assert stack.main_pid(stack.units[0]) == pid
 
 
+def test_answers_about_errors_of_a_device_restart_nothing(proxy: Proxy, stack: Stack) -> None:
+    pid = stack.main_pid(stack.units[0])
+    about = {"message": {"role": "assistant", "content": "It says `CUDA error` because of the driver."}}
+    for _ in range(4):
+        assert "CUDA error" in proxy.chat("m", standin=about).text
+    assert stack.main_pid(stack.units[0]) == pid
+
+
 # --- what a live stream says of itself ------------------------------------------------------------
 
 TIMINGS = {"prompt_n": 3, "cache_n": 1, "prompt_per_second": 9.5}

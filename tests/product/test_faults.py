@@ -576,3 +576,15 @@ def _send_chat(port: int, model: str, content: str = "Say hi.", **fields: Any) -
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
     sock.sendall(head.encode() + body)
     return sock
+
+
+def test_a_unit_that_no_config_names_does_not_answer_in_a_models_place(stack: Stack) -> None:
+    """Somebody starts it while the model's own unit starts, and it has the port first."""
+    unit, stranger = stack.standin("m", service="ExecStartPre=/bin/sleep 2"), stack.standin("stranger")
+    proxy = stack.run({"m": unit})
+    with in_background(lambda: proxy.chat("m")) as results:
+        wait_for(lambda: stack.active_state(unit) == "activating")
+        stack.systemctl("start", stranger)
+    assert results[0].error["code"] == "model_start_failed"
+    stack.systemctl("stop", stranger)
+    assert proxy.chat("m").text == "hello from m"

@@ -38,6 +38,8 @@ _HEALTH_TIMEOUT_S = 2.0
 _LAST_HEALTH_TIMEOUT_S = 0.5
 # How long the port of a stopped unit may still accept connections; the kernel closes it with the process.
 _SILENCE_TIMEOUT_S = 5.0
+# How long a unit whose process runs may need to find its port taken.
+_FOREIGN_ANSWER_S = 5.0
 
 
 class LoadAborted(Exception):
@@ -144,7 +146,7 @@ class Start:
             events = dict(poll.poll(0))
             if watch.fileno() in events:
                 raise self._diagnosis.failure(self._systemd.show_after_exit(self._model.unit, watch.pid))
-            if health.readiness is Readiness.READY and not self._is_a_rivals(watch.pid):
+            if health.readiness is Readiness.READY and self._is_own_answer(watch.pid, waiting_since):
                 return self._resident(launched)
             if time.monotonic() >= deadline:
                 raise self._diagnosis.timeout(self._timeout_s, health.words, launched.process)
@@ -234,14 +236,17 @@ class Start:
             raise self._diagnosis.failure(self._show())
         return watch
 
-    def _is_a_rivals(self, pid: int) -> bool:
-        """Whether it is another unit that answers, one that was started by hand before this one could listen. This unit
-        will then find the port taken and end. Until it ends, it must not count as ready."""
+    def _is_own_answer(self, pid: int, waiting_since: float) -> bool:
+        """Whether this unit is ready, and not another program that could listen before it did. This unit would find the
+        port taken then, and end; until that, it must not count as ready. A container's engine may listen for a unit, so
+        a program that is none of our units is believed after a while."""
         sockets = listening_sockets(self._backend.port)
-        if holds_any(pid, sockets):  # nearly always
-            return False
+        if not sockets or holds_any(pid, sockets):  # nearly always
+            return True
         running = self._systemd.running(self._rivals)
-        return any(holds_any(it.main_pid, sockets) for it in self._systemd.show(running).values() if it.main_pid)
+        if any(holds_any(it.main_pid, sockets) for it in self._systemd.show(running).values() if it.main_pid):
+            return False
+        return time.monotonic() - waiting_since >= _FOREIGN_ANSWER_S
 
     def _show(self) -> UnitStatus:
         return self._systemd.show([self._model.unit])[self._model.unit]

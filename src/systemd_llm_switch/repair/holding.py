@@ -34,7 +34,7 @@ _BARE_STARTS = (
     "<|open|>call tool=",
 )
 _PARTIAL_TAG = re.compile(
-    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+[|｜‖][^\s<>]{0,60}+|/?+[\w:-]{0,40}+\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
+    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+(?:[|｜‖][^\s<>]{0,60}+|[\w:-]{0,40}+)\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
 )
 _PARTIAL_WORD = re.compile(
     r"functools\s{1,9}\Z|(?:(?:assistant )?to=)?functions\.\Z|call:[\w.:-]{0,99}+\s{0,3}+\Z"
@@ -86,7 +86,7 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
 @lru_cache(maxsize=32)
 def _name_beginnings(tools: frozenset[str]) -> frozenset[str]:
     """All that the name of a tool, or of its namespace, begins with: a token behind it may make it a call."""
-    names = ("functions.", "function", *(tool for tool in tools if len(tool) < 100))
+    names = ("functions.", "default_api.", "tools.", "function", *(tool for tool in tools if len(tool) < 100))
     return frozenset(name[:length] for name in names for length in range(1, len(name) + 1))
 
 
@@ -136,7 +136,10 @@ class Holding:
             if found := pattern.search(text, first):
                 start = min(start, found.start())
         word = _LAST_WORD.search(text, first)
-        return min(start, word.start()) if word and word["name"] in _name_beginnings(self._tools) else start
+        if word is None:
+            return start
+        name = word["name"].rpartition("/")[2].rpartition(".")[2]  # without its namespace
+        return min(start, word.start()) if not name or name in _name_beginnings(self._tools) else start
 
     def _may_be_lone(self, body: str) -> bool:
         """Whether the answer may still turn out to be nothing but one call, in a fence or not."""
@@ -147,8 +150,8 @@ class Holding:
             self._checked = len(body)
             return _CALL_IN_FENCE.match(body) is not None and not is_over
         if (word := _FIRST_WORD.match(body)) and word["name"] in _name_beginnings(self._tools):
-            self.holds_rest = body.endswith("{") and word["name"] in self._tools
-            return word.end() == len(body)
+            self.holds_rest = word[0].endswith("{") and word["name"] in self._tools
+            return self.holds_rest or word.end() == len(body)
         is_lone = body.startswith("{") or LIST_OF_CALLS.match(body) is not None
         self.holds_rest = is_lone and (body.startswith("{") or body[1:].lstrip()[:1] in ("{", "/", "#"))
         return is_lone

@@ -4,7 +4,7 @@
                             [--calls FILE, where it notes each POST and how many tokens a prompt of tokens has]
 
 Each chat has 1000 prompt tokens that took 10 s, it says. A context is a file of 100 KB. A prompt's tokens are its
-characters; --piece-s S is how long it takes to read some of them.
+characters; --piece-s S is how long it takes to read some of them. An answer is --hellos N times the word.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.task = 7
         self.server.held = TOKENS + 1
         timings = {"cache_n": cached, "prompt_n": TOKENS - cached, "prompt_ms": 10_000, "predicted_n": 2}
-        message = {"role": "assistant", "content": "hello"}
+        message = {"role": "assistant", "content": "hello" * self.server.options.hellos}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self.reply({"id": "1", "object": "chat.completion", "choices": [choice], "timings": timings})
 
@@ -107,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slot-save-path", default="")
     parser.add_argument("--calls", default="")
+    parser.add_argument("--hellos", type=int, default=1)
     parser.add_argument("--piece-s", type=float, default=0.01)
     parser.add_argument("--hang", default="")
     Server(parser.parse_args()).serve_forever()

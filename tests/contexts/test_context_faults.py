@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shlex
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -138,6 +140,23 @@ def test_whatever_happens_nothing_is_lost_and_the_limit_holds(stack: Stack, fold
     proxy.post("/api/contexts/forget", {})
     assert list(folder.iterdir()) == []
     assert "Traceback" not in proxy.log
+
+
+def test_a_client_that_reads_nothing_does_not_cost_the_context(stack: Stack, folder: Path) -> None:
+    """The answer is too large for the buffers, so its request does not end; the switch does not wait for that."""
+    models = {"a": unit(stack, folder, "a", "--hellos", "3000000"), "b": stack.standin("b")}
+    proxy = stack.run(models)
+    messages = [{"role": "user", "content": story(1, 900)}]
+    body = json.dumps({"model": "a", "messages": messages}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", proxy.port))
+        client.sendall(head + body)
+        assert client.recv(1)
+        assert proxy.chat("b").status == 200
+        assert "context_saved model=a" in proxy.log
+        assert "request model=a" not in proxy.log
 
 
 def test_room_is_made_before_a_file_is_written(stack: Stack, folder: Path) -> None:

@@ -14,7 +14,6 @@ from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Config, is_loopback
 from systemd_llm_switch.contexts.keeper import Contexts
 from systemd_llm_switch.errors import ProxyError
-from systemd_llm_switch.forward.context_notes import context_notes
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.forward.request_notes import request_notes
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
@@ -54,7 +53,7 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     observation = Observation(switcher.units, lambda: services.status())
     logging.getLogger().addHandler(observation.own_log)
     switcher.switch_log.on_switch = lambda record: observation.note_switch(record.as_json())
-    observers = [context_notes(contexts), request_notes(observation)]
+    observers = [request_notes(observation)]
     proxy = Proxy(live, switcher, Losses(switcher, systemd), observers)
     adoption = Adoption(switcher, systemd, contexts)
     operations = Operations(switcher, adoption, HoldFile.find(os.environ))

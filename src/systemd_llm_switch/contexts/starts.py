@@ -29,8 +29,11 @@ class Start:
         """From the body that a backend got; None if it is too large, or has no message of the user."""
         if len(message) > _LARGEST_MESSAGE:
             return None
-        body = json.loads(message)
-        messages = body.get("messages")
+        try:
+            body = json.loads(message)
+            messages = body.get("messages")
+        except (ValueError, AttributeError, RecursionError):
+            return None
         if not isinstance(messages, list):
             return None
         is_users = [isinstance(it, dict) and it.get("role") == "user" for it in messages]

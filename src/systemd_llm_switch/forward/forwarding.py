@@ -25,7 +25,16 @@ from systemd_llm_switch.forward.recovery import Continuation, PartialReply
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.endpoints import NAMES_MODEL
 from systemd_llm_switch.openai.request import Request, to_backend
-from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, choices_of, dump, foreign_error, naming, object_of
+from systemd_llm_switch.openai.shapes import (
+    JSON_TYPE,
+    Json,
+    choices_of,
+    dump,
+    foreign_error,
+    naming,
+    object_of,
+    timings_in,
+)
 from systemd_llm_switch.openai.sse import (
     SSE_HEADERS,
     EventReader,
@@ -149,7 +158,9 @@ class Forwarding:
                 self._switcher, self._losses, lease, self._request, sent, self._responder, self._config.server
             )
             try:
-                return self._exchange(attempt)
+                brought = self._exchange(attempt)
+                self._note_context(lease, brought, sent)
+                return brought
             except FAULTS as fault:
                 if lease.is_paused:
                     self._pause(lease, sent)
@@ -159,6 +170,16 @@ class Forwarding:
                 self._record.backend_s = attempt.lasted_s
         finally:
             self._switcher.release(lease)
+
+    def _note_context(self, lease: Lease, brought: Reply | LiveReply | None, sent: bytes) -> None:
+        """Reports what the model has read. It holds the lease still: the next switch may begin as soon as that is given
+        back, long before a slow client has its answer."""
+        if isinstance(brought, LiveReply):
+            timings = brought.timings
+        else:
+            timings = timings_in(brought.body) if brought is not None and brought.status == 200 else {}
+        if timings and self._request.is_repairable:
+            self._switcher.note_reply(lease, self._request.body, sent, self._request.is_chat, timings)
 
     def _await_turn(self, lease: Lease) -> None:
         server = self._config.server

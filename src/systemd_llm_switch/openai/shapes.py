@@ -90,3 +90,19 @@ def _read_error(raw: bytes) -> Json:
 
 def _cut(message: str) -> str:
     return message if len(message) <= _MOST_MESSAGE_CHARACTERS else f"{message[:_MOST_MESSAGE_CHARACTERS]}…"
+
+
+_TIMINGS = b'"timings":'
+_LONGEST_TIMINGS = 4096
+
+
+def timings_in(body: bytes) -> Json:
+    """llama-server's `timings` in a reply, found without reading the whole of it. Empty if there are none."""
+    at = body.rfind(_TIMINGS)  # text in a reply cannot look like this: its quotation marks are escaped
+    if at < 0:
+        return {}
+    text = body[at + len(_TIMINGS) : at + len(_TIMINGS) + _LONGEST_TIMINGS].decode("utf-8", "replace")
+    try:
+        return object_of(json.JSONDecoder().raw_decode(text.lstrip())[0])
+    except (ValueError, RecursionError):
+        return {}

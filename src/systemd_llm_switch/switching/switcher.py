@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
@@ -112,6 +112,12 @@ class Switcher:
             self._begin(actions)
         lease.forget()
         self._perform(actions)
+
+    def note_reply(
+        self, lease: Lease, body: Mapping[str, object], message: bytes, is_chat: bool, timings: object
+    ) -> None:
+        """The backend has answered a request; the contexts must know it before the lease is given back."""
+        self._contexts.note_reply(lease.model.unit, lease.start, body, message, is_chat, timings)
 
     def distrust(self, lease: Lease) -> None:
         """The lease's backend did not answer in time. Its unit is stopped once nothing runs on it, and the next request

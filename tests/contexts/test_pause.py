@@ -145,7 +145,10 @@ def test_thoughts_of_an_unknown_form_end_with_an_error(stack: Stack) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
     asked = {
         "model": "b", "messages": [{"role": "user", "content": "x"}], "stream": True,
-        "standin": {"delta_s": 0.3, "deltas": [{"reasoning_content": f"{number} "} for number in range(500)]},
+        "standin": {
+            "delta_s": 0.3, "deltas": [{"reasoning_content": f"{number} "} for number in range(500)],
+            "template": "PROMPT", "completion": "It would have gone on.",
+        },
     }  # fmt: skip
     with contextlib.closing(connection):
         connection.request("POST", "/v1/chat/completions", json.dumps(asked))

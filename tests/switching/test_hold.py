@@ -207,6 +207,7 @@ def test_force_does_not_wait_for_them(stack: Stack, proxy: Proxy, pair: dict[str
 def test_a_model_that_loads_is_stopped(stack: Stack, proxy: Proxy, pair: dict[str, str]) -> None:
     pair["slow"] = stack.standin("slow", "--load-s", "60")
     stack.write_config(pair)
+    wait_for(lambda: "slow" in proxy.status()["models"])  # only one request waits for an edit
     with in_background(lambda: proxy.chat("slow")) as waiting:
         wait_for(lambda: proxy.state("slow") == "starting" and stack.active_state(pair["slow"]) == "active")
         assert hold(proxy).status == 200

@@ -16,6 +16,7 @@ from support.stack import Proxy, Stack, wait_for
 FIELDS = {
     *("at", "model", "path", "status", "stream", "queue_ms", "switch_ms", "restore_ms", "backend_ms"),
     *("first_token_ms", "prompt_tokens", "cached_tokens", "completion_tokens", "tokens_per_s", "repairs", "error"),
+    "client",
 }
 
 
@@ -52,6 +53,15 @@ def test_a_finished_request_is_listed_without_what_was_asked(proxy: Proxy) -> No
     assert set(found) == FIELDS
     assert (found["model"], found["path"], found["status"]) == ("a", "/v1/chat/completions", 200)
     assert "secret" not in json.dumps(found)
+
+
+def test_a_request_is_listed_with_the_name_of_its_client_in_one_short_line(proxy: Proxy) -> None:
+    for name in ("RooCode/3.1", "x" * 5000):
+        proxy.post("/v1/chat/completions", {"model": "a", "messages": []}, headers={"User-Agent": name})
+    proxy.chat("a")
+    found = wait_for(lambda: len(it := proxy.get("/api/requests").json) == 3 and it)
+    assert [len(it["client"] or "") < 300 for it in found] == [True] * 3
+    assert [it["client"] for it in (found[0], found[2])] == [None, "RooCode/3.1"]
 
 
 def test_the_newest_request_comes_first_and_the_limit_holds(proxy: Proxy) -> None:

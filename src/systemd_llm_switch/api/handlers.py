@@ -113,7 +113,8 @@ def forward(services: Services, path: str, environ: Environ, start: Start) -> No
     Raises:
         ClientGone: the answer could not be sent to its end.
     """
-    services.proxy.serve(path, _body(environ), _content_type(environ), environ.get(CLIENT_FD), start)
+    client = environ.get("HTTP_USER_AGENT", "")
+    services.proxy.serve(path, _body(environ), _content_type(environ), environ.get(CLIENT_FD), start, client)
 
 
 class Watched(Handler):

@@ -50,13 +50,16 @@ class Proxy:
         self._repairs: Counter[str] = Counter()
         self._repairs_lock = threading.Lock()
 
-    def serve(self, path: str, raw: bytes, content_type: str, client_fd: int | None, start: Start) -> None:
-        """Answers a POST whose body names a model, and then writes its journal line. Errors become answers.
+    def serve(
+        self, path: str, raw: bytes, content_type: str, client_fd: int | None, start: Start, client: str = ""
+    ) -> None:
+        """Answers a POST whose body names a model, and then writes its journal line. Errors become answers. `client` is
+        what the client calls itself.
 
         Raises:
             ClientGone: the answer could not be sent to its end.
         """
-        record = Record(path)
+        record = Record(path, client)
         responder = Responder(client_fd, start, record)
         try:
             self._forward(record, responder, raw, content_type)

@@ -29,6 +29,8 @@ class Record:
     """One request. Its own thread fills the record in; it does not change after the request's end."""
 
     path: str
+    client: str = ""
+    """What the client calls itself (User-Agent)."""
     model: str = "-"
     is_streamed: bool = False
     status: int = 500

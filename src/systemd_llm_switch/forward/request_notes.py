@@ -30,6 +30,7 @@ def request_notes(observation: Observation) -> Observer:
                 tokens_per_s=token_rate(timings.get("predicted_per_second")),
                 repairs=tuple([repair.kind for repair in record.repairs]),
                 error=None if record.error == "-" else record.error,
+                client=record.client,
             )
         )
 

@@ -7,6 +7,7 @@ from collections import deque
 from typing import NamedTuple
 
 from systemd_llm_switch.openai.shapes import Json, object_of
+from systemd_llm_switch.quoting import printable
 
 KEPT = 500
 
@@ -30,6 +31,8 @@ class Finished(NamedTuple):
     repairs: tuple[str, ...]
     """Their kinds."""
     error: str | None
+    client: str = ""
+    """What the client calls itself (User-Agent), as it was sent."""
 
     def as_json(self) -> Json:
         """As /api/requests shows it."""
@@ -51,6 +54,7 @@ class Finished(NamedTuple):
             "tokens_per_s": None if self.tokens_per_s is None else round(self.tokens_per_s, 2),
             "repairs": len(self.repairs),
             "error": self.error,
+            "client": printable(self.client) or None,
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 
 
 def part_names(name: str) -> list[str]:
@@ -13,7 +13,7 @@ def part_names(name: str) -> list[str]:
     if split is None:
         return [name]
     stem, count = name[: split.start()], int(split[2])
-    return [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)] or [name]
+    return [f"{stem}-{number:05}-of-{count:05}{split[3]}" for number in range(1, count + 1)] or [name]
 
 
 def part_number(name: str) -> int | None:

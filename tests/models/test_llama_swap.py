@@ -124,12 +124,13 @@ models:
         ("llama-server -m a.gguf stray", "'stray' where a flag belongs"),
         ("llama-server -hf a/b -hff c.gguf", "name the quantisation"),
         ("llama-server --models-dir /m", "starts a router"),
+        ("llama-server -m a.gguf --chat-template ${env.MY_TOKEN}", "its --chat-template looks like a secret"),
         ("llama-server -m 'a.gguf", "the quotes of its command do not match"),
         ("''", "only llama-server can be taken over"),
     ],
 )
 def test_what_cannot_be_taken_over_says_why(found: Reader, cmd: str, reason: str) -> None:
-    assert reason in _reason(found(f'models:\n  m:\n    cmd: "{cmd}"\n'))
+    assert reason in _reason(found(f'models:\n  m:\n    cmd: "{cmd}"\n', MY_TOKEN="hidden-word"))
 
 
 def test_a_model_without_a_command(found: Reader) -> None:
@@ -143,6 +144,21 @@ def test_a_model_without_a_command(found: Reader) -> None:
 def test_the_idle_time_becomes_ours(found: Reader, usual: str, own: str, ttl: int | None) -> None:
     model = _one(found(f"{usual}models:\n  m:\n    ttl: {own}\n    cmd: llama-server -m a.gguf\n"))
     assert model.entry == ({"ttl": ttl} if ttl else {})
+
+
+def test_a_secret_of_the_environment_gets_into_no_unit(found: Reader) -> None:
+    text = """\
+macros: {flash: on}
+models:
+  m:
+    cmd: llama-server -m /a.gguf --flash-attn ${flash} --api-key ${env.MY_API_KEY}
+    env: ["AUTH=${env.MY_API_KEY}"]
+"""
+    model = _one(found(text, MY_API_KEY="hidden-word"))
+    assert model.wishes.flags == ("--flash-attn", "on")
+    assert model.environment == ()
+    assert "env AUTH: it looks like a secret" in "\n".join(model.lost)
+    assert "hidden-word" not in repr(model)
 
 
 def test_aliases_environment_and_set_parameters(found: Reader) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from support.no_threads import no_more_threads
 from support.stack import wait_for
 from systemd_llm_switch.errors import ClientGone, TooManyWatchers
 from systemd_llm_switch.observe.hub import MOST_WATCHERS, Hub, Watcher
@@ -135,6 +136,19 @@ def test_there_are_only_so_many_seats() -> None:
             raise AssertionError("one too many")
     with hub.seat():
         pass
+
+
+def test_the_next_watcher_is_served_if_there_was_no_thread_for_the_first() -> None:
+    ended: list[str] = []
+    hub = Hub(Status(), (lambda: lambda: ended.append("ended"),))
+    with no_more_threads(), pytest.raises(RuntimeError), hub.watch():
+        raise AssertionError("watched without a thread")
+    assert ended == ["ended"]
+    assert not hub.is_watched
+    with hub.watch() as watcher:
+        watcher.take(NOBODY, 1)
+        hub.publish("request", lambda: {"number": 1})
+        assert b'"number":1' in wait_for(lambda: watcher.take(NOBODY, 1))
 
 
 def test_a_wait_ends_with_the_client() -> None:

@@ -30,7 +30,7 @@ from systemd_llm_switch.forward.answer import Answer, Sendable, Start
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.openai.sse import SSE_HEADERS
-from systemd_llm_switch.quoting import quoted
+from systemd_llm_switch.quoting import LIMIT, quoted
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ
 
@@ -113,7 +113,7 @@ def forward(services: Services, path: str, environ: Environ, start: Start) -> No
     Raises:
         ClientGone: the answer could not be sent to its end.
     """
-    client = environ.get("HTTP_USER_AGENT", "")
+    client = environ.get("HTTP_USER_AGENT", "")[:LIMIT]
     services.proxy.serve(path, _body(environ), _content_type(environ), environ.get(CLIENT_FD), start, client)
 
 

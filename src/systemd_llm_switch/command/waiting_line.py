@@ -37,7 +37,7 @@ def _keep(describe: Callable[[], str], is_over: threading.Event) -> None:
     while not is_over.wait(_STEP_S):
         try:
             words = describe()
-        except (NoProxy, Refused):
+        except (NoProxy, Refused, KeyError):  # the last: an older proxy, or a config that has just changed
             continue
         sys.stderr.write(f"\r\033[K{words} ({duration(time.monotonic() - began)})")
         sys.stderr.flush()

@@ -54,12 +54,17 @@ class Warming:
         with self._lock:
             alike = self._starts[loaded.model.unit].alike()
         if alike is not None:
-            self._reading = reading = _Reading(loaded, alike)
+            reading = _Reading(loaded, alike)
+            with self._lock:
+                self._reading = reading
             threading.Thread(target=reading.run, name="warm", daemon=True).start()
 
     def make_way(self) -> None:
         """A request came, or the process is to be stopped. Does not block."""
-        reading, self._reading = self._reading, None
+        if self._reading is None:  # nearly always
+            return
+        with self._lock:
+            reading, self._reading = self._reading, None
         if reading is not None:
             reading.is_over.set()
 
@@ -104,7 +109,7 @@ class _Reading:
         name, done, piece = self._loaded.model.id, 0, _FIRST_PIECE
         while done < len(tokens):
             if self.is_over.is_set():
-                reason = f"a request came when {done} of {len(tokens)} tokens were read ahead"
+                reason = f"ended when {done} of {len(tokens)} tokens were read ahead"
                 log.info("context_skipped model=%s reason=%s", name, quoted(reason))
                 return
             end = min(len(tokens), done + piece)

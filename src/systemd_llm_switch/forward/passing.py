@@ -43,6 +43,7 @@ class Passing:
 
         Raises: as `whole` does; `stack` is then its caller's.
         """
+        self._switcher.make_way()
         with ExitStack() as own:
             exchange = self._open(model, message, client, None, own)
             if not exchange.is_event_stream:

@@ -16,7 +16,9 @@ from systemd_llm_switch.setup.server_flags import ServerFlags
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SECRET_VALUE = "\0secret"
+"""In the place of a value that must not get into a unit."""
 _MOST_WORDS = 1000
 _FILE, _REPO = frozenset(("-m", "--model")), frozenset(("-hf", "-hfr", "--hf-repo"))
 _ALIAS = frozenset(("-a", "--alias"))
@@ -110,6 +112,8 @@ def from_flags(name: str, words: Sequence[str], known: ServerFlags) -> Foreign:
     is_embedding = is_reranking = False
     for flag, values in _pairs(words, known):
         spelled, value = known.same(flag), " ".join(values)
+        if SECRET_VALUE in value and not _first(_LEFT_OUT, spelled):
+            raise CannotTake(f"its {flag} looks like a secret, and every user may read a unit")
         if spelled & _FILE:
             file = value
         elif spelled & _REPO:
@@ -140,7 +144,7 @@ def usable_environment(settings: Sequence[object]) -> tuple[list[str], list[str]
         variable = str(setting).partition("=")[0]
         if not isinstance(setting, str) or "=" not in setting or not _VARIABLE.fullmatch(variable):
             lost.append(f"env {quoted(str(setting), 40)}: not NAME=value")
-        elif _SECRET.search(variable):
+        elif SECRET.search(variable) or SECRET_VALUE in setting:
             lost.append(f"env {variable}: it looks like a secret; put it into a drop-in that only you can read")
         else:
             taken.append(setting)

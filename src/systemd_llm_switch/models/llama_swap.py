@@ -16,6 +16,8 @@ from typing import Any
 from systemd_llm_switch.config.document import Unreadable, parse_yaml
 from systemd_llm_switch.config.limits import MOST_MODELS
 from systemd_llm_switch.models.foreign import (
+    SECRET,
+    SECRET_VALUE,
     CannotTake,
     Foreign,
     Found,
@@ -115,7 +117,7 @@ class _Macros:
     def __init__(self, name: str, tables: tuple[object, ...], environ: Mapping[str, str]) -> None:
         self._values = {"MODEL_ID": name, "PORT": "0"}  # the port is chosen by `add`
         for table in tables:
-            self._values |= {str(key): str(value) for key, value in _mapping(table).items()}
+            self._values |= {str(key): _text(value) for key, value in _mapping(table).items()}
         self._environ = environ
 
     def replace_in(self, text: str) -> str:
@@ -141,7 +143,13 @@ class _Macros:
         if value is None:
             what = "the environment has no" if name.startswith("env.") else "there is no macro"
             raise CannotTake(f"{what} {printable(name.removeprefix('env.'), 60)}")
-        return value
+        # A unit is a file that everybody may read. What is left out anyway (--api-key) may hold it.
+        return SECRET_VALUE if name.startswith("env.") and SECRET.search(name) else value
+
+
+def _text(value: object) -> str:
+    """YAML takes `on` and `yes` for true, and llama-server takes words."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _words(command: str) -> list[str]:

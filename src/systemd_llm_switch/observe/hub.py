@@ -126,25 +126,33 @@ class Hub:
             with self._lock:
                 self._watchers.append(watcher)
             if len(self._watchers) == 1:
-                self._begin()
+                try:
+                    self._begin()
+                except BaseException:  # no thread was to be had: the next watcher tries again
+                    self._leave(watcher)
+                    raise
 
     def _begin(self) -> None:
         self._is_over = threading.Event()
-        self._ends = [begin() for begin in self._companions]
+        for begin in self._companions:
+            self._ends.append(begin())
         threading.Thread(target=self._run, args=(self._is_over,), name="status-events", daemon=True).start()
 
     def _dismiss(self, watcher: Watcher) -> None:
         with self._turn:
-            with self._lock:
-                self._watchers.remove(watcher)
-            if self._watchers:
-                return
-            self._is_over.set()
-            self._news.set()
-            self._pending.clear()
-            ends, self._ends = self._ends, []
-            for end in ends:
-                end()
+            self._leave(watcher)
+
+    def _leave(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers.remove(watcher)
+        if self._watchers:
+            return
+        self._is_over.set()
+        self._news.set()
+        self._pending.clear()
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end()
 
     def _run(self, is_over: threading.Event) -> None:
         """Sends what was published, and the status whenever it has changed."""

@@ -80,7 +80,7 @@ class Ledger:
         return not (self.units or self.config or self.manager)
 
     def note_folders(self, missing: Iterable[Path]) -> None:
-        """Notes folders that the set-up is about to make."""
+        """Notes folders that were not there before the set-up: those that it makes are among them."""
         self.folders = sorted({*self.folders, *map(str, missing)})
 
     def made_folders(self, places: Places) -> list[Path]:

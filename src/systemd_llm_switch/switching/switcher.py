@@ -81,13 +81,17 @@ class Switcher:
 
     # --- leases: the hot path -------------------------------------------------------------------------
 
+    def make_way(self) -> None:
+        """A request comes, which does not wait for what is read ahead. Does not block."""
+        self._contexts.make_way()
+
     def lease(self, model: Model) -> Lease:
         """Asks for a model. Does not block; wait on the lease, and give it back with `release`.
 
         Raises:
             ShuttingDown: the proxy is being stopped.
         """
-        self._contexts.make_way()
+        self.make_way()
         resident = self._residents.get(model.unit)
         if resident is not None and resident.watch.has_exited():
             self.lose(resident)

@@ -65,7 +65,12 @@ class Follower:
         except ProgramError as error:
             raise JournalError(f"the journal cannot be read: {error}") from error
         self._thread = threading.Thread(target=self._read, name="journal", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._process.kill()
+            self._process.wait()
+            raise JournalError("the journal cannot be followed: the kernel refused a thread") from error
 
     def close(self) -> None:
         """Ends the reading; `on_line` is not called afterwards. Idempotent."""

@@ -12,6 +12,7 @@ import pytest
 from corpus.cases import load_cases
 from support.leaked import MARKED
 from support.replies import calling, plenty, saying
+from systemd_llm_switch.forward.live_reply import LiveReply
 from systemd_llm_switch.repair import Budget, RequestFacts, parse_reply, repair_history, repair_reply
 
 SMALL, LARGE = 100_000, 400_000
@@ -185,3 +186,26 @@ def test_a_whole_body_that_is_malformed() -> None:
         return reply.replace("}", ",}").encode()
 
     assert_linear(parse_reply, malformed)
+
+
+LIVE = {
+    "newlines": ("Hi ", "\n"),
+    "spaces": ("Hi ", "     "),
+    "space from the start": ("", " "),
+    "leaked thoughts": ("<|channel|>analysis<|message|>", "abcd "),
+    "thoughts without their tokens": ("analysisWe ", "abcd "),
+    "words": ("Hi ", "abcd "),
+}
+
+
+@pytest.mark.parametrize("shape", LIVE)
+def test_a_live_stream_of_many_pieces(shape: str) -> None:
+    """What is held back is not read again for each piece."""
+    start, piece = LIVE[shape]
+
+    def feed(count: int) -> None:
+        live = LiveReply(FILES, is_chat=True, wants_usage=False)
+        for text in (start, *[piece] * count):
+            live.feed(json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode())
+
+    assert_linear(feed, lambda length: length // 50)

@@ -23,7 +23,16 @@ from systemd_llm_switch.openai.sse import (
     tool_call_deltas,
 )
 from systemd_llm_switch.quoting import quoted
-from systemd_llm_switch.repair import THOUGHTS_END, Budget, Holding, Repair, RequestFacts, repair_reply, take_thoughts
+from systemd_llm_switch.repair import (
+    THOUGHTS_END,
+    Budget,
+    Holding,
+    Repair,
+    RequestFacts,
+    may_end_thoughts,
+    repair_reply,
+    take_thoughts,
+)
 
 
 class BrokenStream(Exception):
@@ -50,6 +59,7 @@ class _Choice:
 
     sent: list[str] = field(default_factory=list)
     pending: str = ""  # text that was read but not passed on
+    thinking: int = 0  # length of the pending text when it was last known to be thoughts that go on
     held: list[str] = field(default_factory=list)  # text after `pending`, once all further text is held
     holding: Holding | None = None
     fields: Json = field(default_factory=dict)  # of the message: role, reasoning_content, …
@@ -219,17 +229,21 @@ class LiveReply:
             yield self._frame(index, {"role": state.fields["role"]})
         if delta.get("reasoning_content"):
             yield self._frame(index, {"reasoning_content": delta["reasoning_content"]})
+        text = delta.get("content") or ""
+        # More space behind space decides nothing: a model in a loop may write thousands of newlines.
+        is_blank = text.isspace() and state.pending[-1:].isspace()
         if state.holding is not None and state.holding.holds_rest:
-            state.held.append(delta.get("content") or "")
+            state.held.append(text)
         else:
-            state.pending += delta.get("content") or ""
+            state.pending += text
         for call in objects_of(delta.get("tool_calls")):
             _merge_call(state, call)
         if isinstance(delta.get("function_call"), dict):
             state.function = _merged_function(state.function or {}, delta["function_call"])
         state.logprobs += objects_of(object_of(choice.get("logprobs")).get("content"))
         state.finish_reason = choice.get("finish_reason") or state.finish_reason
-        yield from self._text_that_may_pass(index, state)
+        if not is_blank:
+            yield from self._text_that_may_pass(index, state)
 
     def _read(self, choice: Json) -> tuple[int, _Choice, Json]:
         """A choice's index, what was read of it before, and what is new.
@@ -256,7 +270,11 @@ class LiveReply:
         if self._facts.wants_json or state.has_calls or not state.pending:
             return
         if self._facts.thoughts and self._is_chat and not state.sent:
+            if state.thinking and not may_end_thoughts(state.pending, state.thinking):
+                state.thinking = len(state.pending)
+                return
             taken = take_thoughts(state.pending)
+            state.thinking = 0 if taken else len(state.pending)
             if taken is None:
                 return
             thoughts, state.pending = taken

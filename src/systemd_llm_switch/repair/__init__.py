@@ -10,7 +10,7 @@ from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
-from .thoughts import THOUGHTS_END, is_in_call
+from .thoughts import THOUGHTS_END, is_in_call, may_end_thoughts
 
 __all__ = [
     "MALFORMED_ARGUMENTS",
@@ -22,6 +22,7 @@ __all__ = [
     "RequestFacts",
     "UnrepairableReply",
     "is_in_call",
+    "may_end_thoughts",
     "parse_reply",
     "repair_history",
     "repair_reply",

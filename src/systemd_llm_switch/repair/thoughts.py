@@ -39,6 +39,9 @@ _CHANNEL = re.compile(
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)")
 _STRIPPED = re.compile(r"analysis(?P<thought>.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL)
+# One of these is in everything that ends thoughts, at most so many characters before its end.
+_IN_END = re.compile(r"[<\[]|assistant")
+_LONGEST_END = 64
 # All that thoughts can begin with; "" is a content without a word. Nearly all contents begin with something else.
 _FIRST = ("<", "[", "a", "")
 _MAX_BLOCKS = 64
@@ -50,6 +53,11 @@ def may_be_thoughts(begun: str) -> bool:
     if not body or "analysis".startswith(body) or _WORD_START.match(body):
         return True
     return any(start.startswith(body[: len(start)]) for start in _STARTS)
+
+
+def may_end_thoughts(text: str, since: int) -> bool:
+    """Whether thoughts that went on at length `since` of the text may have ended by now. Much cheaper than to split."""
+    return _IN_END.search(text, max(0, since - _LONGEST_END)) is not None
 
 
 def is_thoughts_start(begun: str) -> bool:

@@ -23,6 +23,8 @@ from corpus.cases import load_cases
 from support.replies import calling, saying
 from systemd_llm_switch.repair import Budget, RequestFacts, repair_history, repair_reply
 
+pytestmark = pytest.mark.slow  # a hunt: a minute of CPU time in all
+
 LENGTHS = (200, 2_000, 20_000)
 """From short to long, so that a cubic pattern fails the test instead of hanging it."""
 SLOW_S = 0.06

@@ -193,6 +193,7 @@ FRAGMENTS = (
 fragments = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
 
 
+@pytest.mark.slow
 @many
 @given(reply=objects, request=objects)
 def test_no_shape_of_a_reply_or_a_request_raises(reply: dict[str, Any], request: dict[str, Any]) -> None:

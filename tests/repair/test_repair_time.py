@@ -66,6 +66,10 @@ CONTENTS: dict[str, Callable[[int], str]] = {
     "functions without end": between("", "<function=read_file>\n<parameter=path>\n"),
     "parameters": between("<function=read_file>\n", "<parameter=path>\nx\n</parameter>\n"),
     "keys without values": between("<tool_call>read_file\n", "<arg_key>path</arg_key>\n<arg_value>"),
+    "call ends behind a parameter in a parameter": between(
+        "<function=write_to_file>\n<parameter=path>a</parameter>\n<parameter=content>\n<parameter=x></parameter>z",
+        "y</function>",
+    ),
     "control tokens": between("", "[TOOL_CALLS]read_file{"),
     "end tokens": between("{", "<|im_end|>"),
     "backticks": between("", "`", " {"),

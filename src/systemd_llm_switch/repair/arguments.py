@@ -28,7 +28,10 @@ _WRAPPER: RepairKind = "arguments_wrapper"
 _MAX_ENCODINGS = 3
 _WRAPPER_NAMES = frozenset({"arguments", "parameters", "params", "args", "input", "toolinput", "properties", "file"})
 _MAX_WRAPPERS = 4
-_GEMMA_VALUE = re.compile(r'\s*+\{(?>(?:[^"<]|"[^"\n]{0,99}+")*)[:\[,{]?\s*+<\|"\|>')
+_GEMMA_VALUE = re.compile(
+    r'\s*+\{(?>(?:[^"<\s]|\s++(?!<)|"(?>(?:[^"<\n]|<(?!\|"\|>)){0,99})")*)(?<=[:\[,{(])\s*+<\|"\|>'
+)
+"""A value between Gemma's tokens, before which no plain string holds one: JSON about Gemma stays as it is."""
 _CHANGED: dict[str, RepairKind] = {NAMES: "arguments_names", TYPES: "arguments_types"}
 _LEADING = re.compile(r"(?>(?:\ufeff|\s|```\w*+\n|<\|?[\w|]{1,40}+>)*)")
 _END_MARK = re.compile(r"<(?:/(?:tool_call|function|parameters?|arguments)|\|/?\w{1,40}\|)>\Z")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from .strings import SPACE
 from .text import decode, encode
 from .written import NOTHING, Found, LeakedCall, Source, json_behind_name
 
@@ -109,7 +110,7 @@ def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
     -1 if the tags do not pair.
     """
     depths = {"parameter": 0, "call": 0}
-    inner_end = -1
+    inner_end = inner_next = -1
     for tag in _TAGS.finditer(text, start):
         kind = "parameter" if tag["started"] or tag["ended"] else "call"
         if tag["opening"]:
@@ -122,11 +123,13 @@ def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
                 return -1
         elif depths[kind]:
             depths[kind] -= 1
-            inner_end = tag.start() if kind == "parameter" and not any(depths.values()) else inner_end
+            if kind == "parameter" and not any(depths.values()):
+                inner_end = tag.start()
+                inner_next = SPACE.match(text, _behind_ends(text, inner_end)).end()  # type: ignore[union-attr]
         elif kind == "parameter" and _PARAMETER_END.match(text, tag.start()):
             return tag.start()
         elif kind == "call":
-            if inner_end >= 0 and not text[_behind_ends(text, inner_end) : tag.start()].strip():
+            if inner_next == tag.start():
                 return inner_end
             if text.startswith("\n", tag.start() - 1):
                 return tag.start() - 1

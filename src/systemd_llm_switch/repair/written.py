@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .budget import Budget
 from .lenient import Reading, read
-from .quote_tokens import as_json, end_of_object
+from .quote_tokens import QUOTE_TOKEN, as_json, end_of_object
 from .strings import SPACE, Exhausted, Unreadable, unescape
 from .text import encode
 
@@ -31,6 +31,7 @@ _FLAG = re.compile(
     r"(?:\"(?P<string>[^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"|(?P<plain>[^\s\"}][^\n}]*+))\s*+,?+",
     re.S,
 )
+_TOKEN_OR_END = re.compile(r"\s*+(?:<|\Z)")
 _CLOSERS = re.compile(r"\s*+\}[}\s]*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
@@ -109,7 +110,7 @@ def quoted(source: Source, name: str, start: int, ends: re.Pattern[str], *, need
 
     Without an end token it goes up to its last bracket; with `needs_end`, that must be the text's end.
     """
-    ending = ends.search(source.text, start)
+    ending = _end_outside_of_strings(source.text, start, ends)
     stop = ending.start() if ending else len(source.text)
     if ending is None and not needs_end and (closed := end_of_object(source.text, start)) > 0:
         stop = closed
@@ -127,6 +128,21 @@ def quoted(source: Source, name: str, start: int, ends: re.Pattern[str], *, need
     if ending or reading.end == len(written):
         return [LeakedCall(name, written[: reading.end], is_open=ending is None, is_cut=is_cut)], stop
     return NOTHING
+
+
+def _end_outside_of_strings(text: str, start: int, ends: re.Pattern[str]) -> re.Match[str] | None:
+    """The first end token outside of strings, or the first one of all if a closing token is missing.
+
+    It is missing, too, where a bracket comes before the end token, and another token or nothing behind it.
+    """
+    at, tokens = start, 0
+    for ending in ends.finditer(text, start):
+        tokens += sum(1 for _ in QUOTE_TOKEN.finditer(text, at, ending.start()))
+        at = ending.end()
+        is_closed = text[at - 30 : ending.start()].rstrip().endswith(("}", ")"))
+        if tokens % 2 == 0 or (is_closed and _TOKEN_OR_END.match(text, at)):
+            return ending
+    return ends.search(text, start)
 
 
 # -- f(p=value) --------------------------------------------------------------------------------------------
@@ -189,12 +205,12 @@ def _python_call(written: str) -> LeakedCall | None:
         if node.args or any(keyword.arg is None for keyword in node.keywords):
             return None
         return LeakedCall(name, encode({str(keyword.arg): _plain(keyword.value) for keyword in node.keywords}))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
 
 
 def _plain(node: ast.expr) -> object:
-    """The value of a literal, with JSON's names for some. Raises ValueError."""
+    """The value of a literal, with JSON's names for some. Raises ValueError, or TypeError for what JSON cannot hold."""
     if isinstance(node, ast.Name) and node.id in _PYTHON_NAMES:
         return _PYTHON_NAMES[node.id]
     if isinstance(node, ast.List | ast.Tuple):

@@ -12,6 +12,8 @@ from .forms import BEHIND_NAMES, ENDS, FORMS, MARK, ODD_TOKENS, OPENS, TURN_ENDS
 from .written import MAX_CALLS, Found, LeakedCall, Source
 
 MARKER = re.compile(MARK)
+_BEFORE_CALLS = frozenset(token for token in ENDS if token.startswith("<") and token != "</s>")
+"""End tokens that a call right behind them takes along."""
 _MAX_TOKENS = 64
 _MAX_ELEMENTS = 500
 _HEADS = {form.name: re.compile(form.head) for form in FORMS}
@@ -247,11 +249,17 @@ def _ended_before(text: str, form: Form, end: int) -> bool:
 
 
 def _with_ends_before(text: str, form: Form, start: int) -> int:
-    """Where the leak starts with the end tokens of its form that stand right before it by mistake."""
+    """Where the leak starts with the end tokens of its form that stand right before it by mistake, on lines of their
+    own: behind words they may be the words' own.
+    """
+    at = start
     for _ in range(_MAX_TOKENS):
-        before = text[max(0, start - 100) : start].rstrip()
-        token = next((token for token in form.ends if token.startswith("<") and before.endswith(token)), None)
+        first = max(0, at - 100)
+        before = text[first:at].rstrip()
+        token = next((token for token in form.ends if token in _BEFORE_CALLS and before.endswith(token)), None)
         if token is None:
             break
-        start = max(0, start - 100) + len(before) - len(token)
+        at = first + len(before) - len(token)
+        if not text[first:at].rpartition("\n")[2].strip():
+            start = at
     return start

@@ -84,6 +84,8 @@ class _Rescue:
         text = self.content.rstrip()
         for _ in range(_MAX_END_TOKENS):
             ending = next((token for token in TURN_ENDS if text.endswith(token)), "")
+            if ending == "</s>" and "<s>" in text[-_MAX_SENTENCE:].rpartition("\n")[2]:  # struck out, in HTML
+                break
             text = text.removesuffix(ending).rstrip()
         return text
 

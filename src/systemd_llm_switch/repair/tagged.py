@@ -47,6 +47,8 @@ _PAIR_WITHOUT_KEY_END = re.compile(
     r"</(?:longcat_)?arg_value>",
     re.S,
 )
+_VALUE_OPEN = re.compile(r"<(?:longcat_)?arg_value>")
+_VALUE_END = re.compile(r"</(?:longcat_)?arg_value>")
 _PAIR_OPEN = re.compile(r"\s*+<(?:longcat_)?arg_")
 _TYPED = re.compile(
     r"\s*+<\|open\|>argument key=\"(?P<name>[^\"<>\n]{1,99}+)\"(?>(?:\s++type=\"(?P<type>\w{1,20}+)\")?)[^<>\n]{0,99}+"
@@ -76,21 +78,23 @@ def parameters(source: Source, name: str, start: int) -> Found:
     at, is_cut = start, False
     while not is_cut and (parameter := _PARAMETER.match(text, at)):
         source.budget.check()
-        raw, at, is_cut = _parameter_value(text, parameter, declared)
+        raw, at, is_cut = _parameter_value(text, parameter, declared, values)
         values[parameter["name"]] = _as_declared(raw, parameter["string"])
     if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
         at, is_cut = len(text), True
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
 
 
-def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str]) -> tuple[str, int, bool]:
+def _parameter_value(
+    text: str, opening: re.Match[str], declared: Collection[str], given: Collection[str]
+) -> tuple[str, int, bool]:
     """A value, where reading goes on, and whether the text ends within it.
 
     Templates with `name=` put no newlines around a value: one at its end is then its own, unless the end tag is
     doubled, or models put one at each end. Where DeepSeek says that a value is a string, all of it is the value.
     """
     start = opening.end()
-    end = _nested_end(text, start, declared)
+    end = _nested_end(text, start, declared, given)
     if end < 0:
         plain = _PARAMETER_END.search(text, start)
         if plain is None:
@@ -103,10 +107,10 @@ def _parameter_value(text: str, opening: re.Match[str], declared: Collection[str
     return raw if is_own else _value(raw), behind, False
 
 
-def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
+def _nested_end(text: str, start: int, declared: Collection[str], given: Collection[str]) -> int:
     """Where a value ends that may be a document about this very form: what is opened in it, is closed in it.
 
-    A parameter that the tool does not declare is such a document's. An end tag that another one follows ends the value.
+    A parameter that the tool does not declare, or that the call has already, is such a document's. An end tag that another one follows ends the value.
     -1 if the tags do not pair.
     """
     depths = {"parameter": 0, "call": 0}
@@ -116,7 +120,7 @@ def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
         if tag["opening"]:
             starts_line = text.startswith("\n", tag.start() - 1)
             is_next = kind == "parameter" and starts_line and not any(depths.values())
-            if is_next and (not declared or tag["name"] in declared):
+            if is_next and tag["name"] not in given and (not declared or tag["name"] in declared):
                 return tag.start() - 1
             depths[kind] += 1
             if depths[kind] > _MAX_DEPTH:
@@ -131,9 +135,15 @@ def _nested_end(text: str, start: int, declared: Collection[str]) -> int:
         elif kind == "call":
             if inner_next == tag.start():
                 return inner_end
-            if text.startswith("\n", tag.start() - 1):
+            if text.startswith("\n", tag.start() - 1) and not _is_within_value(text, tag.end()):
                 return tag.start() - 1
     return -1
+
+
+def _is_within_value(text: str, at: int) -> bool:
+    """Whether the next tag behind a call's end tag ends a parameter: then the end tag is part of the value."""
+    tag = _TAGS.search(text, at)
+    return tag is not None and bool(tag["ended"]) and _PARAMETER_END.match(text, tag.start()) is not None
 
 
 def _behind_ends(text: str, at: int) -> int:
@@ -172,11 +182,18 @@ def pairs(source: Source, name: str, start: int) -> Found:
         at = start - len(key)
     while pair := _PAIR.match(source.text, at) or _PAIR_WITHOUT_KEY_END.match(source.text, at):
         source.budget.check()
-        values[pair["name"].strip()] = pair["value"]
+        values[pair["name"].strip()] = pair["value"] + _own_ends(source.text, pair)
         at = pair.end()
     is_cut = _PAIR_OPEN.match(source.text, at) is not None
     end = len(source.text) if is_cut else at
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], end
+
+
+def _own_ends(text: str, pair: re.Match[str]) -> str:
+    """The end tags behind a value that belong to it, since it opens them: a document about this form."""
+    opened = len(_VALUE_OPEN.findall(pair["value"]))
+    ends = [end.start() for end in _VALUE_END.finditer(text, pair.end("value"), pair.end())]
+    return text[pair.end("value") : ends[opened]] if 0 < opened < len(ends) else ""
 
 
 def _name_and_key(source: Source, written: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ _BEHIND_OBJECT = re.compile(rf"{_SURPLUS.pattern}|{_BEHIND_JSON.pattern}")
 _SEPARATOR = re.compile(r"\s*+[;,]?\s*+")
 _FLAG = re.compile(
     r"\s*+--(?P<name>[\w-]{1,99}+)[ =]\s*+"
-    r"(?:\"(?P<string>[^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"|(?P<plain>[^\s\"}][^\n}]*+))\s*+,?+",
+    r"(?:\"(?P<string>[^\"\\]*+(?>(?:\\.[^\"\\]*+)*))\"\s*+,?+|(?P<plain>[^\s\"}][^\n]*+))",
     re.S,
 )
 _TOKEN_OR_END = re.compile(r"\s*+(?:<|\Z)")
@@ -38,6 +38,7 @@ _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools
 _MESSAGE_KEYS = frozenset({"tool_calls", "role", "content", "refusal"})
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
+_RAW_NEWLINE = re.compile(r"\\.|\n", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?>(?:\.call)?)\(")
 _MAX_PYTHON = 20_000
 """So many characters outside of strings: Python's parser cannot be stopped."""
@@ -192,7 +193,7 @@ def _python_call(written: str) -> LeakedCall | None:
     try:
         # Models put the newlines of a file into a string as they are.
         written = _PYTHON_PART.sub(
-            lambda part: part[0].replace("\n", "\\n") if part[0][0] in "\"'" else part[0], written
+            lambda part: _RAW_NEWLINE.sub(_escaped_newline, part[0]) if part[0][0] in "\"'" else part[0], written
         )
         node = ast.parse(written.strip(), mode="eval").body
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and len(node.args) == 1:
@@ -207,6 +208,11 @@ def _python_call(written: str) -> LeakedCall | None:
         return LeakedCall(name, encode({str(keyword.arg): _plain(keyword.value) for keyword in node.keywords}))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+def _escaped_newline(part: re.Match[str]) -> str:
+    """The escape for a newline; one behind a backslash continues the line, as in Python."""
+    return "\\n" if part[0] == "\n" else part[0]
 
 
 def _plain(node: ast.expr) -> object:
@@ -235,11 +241,23 @@ def flags(source: Source, name: str, start: int) -> Found:
     values: dict[str, object] = {}
     while flag := _FLAG.match(source.text, at):
         source.budget.check()
-        quoted_value = flag["string"]
-        values[flag["name"]] = flag["plain"].rstrip() if quoted_value is None else unescape(quoted_value)
-        at = flag.end()
+        if flag["name"] in values:
+            return NOTHING
+        plain = flag["plain"] and _without_closers(flag["plain"])
+        values[flag["name"]] = plain or unescape(flag["string"] or "")
+        at = flag.start("plain") + len(plain) if plain else flag.end()
     closing = _CLOSERS.match(source.text, at)
     return ([LeakedCall(name, encode(values))], closing.end()) if closing and values else NOTHING
+
+
+def _without_closers(line: str) -> str:
+    """A flag's value without what ends the call on the same line: brackets that nothing in the value opened."""
+    value = line.partition("[/TOOL_CALL]")[0].rstrip()
+    surplus = value.count("}") - value.count("{")
+    while surplus > 0 and value.endswith("}"):
+        value = value[:-1].rstrip()
+        surplus -= 1
+    return value
 
 
 # -- {"name": …, "arguments": {…}} -------------------------------------------------------------------------

@@ -253,11 +253,9 @@ def flags(source: Source, name: str, start: int) -> Found:
 def _without_closers(line: str) -> str:
     """A flag's value without what ends the call on the same line: brackets that nothing in the value opened."""
     value = line.partition("[/TOOL_CALL]")[0].rstrip()
-    surplus = value.count("}") - value.count("{")
-    while surplus > 0 and value.endswith("}"):
-        value = value[:-1].rstrip()
-        surplus -= 1
-    return value
+    closers = [at for at in range(len(value.rstrip("} \t")), len(value)) if value[at] == "}"]
+    surplus = min(value.count("}") - value.count("{"), len(closers))
+    return value[: closers[-surplus]].rstrip() if surplus > 0 else value
 
 
 # -- {"name": …, "arguments": {…}} -------------------------------------------------------------------------

@@ -110,9 +110,8 @@ def _parameter_value(
 def _nested_end(text: str, start: int, declared: Collection[str], given: Collection[str]) -> int:
     """Where a value ends that may be a document about this very form: what is opened in it, is closed in it.
 
-    A parameter that the tool does not declare, or that the call has already, is such a document's. An end tag that another
-    one follows ends the value.
-    -1 if the tags do not pair.
+    A parameter that the tool does not declare, or that the call has already, is such a document's. An end tag that
+    another one follows ends the value. -1 if the tags do not pair.
     """
     depths = {"parameter": 0, "call": 0}
     inner_end = inner_next = -1

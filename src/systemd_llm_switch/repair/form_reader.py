@@ -44,6 +44,7 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
 _OPEN = _any_of(OPENS)
 _OPEN_OR_END = _any_of(OPENS | {token for token in ENDS if token.startswith(("<", "[/", "]<]"))})
 _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
+_FOLLOWED_BY = {form.name: re.compile(form.followed_by) for form in FORMS if form.followed_by}
 _STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
 _TURN_END = _any_of(TURN_ENDS)
@@ -208,7 +209,9 @@ def _read(source: Source, form: Form, at: int) -> Found:
         found = _TAG_READERS[form.style](source, name, start)
         return found if _is_plausible(source, form, found[1]) else ([], at)
     if form.style == "json":
-        return written.json_behind_name(source, name, start)
+        calls, end = written.json_behind_name(source, name, start)
+        behind = _FOLLOWED_BY.get(form.name)
+        return (calls, end) if behind is None or behind.match(source.text, end) else ([], at)
     if form.style == "quoted":
         return written.quoted(source, name, start, _STOPS[form.name], needs_end=not head[0].startswith("call:"))
     return (tagged.named_elements if form.style == "elements" else written.flags)(source, name, start)

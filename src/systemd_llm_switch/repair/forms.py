@@ -55,6 +55,8 @@ class Form:
     ends: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     behind_name: str = ""
+    followed_by: str = ""
+    """What alone may follow the call, in forms that prose shows as well."""
 
 
 _HERMES_OPENS = (
@@ -119,7 +121,7 @@ FORMS = (
         "harmony, recipient alone",
         "json",
         opens=("<|start|>assistant", "<|start|>"),
-        head=rf"(?>(?:assistant)?)\s*+to=functions\.{NAME}[^\n{{}}<>]{{0,40}}+\s*+(?=\{{)",
+        head=rf"(?>(?:assistant)?)\s*+to=functions\.{NAME}(?>(?:json|code|commentary|analysis|[^A-Za-z\n{{}}<>]){{0,40}})\s*+(?=\{{)",
         ends=("<|call|>", "<|end|>", "<|return|>"),
         bare=(r"(?:assistant )?to=functions\.[\w-]",),
     ),
@@ -312,6 +314,7 @@ FORMS = (
         "json",
         head=rf"Action:[^\S\n]*+{NAME}[^\S\n]*+\n\s*+Action Input:\s*+(?=\{{)",
         bare=(r"Action:[^\S\n]{0,3}[\w.-]{1,99}[^\S\n]{0,3}\n\s{0,9}Action Input:",),
+        followed_by=r"\s*+(?:\Z|Observation|Thought:|Action:|<)",
     ),
     Form("Qwen-Agent", "json", opens=("✿FUNCTION✿:",), head=rf"{NAME}\s*+✿ARGS✿:\s*+(?=\{{)", ends=("✿RESULT✿:",)),
     # Apertus: its chat template; vLLM, apertus_tool_parser.py.

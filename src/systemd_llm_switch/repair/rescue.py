@@ -45,6 +45,8 @@ _EXPLAINS = re.compile(
     re.I,
 )
 _EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
+_SHOWN_LINE = re.compile(r"\s*+(?:[>|]|[-*+] |\d{1,9}+[.)] )")
+"""A line of a block quote, a table or a list."""
 _SENTENCE_ENDS = (".", "!", "?", ":", "…")
 _CALL_NAMES = frozenset(map(fold, (*NAME_KEYS, *ARGUMENT_KEYS, "type", "id")))
 _Made = tuple[Call, tuple[Repair, ...]]
@@ -196,8 +198,9 @@ class _Rescue:
         if line_before.strip():
             is_glued = line_before[-1].isalnum() or line_before.endswith(_SENTENCE_ENDS)
             is_spoken = is_last and line_before.rstrip().endswith(_SENTENCE_ENDS)
-            is_shown = line_before.lstrip().startswith((">", "|"))  # a block quote, a table
-            if is_shown or not ends_line or not (is_special or is_glued or is_spoken):
+            is_shown = _SHOWN_LINE.match(line_before) is not None
+            is_alone = is_special and is_last
+            if is_shown or not ends_line or not (is_alone or is_glued or is_spoken):
                 return True
         elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True

@@ -21,6 +21,7 @@ _PAIRS = (
     ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
 )
+_START_OF = {end: start for start, end in _PAIRS}
 _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 """Around the answer, in Kimi K3's replies."""
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
@@ -28,7 +29,10 @@ _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:|mm:)?think(?:ing|:opensource)?>|<\|close\|>think<\|sep\|>")
 _CALL_START = re.compile(
     r"\A\s*+[{\[]|\[TOOL_CALLS\]|(?:(?<=\n)|\A)[ \t]*+"
-    r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜])"
+    r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜]"
+    r"|(?P<element>[A-Za-z][\w-]{0,98}+)>\s*+<[A-Za-z])"
+    r"|(?:(?<=\n)|\A)[ \t]*+call:[\w.:-]{1,99}+[ \t]*+[{(]|\A\s*+[\w.-]{1,99}+\{"
+    r"|\nAction Input:|<\|tool_call_argument_begin\|>|\[ARGS\]"
 )
 _CALL_END = re.compile(
     r"</(?:tool_call|function|invoke|(?>[a-z]{2,9}+:)tool_call)>|<\|(?:call|end|tool_call_end)\|>|<tool_call\|>"
@@ -131,21 +135,28 @@ def is_in_call(before: str) -> bool:
     """Whether a text ends within a tool call: an end tag that follows belongs to the call, such as a file's."""
     at = 0
     while call := _CALL_START.search(before, at):
-        end = _CALL_END.search(before, call.end())
-        if end is None:
+        if call["element"]:
+            closing = f"</{call['element']}>"
+            end = before.find(closing, call.end())
+            at = end + len(closing)
+        else:
+            closed = _CALL_END.search(before, call.end())
+            end, at = (closed.start(), closed.end()) if closed else (-1, -1)
+        if end < 0:
             return True
-        at = end.end()
     return False
 
 
 def _stray_end(content: str) -> re.Match[str] | None:
-    """The end tag of a thought that the template began: on a line of its own, outside of code and calls."""
+    """The end tag of a thought that the template began: at the start or the end of a line, outside of code and calls."""
     end = _STRAY_END.search(content)
-    if end is None or THOUGHTS_START in content[: end.start()] or is_in_call(content[: end.start()]):
+    if end is None:
         return None
     before = content[: end.start()]
+    if THOUGHTS_START in before or _START_OF.get(end[0], THOUGHTS_START) in before or is_in_call(before):
+        return None
     line = before[before.rfind("\n") + 1 :]
     is_at_line_start = not line.strip()
     is_at_line_end = content[end.end() : end.end() + 1] in ("", "\n")
-    is_in_code = before.count("```") % 2 == 1 or line.count("`") % 2 == 1
+    is_in_code = before.count("```") % 2 == 1 or before.count("~~~") % 2 == 1 or line.count("`") % 2 == 1
     return end if (is_at_line_start or is_at_line_end) and not is_in_code else None

@@ -307,6 +307,8 @@ def calls_in(source: Source, value: object, reading: Reading, is_marked: bool) -
         return []
     name = value[name_key]
     arguments_key = next((key for key in ARGUMENT_KEYS if key in value), None)
+    if name_key == "action" and not is_marked and arguments_key != "action_input":
+        return []  # an answer in JSON about some action
     beside = {key: part for key, part in value.items() if key != name_key and key not in _ENVELOPE}
     if is_marked and arguments_key is None and beside and beside.keys() <= set(source.members(name)):
         return [LeakedCall(name, encode(beside))]

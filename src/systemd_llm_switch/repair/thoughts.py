@@ -148,7 +148,7 @@ def is_in_call(before: str) -> bool:
 
 
 def _stray_end(content: str) -> re.Match[str] | None:
-    """The end tag of a thought that the template began: at the start or the end of a line, outside of code and calls."""
+    """The end tag of a thought that the template began: at a line's start or end, outside of code and calls."""
     end = _STRAY_END.search(content)
     if end is None:
         return None

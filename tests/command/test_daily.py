@@ -352,6 +352,31 @@ def test_something_else_on_the_port_is_not_taken_for_the_proxy(stack: Stack) -> 
         server.wait()
 
 
+ANSWERS_ALL = """\
+import http.server, sys
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200); self.send_header("Content-Type", "text/html"); self.end_headers()
+        self.wfile.write(b"<html>")
+    do_GET = do_POST
+    def log_message(self, *words): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Page).serve_forever()
+"""
+
+
+def test_a_page_in_the_place_of_an_answer_is_an_error(stack: Stack) -> None:
+    port = free_port()
+    stack.write_config({"a": stack.standin("a")}, port=port)
+    server = subprocess.Popen([sys.executable, "-c", ANSWERS_ALL, str(port)])
+    try:
+        ran = wait_for(lambda: (it := Command(stack).run("chat", "a", "hi")) and "not the proxy" in it.stderr and it)
+        assert ran.returncode == 3
+        assert ran.stdout == ""
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_broken_config_is_named(stack: Stack) -> None:
     stack.config_path.write_text("models: 5\n")
     ran = Command(stack).run("status")

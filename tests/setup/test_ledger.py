@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from systemd_llm_switch.setup import demo_config, uninstall
+from systemd_llm_switch.setup import demo_config, llama_server, uninstall
 from systemd_llm_switch.setup.ledger import Ledger, checksum
 from systemd_llm_switch.setup.places import Places, SetupError
 
@@ -63,6 +64,36 @@ def test_uninstall_keeps_a_persons_own_files(places: Places, capsys: pytest.Capt
     shown = capsys.readouterr().out
     for path in own:
         assert f"kept {places.short(path)}\n" in shown
+
+
+def test_a_unit_is_on_record_as_soon_as_it_is_written(places: Places) -> None:
+    """A set-up that breaks off leaves no unit that the next uninstall does not know."""
+    Ledger(places.ledger).put_unit("a.service", "[Service]\n", places)
+    uninstall.run(places, nobody(places), Ledger.load(places))
+    assert not list(places.linked.glob("*"))
+
+
+HALF = """\
+#!/bin/sh
+# A pip that puts half of it into its target, and fails.
+for word; do
+    if [ "$last" = --target ]; then mkdir -p "$word/package" && echo half > "$word/package/lib.so"; fi
+    last=$word
+done
+case $* in *install*) echo "[Errno 28] No space left on device" >&2; exit 1;; esac
+"""
+
+
+def test_a_download_that_fails_leaves_nothing_behind(places: Places, tmp_path: Path) -> None:
+    places = replace(places, checkout=tmp_path / "clone")
+    for path, text in ((places.python, HALF), (places.deploy / "pins.txt", "x==1\n"), (places.wheels / "mine", "")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    places.python.chmod(0o755)
+    with pytest.raises(SetupError, match="the disk is full"):
+        llama_server.install_wheel(places, Ledger(places.ledger), "pins.txt", may_install=True)
+    assert [it.name for it in places.wheels.rglob("*")] == ["mine"]
+    assert Ledger.load(places).wheel_files == []
 
 
 def test_uninstall_leaves_no_empty_folder(places: Places) -> None:

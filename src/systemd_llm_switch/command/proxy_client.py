@@ -62,6 +62,8 @@ class ProxyClient:
     def events(self, method: str, path: str, body: Json | None = None) -> Iterator[tuple[str, str]]:
         """The events of a stream, each with its name (empty for most) and its data. Closing the iterator ends it."""
         with self._reply(method, path, body) as reply:
+            if reply.headers.get_content_type() != "text/event-stream":
+                raise NoProxy(f"what answers at {self.url} is not the proxy: its reply is not a stream of events")
             name = ""
             for raw in reply:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")

@@ -113,15 +113,22 @@ def _with_ports(source: UnitSource, ports: Ports) -> UnitSource:
 
 
 def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, places: Places, ledger: Ledger) -> None:
-    """Stops what an earlier demo left running; raises SetupError when another program has a port."""
-    if systemd.is_active(running_proxy.UNIT) and not ledger.demo_units:
+    """Stops what an earlier demo left running, with the models that its config was given since; raises SetupError when
+    another program has a port, and a proxy that ran runs on."""
+    was_active = systemd.is_active(running_proxy.UNIT)
+    if was_active and not ledger.demo_units:
         raise SetupError(
             f"your own {running_proxy.UNIT} runs here; stop it and its models first:"
             f" systemctl --user stop {running_proxy.UNIT} llm.slice"
         )
-    systemd.stop([running_proxy.UNIT, *(source.name for source in sources)])
+    added: list[str] = []
+    if ledger.demo_units:
+        added = list(running_proxy.ProxyConfig.read(places, _with_config(systemd.env, places, ledger)).models.values())
+    systemd.stop([running_proxy.UNIT, *(source.name for source in sources), *added])
     for port in (ports.proxy, ports.backend):
         if _is_taken(port):
+            if was_active:
+                systemd.restart(running_proxy.UNIT)
             raise SetupError(
                 f"port {port} is in use by another program (`ss -ltnp 'sport = :{port}'` shows which); stop it"
                 f" first, or choose others: DEMO_PORT=3102 DEMO_BACKEND_PORT=3104 {places.how_to('demo')}"

@@ -103,6 +103,7 @@ class Ledger:
             self.units.setdefault(name, "")  # the link is ours, and goes with the next uninstall
         else:
             self.units[name] = checksum(text)
+        self.save()  # now, so that an uninstall finds it whatever happens next
         if not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(rendered)

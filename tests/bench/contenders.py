@@ -141,8 +141,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def model_command(programs: Programs, kind: Kind, index: int, port: int | str) -> str:
-    """The command that serves a model, whoever starts it."""
-    return f"{programs.standin} --port {port}" if kind is Kind.FAST else programs.real.command(index, port)
+    """The command that serves a model, whoever starts it. It names its model, as the shipped units do."""
+    command = f"{programs.standin} --port {port}" if kind is Kind.FAST else programs.real.command(index, port)
+    return f"{command} --alias {kind.models[index]}"
 
 
 def write_units(bed: Bed, stack: Stack, kind: Kind) -> dict[str, str]:

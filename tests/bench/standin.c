@@ -1,6 +1,6 @@
 /* A backend that costs next to nothing: what is measured in front of it is not the backend.
  *
- *     standin --port N [--load-ms MS]
+ *     standin --port N [--alias NAME] [--load-ms MS]
  *
  * One thread, epoll, keep-alive, replies made up before the first request. It speaks llama-server's /health (503 for
  * MS milliseconds after the start), /v1/models, POST of anything, and GET /standin: what it saw. A request may carry
@@ -53,6 +53,7 @@ static struct connection connections[MAX_FDS];
 static struct text replies[2];
 static int epoll_fd;
 static double ready_at;
+static const char *name = "standin"; /* of its model */
 static long requests, accepted, dropped, running, most_running;
 static int highest_fd;
 
@@ -65,8 +66,9 @@ static double now(void)
 
 static struct text make_reply(size_t body_size)
 {
-    static const char *head = "{\"id\":\"chatcmpl-standin\",\"object\":\"chat.completion\",\"created\":1700000000,"
-        "\"model\":\"standin\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"";
+    char head[300];
+    snprintf(head, sizeof head, "{\"id\":\"chatcmpl-standin\",\"object\":\"chat.completion\",\"created\":1700000000,"
+        "\"model\":\"%.64s\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"", name);
     static const char *tail = "\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":12,"
         "\"completion_tokens\":34,\"total_tokens\":46}}";
     static const char *prose = "The quick brown fox jumps over the lazy dog, and says \\\"hello\\\".\\n";
@@ -160,14 +162,14 @@ static void answer_event(struct connection *c)
 {
     static const char *head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
         "Transfer-Encoding: chunked\r\n\r\n";
-    char event[256];
+    char event[320];
     int n;
     if (c->chunks_left > 0)
-        n = sprintf(event, "data: {\"id\":\"s\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"standin\","
-                    "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"word \"},\"finish_reason\":null}]}\n\n");
+        n = sprintf(event, "data: {\"id\":\"s\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"%.64s\","
+                    "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"word \"},\"finish_reason\":null}]}\n\n", name);
     else
-        n = sprintf(event, "data: {\"id\":\"s\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"standin\","
-                    "\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+        n = sprintf(event, "data: {\"id\":\"s\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"%.64s\","
+                    "\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n", name);
     n = sprintf(c->small, "%s%x\r\n%s\r\n%s", c->has_head ? "" : head, n, event, c->chunks_left > 0 ? "" : "0\r\n\r\n");
     c->has_head = true;
     c->chunks_left--;
@@ -349,6 +351,8 @@ int main(int argc, char **argv)
     for (int i = 1; i + 1 < argc; i++) { /* a router hands its children options of llama-server's too */
         if (!strcmp(argv[i], "--port"))
             port = atoi(argv[i + 1]);
+        if (!strcmp(argv[i], "--alias"))
+            name = argv[i + 1];
         if (!strcmp(argv[i], "--load-ms"))
             load_ms = atof(argv[i + 1]);
     }

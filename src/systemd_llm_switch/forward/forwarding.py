@@ -33,6 +33,7 @@ from systemd_llm_switch.openai.shapes import (
     foreign_error,
     naming,
     object_of,
+    renamed,
     timings_in,
 )
 from systemd_llm_switch.openai.sse import (
@@ -381,10 +382,11 @@ class Forwarding:
             raise BackendError(f"the reply of {self._model.id!r} is not valid JSON: {error}") from error
         repaired, more = repair_reply(parsed, self._facts(), self._budget)
         self._record.repairs.extend(repairs + more)
-        is_same = repaired is parsed and not repairs
+        body = reply.body if repaired is parsed and not repairs else None
         if repaired.get("model", self._model.id) != self._model.id:
-            repaired, is_same = repaired | {"model": self._model.id}, False
-        return repaired, reply.body if is_same else dump(repaired)
+            repaired = repaired | {"model": self._model.id}
+            body = body and renamed(body, self._model.id)
+        return repaired, body or dump(repaired)
 
     def _pass_error(self, reply: Reply) -> None:
         """A backend's own error keeps its status and message, in a shape that clients can show."""

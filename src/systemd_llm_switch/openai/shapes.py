@@ -14,6 +14,8 @@ JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
 _MOST_ERROR_BYTES = 64 * 1024  # a longer error is shown as text
 _MOST_MESSAGE_CHARACTERS = 2000
 _FIRST_MODEL = re.compile(rb'\s{0,9}+\{\s{0,9}+"model"\s{0,9}+:\s{0,9}+("[^"\\]{0,1000}+")')
+_MODEL_KEY = b'"model"'
+_NAME = re.compile(rb'("model"\s{0,9}+:\s{0,9}+)"[^"\\]{0,1000}+"')
 _MOST_NAMED_BYTES = 1_000_000  # a larger reply is not read for its model's name
 # llama-server's words for a prompt that is too long. Roo and Cline condense only if they read the words below.
 _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
@@ -35,7 +37,7 @@ def naming(body: bytes, model_id: str) -> bytes:
     found = _FIRST_MODEL.match(body)
     if found is not None:
         return body if found[1] == name else body[: found.start(1)] + name + body[found.end(1) :]
-    if b'"model"' not in body or len(body) > _MOST_NAMED_BYTES:
+    if _MODEL_KEY not in body or len(body) > _MOST_NAMED_BYTES:
         return body
     try:
         reply = json.loads(body)
@@ -43,6 +45,14 @@ def naming(body: bytes, model_id: str) -> bytes:
         return body
     is_other = isinstance(reply, dict) and reply.get("model", model_id) != model_id
     return dump(reply | {"model": model_id}) if is_other else body
+
+
+def renamed(body: bytes, model_id: str) -> bytes | None:
+    """A reply with another name for its model, and otherwise the same bytes; None if its name cannot be found without
+    doubt. The caller knows that the reply is an object that names a model."""
+    at = body.find(_MODEL_KEY)  # in a string, its quotation marks would be escaped
+    found = _NAME.match(body, at) if at >= 0 and at == body.rfind(_MODEL_KEY) else None
+    return None if found is None else body.replace(found[0], found[1] + dump(model_id), 1)
 
 
 def choices_of(reply: Mapping[str, Any]) -> list[Json]:

@@ -59,7 +59,7 @@ class Bed:
         """A request, as the proxy has it noted; the reply."""
         body, message, reply = self.server.chat(messages, **fields)
         unit, start = self.loaded.model.unit, self.loaded.start
-        self.keeper.note_reply(unit, start, body, message, is_chat=True, reported=reply["timings"])
+        self.keeper.note_reply(unit, start, lambda: fingerprint(body), message, True, reply["timings"])
         return reply
 
     def unload(self, *, save: bool = True) -> None:

@@ -106,7 +106,7 @@ def test_nothing_is_read_ahead_unless_asked_for(settings: dict[str, Any], contex
     for question in ("What?", "Why?"):
         said = [{"role": "system", "content": story(1)}, {"role": "user", "content": question}]
         body = {"messages": said}
-        keeper.note_reply("a.service", "start", body, json.dumps(body).encode(), is_chat=True, reported={})
+        keeper.note_chat("a.service", json.dumps(body).encode())
     before = readers()
     keeper.restore(Loaded(model, Backend("http://127.0.0.1:1"), Command(), "start", 1), [])
     assert (readers() > before) is is_read

@@ -140,17 +140,30 @@ class Contexts:
         """A request came: nothing is read ahead any more. Does not block."""
         self._warming.make_way()
 
-    def note_reply(
-        self, unit: str, start: str, body: Mapping[str, object], message: bytes, is_chat: bool, reported: object
-    ) -> None:
-        """A reply was sent: `reported` are the backend's timings, `message` is the body that it got. Does not block."""
-        if is_chat and self._is_warmed(unit):
+    def keeps(self, unit: str) -> bool:
+        """Whether `note_reply` has a use for the replies of a unit."""
+        return unit in self._sessions
+
+    def note_chat(self, unit: str, message: bytes) -> None:
+        """A chat was answered; `message` is the body that the backend got. Reads it, so the client goes first."""
+        if self._is_warmed(unit):
             self._warming.note(unit, message)
+
+    def note_reply(
+        self,
+        unit: str,
+        start: str,
+        beginning: Callable[[], Fingerprint],
+        message: bytes,
+        is_chat: bool,
+        reported: object,
+    ) -> None:
+        """The backend replied: `reported` are its timings, `message` is the body that it got. Does not block."""
         session = self._sessions.get(unit)
         timings = Timings.of(reported) if session is not None and session.loaded.start == start else None
         if session is None or timings is None:
             return
-        verdict = session.note_reply(body, message, is_chat, timings)
+        verdict = session.note_reply(beginning, message, is_chat, timings)
         if verdict is None:
             return
         model, saved_s = session.loaded.model.id, session.rates.read_s(verdict.reused)

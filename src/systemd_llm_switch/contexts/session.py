@@ -6,12 +6,12 @@ Nothing here blocks. Thread-safe: requests end in their own threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from systemd_llm_switch.backend.slots import Slots
 from systemd_llm_switch.contexts.conversations import Conversation, Conversations, Timings
 from systemd_llm_switch.contexts.entry import Entry
-from systemd_llm_switch.contexts.fingerprint import Fingerprint, fingerprint
+from systemd_llm_switch.contexts.fingerprint import Fingerprint
 from systemd_llm_switch.contexts.records import Awaited, Loaded
 from systemd_llm_switch.contexts.store import Store
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS, Rates
@@ -42,14 +42,16 @@ class Session:
         """The saved contexts that this process can use."""
         return [it for it in self.store.entries if it.unit == self.unit and it.binding == self.binding]
 
-    def note_reply(self, body: Mapping[str, object], message: bytes, is_chat: bool, timings: Timings) -> Verdict | None:
+    def note_reply(
+        self, beginning: Callable[[], Fingerprint], message: bytes, is_chat: bool, timings: Timings
+    ) -> Verdict | None:
         """A reply is done. Returns what it shows about a restored context, if anything."""
         self.rates.note_prompt(timings.read, timings.read_s)
         if timings.prompt < FEWEST_TOKENS:
             with self._lock:
                 self._conversations.note_another()
             return None
-        known = fingerprint(body)
+        known = beginning()
         with self._lock:
             self._conversations.note(known, timings, message, is_chat)
             for awaited in self._awaited:

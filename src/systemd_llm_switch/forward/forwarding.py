@@ -13,14 +13,14 @@ from http import HTTPStatus
 
 from systemd_llm_switch.backend.exchange import Exchange, Reply
 from systemd_llm_switch.config.records import Config, Model
-from systemd_llm_switch.contexts.fingerprint import fingerprint
+from systemd_llm_switch.contexts.fingerprint import Fingerprint, fingerprint
 from systemd_llm_switch.dialects.routes import error_of_route
 from systemd_llm_switch.errors import BackendError, ModelStartTimeout, Unloaded
 from systemd_llm_switch.forward import recovery
 from systemd_llm_switch.forward.answer import Answer
 from systemd_llm_switch.forward.attempt import FAULTS, Attempt, WasEnding, WasPaused, wrong_key
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, StreamError
-from systemd_llm_switch.forward.record import Asked, Record
+from systemd_llm_switch.forward.record import Record
 from systemd_llm_switch.forward.recovery import Continuation, PartialReply
 from systemd_llm_switch.forward.responder import Responder
 from systemd_llm_switch.openai.endpoints import NAMES_MODEL
@@ -69,8 +69,8 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_budget", "_config", "_known_facts", "_live", "_losses", "_model", "_record", "_request", "_responder",
-        "_switcher", "_warning",
+        "_budget", "_config", "_known_beginning", "_known_facts", "_live", "_losses", "_model", "_record",
+        "_request", "_responder", "_switcher", "_warning",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class Forwarding:
         self._responder = responder
         self._record = record
         self._known_facts: RequestFacts | None = None
+        self._known_beginning: Fingerprint | None = None
         self._live: LiveReply | None = None  # the part of a paused answer that the client has
         self._warning = ""  # added to the backend's error message
         self._budget = Budget(responder.is_gone)  # of CPU time for repair
@@ -105,7 +106,6 @@ class Forwarding:
         body, repairs = repair_history(request.body, self._budget) if request.is_chat else (request.body, ())
         self._record.repairs.extend(repairs)
         sent = to_backend(request, body, self._model.params, self._model.force, self._is_live)
-        self._record.asked = Asked(request, sent)
         brought = self._try_until_served(sent)
         if isinstance(brought, LiveReply):
             self._end_stream(brought)
@@ -113,6 +113,8 @@ class Forwarding:
             self._answer(brought)
         else:
             self._record.status = 200
+        if request.is_chat and self._record.status == 200:
+            self._switcher.note_chat(self._model, sent)
 
     @property
     def _is_live(self) -> bool:
@@ -151,7 +153,7 @@ class Forwarding:
         """
         lease = self._record.lease = self._switcher.lease(self._model)
         if not lease.is_resolved and self._model.contexts:
-            lease.beginning = fingerprint(self._request.body)  # finds the saved context that it continues
+            lease.beginning = self._beginning()  # finds the saved context that it continues
         lease.may_pause = self._may_pause
         try:
             self._await_turn(lease)
@@ -173,14 +175,16 @@ class Forwarding:
             self._switcher.release(lease)
 
     def _note_context(self, lease: Lease, brought: Reply | LiveReply | None, sent: bytes) -> None:
-        """Reports what the model has read. It holds the lease still: the next switch may begin as soon as that is given
+        """Reports what the model has read. The lease is still held: the next switch may begin as soon as it is given
         back, long before a slow client has its answer."""
+        if not (self._request.is_repairable and self._switcher.keeps_contexts(self._model)):
+            return
         if isinstance(brought, LiveReply):
             timings = brought.timings
         else:
             timings = timings_in(brought.body) if brought is not None and brought.status == 200 else {}
-        if timings and self._request.is_repairable:
-            self._switcher.note_reply(lease, self._request.body, sent, self._request.is_chat, timings)
+        if timings:
+            self._switcher.note_reply(lease, self._beginning, sent, self._request.is_chat, timings)
 
     def _await_turn(self, lease: Lease) -> None:
         server = self._config.server
@@ -204,12 +208,12 @@ class Forwarding:
         """
         if self._live is not None and self._live.begun is None:
             raise Unloaded(f"model {self._model.id!r} was paused, and an answer with several choices cannot go on")
-        self._switcher.pauses.note(lease, fingerprint(self._request.body), sent)
+        self._switcher.pauses.note(lease, self._beginning(), sent)
 
     def _exchange(self, attempt: Attempt) -> Reply | LiveReply | None:
         if self._live is not None and self._live.has_begun:
             return self._go_on(attempt, self._live)
-        with contextlib.closing(attempt.begin(self._facts)) as exchange:
+        with contextlib.closing(attempt.begin(self._prepare)) as exchange:
             if self._is_live and exchange.is_event_stream:
                 if self._request.is_repairable:
                     return self._relay_events(attempt, exchange)
@@ -330,8 +334,20 @@ class Forwarding:
             return None
         return recovery.completion_message(attempt.sent, template.body, begun, stream=stream)
 
+    def _prepare(self) -> None:
+        """Computes what the reply will need, while the backend works."""
+        self._facts()
+        if self._switcher.keeps_contexts(self._model):
+            self._beginning()
+
+    def _beginning(self) -> Fingerprint:
+        """The fingerprint of the request's beginning. Computed once."""
+        if self._known_beginning is None:
+            self._known_beginning = fingerprint(self._request.body)
+        return self._known_beginning
+
     def _facts(self) -> RequestFacts:
-        """The facts of the request that the reply is checked against. Computed once, while the backend works."""
+        """The facts of the request that the reply is checked against. Computed once."""
         if self._known_facts is None:
             self._known_facts = RequestFacts.of(
                 self._request.body, rescue=self._config.repair.rescue, thoughts=self._config.repair.thoughts

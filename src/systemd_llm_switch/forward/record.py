@@ -6,22 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from systemd_llm_switch.errors import ClientGone
-from systemd_llm_switch.openai.request import Request
 from systemd_llm_switch.openai.shapes import Json, object_of
 from systemd_llm_switch.repair import Repair
 from systemd_llm_switch.switching.leases import Lease
 
 log = logging.getLogger(__name__)
-
-
-class Asked(NamedTuple):
-    """A request to the backend, as parsed and as sent."""
-
-    request: Request
-    sent: bytes
 
 
 @dataclass(slots=True)
@@ -44,8 +35,6 @@ class Record:
     usage: Json = field(default_factory=dict)
     timings: Json = field(default_factory=dict)
     """llama-server's own measures of the reply: prompt_n, cache_n, prompt_per_second, predicted_n and so on."""
-    asked: Asked | None = None
-    """The request to the backend; None if none was sent."""
     repairs: list[Repair] = field(default_factory=list)
 
     @property

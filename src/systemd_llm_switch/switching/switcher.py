@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Config, Model
@@ -117,11 +117,19 @@ class Switcher:
         lease.forget()
         self._perform(actions)
 
+    def keeps_contexts(self, model: Model) -> bool:
+        """Whether `note_reply` has a use for the replies of a model."""
+        return self._contexts.keeps(model.unit)
+
     def note_reply(
-        self, lease: Lease, body: Mapping[str, object], message: bytes, is_chat: bool, timings: object
+        self, lease: Lease, beginning: Callable[[], Fingerprint], message: bytes, is_chat: bool, timings: object
     ) -> None:
         """The backend has answered a request; the contexts must know it before the lease is given back."""
-        self._contexts.note_reply(lease.model.unit, lease.start, body, message, is_chat, timings)
+        self._contexts.note_reply(lease.model.unit, lease.start, beginning, message, is_chat, timings)
+
+    def note_chat(self, model: Model, message: bytes) -> None:
+        """The client has its answer."""
+        self._contexts.note_chat(model.unit, message)
 
     def distrust(self, lease: Lease) -> None:
         """The lease's backend did not answer in time. Its unit is stopped once nothing runs on it, and the next request

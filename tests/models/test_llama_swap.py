@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from systemd_llm_switch.models.foreign import Foreign, Found, Refused
+from models.found import one, reason
+from systemd_llm_switch.models.foreign import Found
 from systemd_llm_switch.models.llama_swap import read
 from systemd_llm_switch.setup.places import SetupError
 from systemd_llm_switch.setup.server_flags import ServerFlags
@@ -59,20 +60,8 @@ def found(tmp_path: Path) -> Reader:
     return read_text
 
 
-def _one(found: Found) -> Foreign:
-    (model,) = found.models
-    assert isinstance(model, Foreign), model
-    return model
-
-
-def _reason(found: Found) -> str:
-    (model,) = found.models
-    assert isinstance(model, Refused), model
-    return model.reason
-
-
 def test_a_command_becomes_a_file_and_its_flags(found: Reader) -> None:
-    model = _one(found("models:\n  m:\n    cmd: llama-server --port ${PORT} -m /m/a.gguf -ngl 99 --jinja\n"))
+    model = one(found("models:\n  m:\n    cmd: llama-server --port ${PORT} -m /m/a.gguf -ngl 99 --jinja\n"))
     assert (model.name, model.file, model.repo) == ("m", Path("/m/a.gguf"), "")
     assert model.wishes.flags == ("-ngl", "99", "--jinja")
     assert model.wishes.is_whole_command
@@ -90,7 +79,7 @@ models:
         # --ctx-size 1
       --ctx_size 8192
 """
-    model = _one(found(text))
+    model = one(found(text))
     assert model.file == Path("/m/two words.gguf")
     assert model.wishes.flags == ("--ctx-size", "8192")
 
@@ -106,13 +95,13 @@ models:
     macros: {ctx: 16384}
     cmd: "${server} -m ${env.MODELS}/${MODEL_ID}.gguf"
 """
-    model = _one(found(text, MODELS="/srv"))
+    model = one(found(text, MODELS="/srv"))
     assert model.file == Path("/srv/big/one.gguf")
     assert model.wishes.flags == ("-c", "16384")
 
 
 @pytest.mark.parametrize(
-    ("cmd", "reason"),
+    ("cmd", "expected"),
     [
         ("llama-server -m ${nothing}", "there is no macro nothing"),
         ("llama-server -m ${env.NOTHING}", "the environment has no NOTHING"),
@@ -129,20 +118,20 @@ models:
         ("''", "only llama-server can be taken over"),
     ],
 )
-def test_what_cannot_be_taken_over_says_why(found: Reader, cmd: str, reason: str) -> None:
-    assert reason in _reason(found(f'models:\n  m:\n    cmd: "{cmd}"\n', MY_TOKEN="hidden-word"))
+def test_what_cannot_be_taken_over_says_why(found: Reader, cmd: str, expected: str) -> None:
+    assert expected in reason(found(f'models:\n  m:\n    cmd: "{cmd}"\n', MY_TOKEN="hidden-word"))
 
 
 def test_a_model_without_a_command(found: Reader) -> None:
-    assert "no `cmd`" in _reason(found("models:\n  m: {ttl: 5}\n"))
-    assert "no `cmd`" in _reason(found("models:\n  m: 5\n"))
+    assert "no `cmd`" in reason(found("models:\n  m: {ttl: 5}\n"))
+    assert "no `cmd`" in reason(found("models:\n  m: 5\n"))
 
 
 @pytest.mark.parametrize(
     ("usual", "own", "ttl"), [("", "60", 60), ("globalTTL: 30\n", "-1", 30), ("globalTTL: 30\n", "0", None)]
 )
 def test_the_idle_time_becomes_ours(found: Reader, usual: str, own: str, ttl: int | None) -> None:
-    model = _one(found(f"{usual}models:\n  m:\n    ttl: {own}\n    cmd: llama-server -m a.gguf\n"))
+    model = one(found(f"{usual}models:\n  m:\n    ttl: {own}\n    cmd: llama-server -m a.gguf\n"))
     assert model.entry == ({"ttl": ttl} if ttl else {})
 
 
@@ -154,7 +143,7 @@ models:
     cmd: llama-server -m /a.gguf --flash-attn ${flash} --api-key ${env.MY_API_KEY}
     env: ["AUTH=${env.MY_API_KEY}"]
 """
-    model = _one(found(text, MY_API_KEY="hidden-word"))
+    model = one(found(text, MY_API_KEY="hidden-word"))
     assert model.wishes.flags == ("--flash-attn", "on")
     assert model.environment == ()
     assert "env AUTH: it looks like a secret" in "\n".join(model.lost)
@@ -170,7 +159,7 @@ models:
     env: ["CUDA_VISIBLE_DEVICES=0,1", "HF_TOKEN=hidden-word", "no equals sign"]
     filters: {setParams: {temperature: 0.7}, stripParams: "top_p"}
 """
-    model = _one(found(text))
+    model = one(found(text))
     assert model.aliases == ("gpt-4o", "m-2")
     assert model.environment == ("CUDA_VISIBLE_DEVICES=0,1",)
     assert model.entry == {"force": {"temperature": 0.7}}
@@ -197,7 +186,7 @@ models:
     name: "A name"
 """
     found_all = found(text)
-    of_file, of_model = "\n".join(found_all.lost), "\n".join(_one(found_all).lost)
+    of_file, of_model = "\n".join(found_all.lost), "\n".join(one(found_all).lost)
     for word in ("server.health_timeout", "server.preload", "groups: ", "routing: ", "selectors"):
         assert word in of_file
     assert "logLevel" not in of_file
@@ -207,18 +196,18 @@ models:
 
 
 def test_a_flag_that_newer_builds_have_replaced(found: Reader) -> None:
-    model = _one(found("models:\n  m:\n    cmd: llama-server -m /a.gguf --mlock\n"))
+    model = one(found("models:\n  m:\n    cmd: llama-server -m /a.gguf --mlock\n"))
     assert model.wishes.flags == ("--load-mode", "mlock")
 
 
 @pytest.mark.parametrize(("flag", "is_embedding"), [("--embeddings", True), ("--reranking", False)])
 def test_what_a_model_is_for(found: Reader, flag: str, is_embedding: bool) -> None:
-    wishes = _one(found(f"models:\n  m:\n    cmd: llama-server -m /a.gguf {flag}\n")).wishes
+    wishes = one(found(f"models:\n  m:\n    cmd: llama-server -m /a.gguf {flag}\n")).wishes
     assert (wishes.is_embedding, wishes.is_reranking) == (is_embedding, not is_embedding)
 
 
 def test_a_repository_instead_of_a_file(found: Reader) -> None:
-    model = _one(found("models:\n  m:\n    cmd: llama-server -hf org/repo:Q4_K_M\n"))
+    model = one(found("models:\n  m:\n    cmd: llama-server -hf org/repo:Q4_K_M\n"))
     assert (model.file, model.repo) == (None, "org/repo:Q4_K_M")
 
 
@@ -243,7 +232,7 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(found: Reader, text: s
 
 
 @pytest.mark.parametrize(
-    ("macros", "reason"),
+    ("macros", "expected"),
     [
         ({"x": "${x}"}, "contain each other"),
         ({"x": "${y}", "y": "${x}"}, "contain each other"),
@@ -251,10 +240,10 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(found: Reader, text: s
         ({"x": "-c 1 " * 300}, "more than 1000 words"),
     ],
 )
-def test_macros_are_bounded(found: Reader, macros: dict[str, str], reason: str) -> None:
+def test_macros_are_bounded(found: Reader, macros: dict[str, str], expected: str) -> None:
     defined = "".join(f'  {name}: "{value}"\n' for name, value in macros.items())
     cmd = "llama-server ${x} ${x}"
-    assert reason in _reason(found(f"macros:\n{defined}models:\n  m:\n    cmd: {cmd}\n"))
+    assert expected in reason(found(f"macros:\n{defined}models:\n  m:\n    cmd: {cmd}\n"))
 
 
 def test_a_file_that_is_none_does_not_block(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from models.found import one, reason
 from models.test_llama_swap import KNOWN
-from systemd_llm_switch.models.foreign import Foreign, Found, Refused
+from systemd_llm_switch.models.foreign import Found
 from systemd_llm_switch.models.presets import read
 from systemd_llm_switch.setup.places import SetupError
 
@@ -27,18 +28,6 @@ def found(tmp_path: Path) -> Reader:
     return read_text
 
 
-def _one(found: Found) -> Foreign:
-    (model,) = found.models
-    assert isinstance(model, Foreign), model
-    return model
-
-
-def _reason(found: Found) -> str:
-    (model,) = found.models
-    assert isinstance(model, Refused), model
-    return model.reason
-
-
 def test_a_section_becomes_a_model(found: Reader) -> None:
     text = """\
 version = 1
@@ -54,13 +43,13 @@ ngl = 99
 jinja = true
 LLAMA_ARG_CACHE_RAM = 0
 """
-    model = _one(found(text))
+    model = one(found(text))
     assert (model.name, model.file) == ("my-model", Path("/m/My Model.gguf"))
     assert model.wishes.flags == ("-c", "8192", "-ngl", "99", "--jinja", "--cache-ram", "0")
 
 
 def test_a_section_goes_before_the_usual_settings_however_they_are_spelled(found: Reader) -> None:
-    model = _one(found("[*]\nLLAMA_ARG_CTX_SIZE = 1\n[m]\nmodel = /a.gguf\nctx-size = 2\n"))
+    model = one(found("[*]\nLLAMA_ARG_CTX_SIZE = 1\n[m]\nmodel = /a.gguf\nctx-size = 2\n"))
     assert model.wishes.flags == ("--ctx-size", "2")
 
 
@@ -79,17 +68,17 @@ def test_a_section_goes_before_the_usual_settings_however_they_are_spelled(found
     ],
 )
 def test_flags_that_are_switched(found: Reader, line: str, flags: tuple[str, ...]) -> None:
-    assert _one(found(f"[m]\nmodel = /a.gguf\n{line}\n")).wishes.flags == flags
+    assert one(found(f"[m]\nmodel = /a.gguf\n{line}\n")).wishes.flags == flags
 
 
 def test_a_section_may_be_named_like_its_repository(found: Reader) -> None:
-    model = _one(found("[ggml-org/MY-MODEL-GGUF:Q8_0]\nc = 4096\n"))
+    model = one(found("[ggml-org/MY-MODEL-GGUF:Q8_0]\nc = 4096\n"))
     assert (model.file, model.repo) == (None, "ggml-org/MY-MODEL-GGUF:Q8_0")
 
 
 def test_aliases_and_what_has_no_counterpart(found: Reader) -> None:
     text = "[m]\nmodel = /a.gguf\nalias = x, y\ntags = fast\nload-on-startup = true\nstop-timeout = 30\nhost = ::\n"
-    model = _one(found(text))
+    model = one(found(text))
     assert model.aliases == ("x", "y")
     assert model.wishes.flags == ()
     lost = "\n".join(model.lost)
@@ -99,7 +88,7 @@ def test_aliases_and_what_has_no_counterpart(found: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "reason"),
+    ("lines", "expected"),
     [
         ("c = 1", "names no model"),
         ("model = /a.gguf\nno-such-thing = 1", "does not know 'no-such-thing'"),
@@ -107,12 +96,12 @@ def test_aliases_and_what_has_no_counterpart(found: Reader) -> None:
         ("hf = a/b\nhf-file = c.gguf", "name the quantisation"),
     ],
 )
-def test_what_cannot_be_taken_over_says_why(found: Reader, lines: str, reason: str) -> None:
-    assert reason in _reason(found(f"[m]\n{lines}\n"))
+def test_what_cannot_be_taken_over_says_why(found: Reader, lines: str, expected: str) -> None:
+    assert expected in reason(found(f"[m]\n{lines}\n"))
 
 
 def test_a_later_section_of_the_same_name_begins_anew(found: Reader) -> None:
-    model = _one(found("[m]\nmodel = /a.gguf\nc = 1\n[m]\nmodel = /b.gguf\n"))
+    model = one(found("[m]\nmodel = /a.gguf\nc = 1\n[m]\nmodel = /b.gguf\n"))
     assert (model.file, model.wishes.flags) == (Path("/b.gguf"), ())
 
 

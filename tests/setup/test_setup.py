@@ -404,7 +404,8 @@ def test_a_python_that_is_too_old_is_named(newcomer: Newcomer, tmp_path: Path) -
 def test_demo_shows_it_at_work_and_leaves_nothing(
     newcomer: Newcomer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No manager, no llama-server, no model; a config of one's own stays; twice in a row; all of it stops."""
+    """No manager, no llama-server, no model; a config of one's own stays; again beside a model that was added; a
+    refusal stops nothing; all of it stops."""
     visitor = Newcomer(tmp_path / "home", newcomer.repository, None)
     ports = {"DEMO_PORT": str(free_port()), "DEMO_BACKEND_PORT": str(free_port())}
     visitor.answers.update(ports)
@@ -414,10 +415,19 @@ def test_demo_shows_it_at_work_and_leaves_nothing(
         with socket.create_server(("127.0.0.1", int(ports["DEMO_PORT"]))):
             refused = visitor.setup("--demo")
         first = visitor.setup("--demo", timeout_s=900)
+        _command(visitor, "unload")
+        with socket.create_server(("127.0.0.1", int(ports["DEMO_BACKEND_PORT"]))):
+            refused_again = visitor.setup("--demo")
+            health = get_json(f"http://127.0.0.1:{ports['DEMO_PORT']}/health")
+        model = next(Places.of(visitor.env).wheels.rglob("*.gguf"))
+        _command(visitor, "add", "added", str(model))
         second = visitor.setup("--demo")
+        _command(visitor, "remove", "added")
         listed = get_json(f"http://127.0.0.1:{ports['DEMO_PORT']}/v1/models")
     assert refused.returncode == 1
     assert f"port {ports['DEMO_PORT']} is in use by another program" in refused.stderr
+    assert f"port {ports['DEMO_BACKEND_PORT']} is in use by another program" in refused_again.stderr
+    assert health == {"status": "ok"}
     for ran in (first, second):
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert re.search(r"demo-chat: .*\n +“\w.+”\n +switched in \d+\.\d\d s", ran.stdout), ran.stdout
@@ -433,6 +443,14 @@ def test_demo_shows_it_at_work_and_leaves_nothing(
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
     assert Ledger.load(Places.of(visitor.env)).units == {}
+
+
+def _command(visitor: Newcomer, *words: str) -> None:
+    """A verb of the command, on the demo's config."""
+    env = visitor.env | {"LLM_SWITCH_CONFIG": str(visitor.config.with_name("demo.yaml"))}
+    command = [str(visitor.home / ".local/bin/llm-switch"), *words]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def _doubt(path: Path) -> str:
         return ""
     if error:
         return f"the running proxy keeps the last good config of {used}: {error}"
-    return "" if used == path.absolute() else f"the running proxy reads {used}; restart it to have it read this one"
+    return "" if used == path.absolute() else f"the running proxy reads {used}; restart it to make it read this one"
 
 
 def _reason(path: Path, argument: str | None, environ: Mapping[str, str]) -> str:

@@ -9,8 +9,8 @@ from systemd_llm_switch.command.exits import DONE, FAILED
 from systemd_llm_switch.command.proxy_client import Refused
 from systemd_llm_switch.config.file import load
 from systemd_llm_switch.config.records import ConfigError
-from systemd_llm_switch.models import foreign, llama_swap, planning, presets
-from systemd_llm_switch.models.foreign import Foreign
+from systemd_llm_switch.models import llama_swap, planning, presets
+from systemd_llm_switch.models.foreign import Foreign, NotTaken
 from systemd_llm_switch.models.planning import Extras
 from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.setup import console, server_flags
@@ -42,10 +42,10 @@ def run(adder: Adder, llama_swap_file: Path | None, presets_file: Path | None) -
     return FAILED if failed else DONE
 
 
-def _take(adder: Adder, model: Foreign | foreign.Refused, units: set[str]) -> bool:
+def _take(adder: Adder, model: Foreign | NotTaken, units: set[str]) -> bool:
     """Whether it was added. Says why not."""
     name = printable(model.name)
-    if isinstance(model, foreign.Refused):
+    if isinstance(model, NotTaken):
         console.warn(f"{name} is not taken over: {model.reason}")
         return False
     try:

@@ -276,7 +276,7 @@ class Contexts:
             store.drop([entry for entry in store.entries if entry.unit in set(units)])
 
     def _leave_alone(self, session: Session) -> None:
-        """Restoring has no use for this unit as it is."""
+        """Restoring is of no use to this unit as it is."""
         unit, store = session.unit, session.store
         log.warning("context_useless model=%s reason=%s", session.loaded.model.id, quoted(USELESS))
         self._supports[unit] = _Support(USELESS)

@@ -122,7 +122,7 @@ class Store:
             return size
 
     def note_useless(self, unit: str, binding: str, reason: str) -> None:
-        """Remembers that restoring has no use for a unit as it is."""
+        """Remembers that restoring is of no use to a unit as it is."""
         with self._lock:
             self.useless = {**self.useless, binding: reason}
             self.folder.write(f"{PREFIX}{binding}{USELESS}", json.dumps({"unit": unit, "reason": reason}))

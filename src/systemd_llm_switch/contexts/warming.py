@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from systemd_llm_switch.backend.slots import SlotError, Slots
+from systemd_llm_switch.contexts.openings import Opening, Openings
 from systemd_llm_switch.contexts.records import Loaded
-from systemd_llm_switch.contexts.starts import Start, Starts
 from systemd_llm_switch.contexts.worth import FEWEST_TOKENS
 from systemd_llm_switch.quoting import quoted
 
@@ -32,27 +32,27 @@ class Warming:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._starts: dict[str, Starts] = defaultdict(Starts)  # by unit
+        self._openings: dict[str, Openings] = defaultdict(Openings)  # by unit
         self._reading: _Reading | None = None
 
     def note(self, unit: str, message: bytes) -> None:
         """A chat was answered; `message` is the body that the backend got."""
-        start = Start.of_message(message)
-        if start is not None:
+        opening = Opening.of_message(message)
+        if opening is not None:
             with self._lock:
-                self._starts[unit].note(start)
+                self._openings[unit].note(opening)
 
     def forget(self, units: Collection[str]) -> None:
         """Forgets what the conversations of these units began with."""
         self.make_way()
         with self._lock:
             for unit in units:
-                self._starts.pop(unit, None)
+                self._openings.pop(unit, None)
 
     def begin(self, loaded: Loaded) -> None:
         """A process is ready, and nothing was restored. Reads in its own thread."""
         with self._lock:
-            alike = self._starts[loaded.model.unit].alike()
+            alike = self._openings[loaded.model.unit].alike()
         if alike is not None:
             reading = _Reading(loaded, alike)
             with self._lock:
@@ -72,7 +72,7 @@ class Warming:
 class _Reading:
     """One read in progress. `is_over` ends it before its next piece."""
 
-    def __init__(self, loaded: Loaded, alike: tuple[Start, Start]) -> None:
+    def __init__(self, loaded: Loaded, alike: tuple[Opening, Opening]) -> None:
         self.is_over = threading.Event()
         self._loaded = loaded
         self._alike = alike
@@ -101,7 +101,7 @@ class _Reading:
 
     def _shared(self) -> tuple[int, ...]:
         """The tokens that both conversations begin with."""
-        one, other = (self._slots.tokens(start.body, self._deadline()) for start in self._alike)
+        one, other = (self._slots.tokens(opening.body, self._deadline()) for opening in self._alike)
         length = next((at for at, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its), len(one))
         return one[: min(length, len(other))]
 

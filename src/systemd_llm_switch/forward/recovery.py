@@ -168,9 +168,12 @@ class Continuation:
 
     def _without_space(self, text: str) -> str:
         self._held = None if text.strip() else text
-        if self._held is not None:
-            return ""
-        return text.removeprefix(self._space) if text.startswith(self._space) else text.lstrip()
+        return "" if self._held is not None else _without_repeated(self._space, text)
+
+
+def _without_repeated(space: str, text: str) -> str:
+    """The text without the white space that the client already has: the model may write it again, or another one."""
+    return text.removeprefix(space) if text.startswith(space) else text.lstrip()
 
 
 def _envelope(model: str, created: int) -> Json:
@@ -180,7 +183,7 @@ def _envelope(model: str, created: int) -> Json:
 
 def _choice(text: str, begun: PartialReply, finish: str) -> Json:
     if begun.space:
-        text = text.removeprefix(begun.space) if text.startswith(begun.space) else text.lstrip()
+        text = _without_repeated(begun.space, text)
     thought, end, answer = text.partition(THOUGHTS_END)
     if is_in_call(thought):
         end = ""

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _AT_FIRST = 24
 _SPARE = 8
 _STEP = 16
-_IDLE_S = 10.0  # a thread that nobody needed for so long ends, as long as as many wait as at first
+_IDLE_S = 10.0  # an unused thread ends after this time, if more than _AT_FIRST wait
 # At most this many threads stay with their connections, for this long, if others are free.
 _STAYING = 8
 _STAY_S = 2.0

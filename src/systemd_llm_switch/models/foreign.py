@@ -70,7 +70,7 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class NotTaken:
     """A model that cannot be taken over, and why."""
 
     name: str
@@ -81,7 +81,7 @@ class Refused:
 class Found:
     """What a file holds. `lost` names what belongs to no model and has no counterpart, or another place."""
 
-    models: tuple[Foreign | Refused, ...]
+    models: tuple[Foreign | NotTaken, ...]
     lost: tuple[str, ...] = ()
 
 

@@ -21,7 +21,7 @@ from systemd_llm_switch.models.foreign import (
     CannotTake,
     Foreign,
     Found,
-    Refused,
+    NotTaken,
     from_flags,
     read_foreign,
     usable_environment,
@@ -79,11 +79,11 @@ def _lost_of_file(raw: Mapping[object, Any]) -> list[str]:
 
 def _model_or_reason(
     name: str, raw: object, whole: Mapping[object, Any], known: ServerFlags, environ: Mapping[str, str]
-) -> Foreign | Refused:
+) -> Foreign | NotTaken:
     try:
         return _model(name, raw, whole, known, environ)
     except CannotTake as error:
-        return Refused(name, str(error))
+        return NotTaken(name, str(error))
 
 
 def _model(

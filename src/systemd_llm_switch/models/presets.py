@@ -15,7 +15,7 @@ from systemd_llm_switch.models.foreign import (
     CannotTake,
     Foreign,
     Found,
-    Refused,
+    NotTaken,
     from_flags,
     read_foreign,
 )
@@ -78,11 +78,11 @@ def _sections(text: str, name: str) -> dict[str, _Section]:
     return sections
 
 
-def _model_or_reason(name: str, usual: _Section, own: _Section, known: ServerFlags) -> Foreign | Refused:
+def _model_or_reason(name: str, usual: _Section, own: _Section, known: ServerFlags) -> Foreign | NotTaken:
     try:
         return _model(name, usual, own, known)
     except CannotTake as error:
-        return Refused(name, str(error))
+        return NotTaken(name, str(error))
 
 
 def _model(name: str, usual: _Section, own: _Section, known: ServerFlags) -> Foreign:

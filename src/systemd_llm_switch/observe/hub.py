@@ -1,8 +1,8 @@
 """Events for the clients that watch (/api/events): each event is encoded once and sent to every watcher.
 
 A watcher that reads too slowly is dropped, never waited for. One thread encodes the events and computes the status, for
-all watchers, and only while there are any. It sends what came within a moment together. So a request pays for watchers
-with one append, and a thousand requests a second wake them twenty times.
+all watchers, and only while there are any. It sends the events of a twentieth of a second together. So a request pays
+for watchers with one append, and a thousand requests a second wake each watcher twenty times.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Hub:
             if len(self._watchers) == 1:
                 try:
                     self._begin()
-                except BaseException:  # no thread was to be had: the next watcher tries again
+                except BaseException:  # the kernel refused a thread: the next watcher tries again
                     self._leave(watcher)
                     raise
 

@@ -2,7 +2,7 @@
 
 Owns the allowance and the clock. A model in a loop, or a hostile client, can write text that takes long to read. While
 Python reads it, every other request of the proxy waits. So repair stops at the allowance, and the text stays as it was.
-And one repair at a time is a long one: of several, each would keep the interpreter from the others for 5 ms in turn.
+And only one long repair runs at a time: each of several would take the interpreter from the others for 5 ms in turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ S_PER_CHARACTER = 1e-6
 MAX_LENGTH = 2_000_000
 """A longer text is not repaired: one pass of a regular expression over it would hold the interpreter too long."""
 _LONG_S = 0.02
-"""A repair that took so much CPU time is a long one. It also looks whether its client is gone, as often as that."""
+"""CPU time after which a repair is a long one, and between two looks whether its client is gone."""
 _GONE_CHECK_S = 0.1  # while it waits for its turn
 _long_repair = threading.Lock()
 """Held by the one long repair of the process."""

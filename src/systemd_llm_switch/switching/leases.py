@@ -29,8 +29,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_error", "_on_interrupt", "_signal", "beginning", "interruption", "is_paused", "is_resolved", "may_pause",
-        "model", "number", "queue_s", "resident", "restore_s", "start", "submitted", "switch_s",
+        "_error", "_on_interrupt", "_signal", "beginning", "interruption", "is_paused", "may_pause", "model",
+        "number", "queue_s", "resident", "restore_s", "start", "submitted", "switch_s",
     )  # fmt: skip
 
     def __init__(self, number: int, model: Model) -> None:
@@ -44,7 +44,6 @@ class Lease:
         self.beginning = NOTHING
         self.may_pause = False
         self.is_paused = False
-        self.is_resolved = False  # whether it was granted or rejected
         self.resident: Resident | None = None
         self.interruption: ProxyError | None = None
         self._error: ProxyError | None = None
@@ -83,6 +82,11 @@ class Lease:
         """Seconds in the queue and for the switch. Until the lease is resolved, all the time counts as queue."""
         return (self.queue_s if self.is_resolved else time.monotonic() - self.submitted), self.switch_s
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it was granted or rejected."""
+        return self._signal.is_set
+
     def grant(self) -> None:
         """The model, `resident`, may be used now."""
         resident = self.resident
@@ -90,16 +94,12 @@ class Lease:
             self.switch_s = resident.ready - max(resident.began, self.submitted)
             self.restore_s = min(resident.restore_s, self.switch_s)
         self.queue_s = max(0.0, time.monotonic() - self.submitted - self.switch_s)
-        self._resolve()
+        self._signal.set()
 
     def reject(self, error: ProxyError) -> None:
         """The wait is over, and the model cannot be used."""
         self.queue_s = time.monotonic() - self.submitted
         self._error = error
-        self._resolve()
-
-    def _resolve(self) -> None:
-        self.is_resolved = True
         self._signal.set()
 
     def interrupt(self, error: ProxyError) -> None:

@@ -237,9 +237,9 @@ class Start:
         return watch
 
     def _is_own_answer(self, pid: int, waiting_since: float) -> bool:
-        """Whether this unit is ready, and not another program that could listen before it did. This unit would find the
-        port taken then, and end; until that, it must not count as ready. A container's engine may listen for a unit, so
-        a program that is none of our units is believed after a while."""
+        """Whether it is this unit that answers. Another program may have taken the port first: then this unit will find
+        that out and end, and until then it must not count as ready. A container's engine may listen for a unit, so a
+        program that is not one of our units is believed after a while."""
         sockets = listening_sockets(self._backend.port)
         if not sockets or holds_any(pid, sockets):  # nearly always
             return True

@@ -102,9 +102,8 @@ class SwitchRun:
 
     def carry_out(self) -> SwitchOutcome:
         """Carries out the whole switch. Never raises."""
-        outcome = SwitchOutcome(
-            still_running=frozenset(self.others)
-        )  # each counts as running until systemd says otherwise
+        # Each counts as running until systemd says otherwise.
+        outcome = SwitchOutcome(still_running=frozenset(self.others))
         try:
             self._switch(outcome)
         except LoadAborted:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contexts.test_fingerprint import LONG
-from systemd_llm_switch.contexts.starts import Start, Starts
+from systemd_llm_switch.contexts.openings import Opening, Openings
 
 
 def message(system: str, *turns: str, **fields: Any) -> bytes:
@@ -17,14 +17,14 @@ def message(system: str, *turns: str, **fields: Any) -> bytes:
     return json.dumps({"messages": [{"role": "system", "content": system}, *said], **fields}).encode()
 
 
-def start(system: str, *turns: str, **fields: Any) -> Start:
-    found = Start.of_message(message(system, *turns, **fields))
+def start(system: str, *turns: str, **fields: Any) -> Opening:
+    found = Opening.of_message(message(system, *turns, **fields))
     assert found is not None
     return found
 
 
-def noted(*starts: Start) -> Starts:
-    seen = Starts()
+def noted(*starts: Opening) -> Openings:
+    seen = Openings()
     for it in starts:
         seen.note(it)
     return seen
@@ -72,4 +72,4 @@ def test_what_follows_the_first_question_is_not_kept() -> None:
     ids=["number", "empty", "nobody asks", "too large"],
 )
 def test_what_begins_no_conversation_is_left_alone(sent: bytes) -> None:
-    assert Start.of_message(sent) is None
+    assert Opening.of_message(sent) is None

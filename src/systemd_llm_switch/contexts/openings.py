@@ -18,14 +18,14 @@ _LARGEST_MESSAGE = 2_000_000  # bytes; reading a larger one costs a request's th
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Opening:
     """The beginning of a conversation, as the body of a chat request."""
 
     body: dict[str, Any]
     fingerprint: Fingerprint
 
     @classmethod
-    def of_message(cls, message: bytes) -> Start | None:
+    def of_message(cls, message: bytes) -> Opening | None:
         """From the body that a backend got; None if it is too large, or has no message of the user."""
         if len(message) > _LARGEST_MESSAGE:
             return None
@@ -39,28 +39,28 @@ class Start:
         is_users = [isinstance(it, dict) and it.get("role") == "user" for it in messages]
         if True not in is_users:
             return None
-        start = {**body, "messages": messages[: is_users.index(True) + 1]}
-        return cls(start, fingerprint(start))
+        opening = {**body, "messages": messages[: is_users.index(True) + 1]}
+        return cls(opening, fingerprint(opening))
 
-    def is_that_of(self, other: Start) -> bool:
+    def is_that_of(self, other: Opening) -> bool:
         """Whether both belong to one conversation."""
         return _said(self) == _said(other)
 
 
-class Starts:
+class Openings:
     """Not thread-safe."""
 
     def __init__(self) -> None:
-        self._last: deque[Start] = deque(maxlen=_MOST)
+        self._last: deque[Opening] = deque(maxlen=_MOST)
 
-    def note(self, start: Start) -> None:
+    def note(self, opening: Opening) -> None:
         """A request came that begins so. A later one of the same conversation takes the place of an earlier one."""
-        known = next((it for it in self._last if it.is_that_of(start)), None)
+        known = next((it for it in self._last if it.is_that_of(opening)), None)
         if known is not None:
             self._last.remove(known)
-        self._last.append(start)
+        self._last.append(opening)
 
-    def alike(self) -> tuple[Start, Start] | None:
+    def alike(self) -> tuple[Opening, Opening] | None:
         """The two that share the longest beginning; None if no two share enough to be worth reading."""
         pairs = itertools.combinations(reversed(self._last), 2)
         best = max(pairs, key=lambda pair: pair[0].fingerprint.common(pair[1].fingerprint), default=None)
@@ -69,5 +69,5 @@ class Starts:
         return best
 
 
-def _said(start: Start) -> tuple[object, object]:
-    return start.body.get("tools"), start.body["messages"]
+def _said(opening: Opening) -> tuple[object, object]:
+    return opening.body.get("tools"), opening.body["messages"]

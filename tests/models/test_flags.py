@@ -8,7 +8,7 @@ import pytest
 
 from models.made import layers, make, model
 from systemd_llm_switch.models.facts import ModelFacts, read_facts
-from systemd_llm_switch.models.flags import GIB, MIB, Machine, Unfit, Wishes, choose, command_words
+from systemd_llm_switch.models.flags import GIB, MIB, Hardware, Unfit, Wishes, choose, command_words
 from systemd_llm_switch.setup.server_flags import ServerFlags, ask
 
 HELP = """\
@@ -37,7 +37,7 @@ RAM = 32 * GIB
 
 def words(facts: ModelFacts, known: ServerFlags, card: float | None = 8, **wishes: object) -> list[str]:
     given = {"vram_gib": card} if card is not None else {}
-    return command_words(choose(facts, Wishes(**given, **wishes), known, Machine(card, "as a test says", RAM)))  # type: ignore[arg-type]
+    return command_words(choose(facts, Wishes(**given, **wishes), known, Hardware(card, "as a test says", RAM)))  # type: ignore[arg-type]
 
 
 def option(found: list[str], name: str) -> str:
@@ -166,7 +166,7 @@ def test_a_chat_model_may_serve_embeddings(dense: ModelFacts) -> None:
 @pytest.mark.parametrize(("ram_gib", "mib"), [(2, 512), (8, 2048), (128, 8192)])
 def test_the_ram_for_earlier_prompts_is_a_quarter_within_bounds(tmp_path: Path, ram_gib: int, mib: int) -> None:
     facts = read_facts(make(tmp_path / "m.gguf", model(), layers(2, 256)))
-    chosen = choose(facts, Wishes(), NEW, Machine(None, "", ram_gib * GIB + MIB))
+    chosen = choose(facts, Wishes(), NEW, Hardware(None, "", ram_gib * GIB + MIB))
     assert option(command_words(chosen), "--cache-ram") == str(mib)
 
 

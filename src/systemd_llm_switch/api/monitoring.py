@@ -10,7 +10,7 @@ from systemd_llm_switch.api.handlers import Handler
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import ClientGone, InternalError, InvalidRequest
 from systemd_llm_switch.forward.answer import Answer, Start
-from systemd_llm_switch.observe.hub import Watcher, frame
+from systemd_llm_switch.observe.event_hub import Watcher, frame
 from systemd_llm_switch.observe.observation import own_line, own_lines, unit_line
 from systemd_llm_switch.observe.requests import KEPT
 from systemd_llm_switch.openai.shapes import Json
@@ -139,7 +139,7 @@ class VramInUse(Observing):
         return self.write({"cards": [dataclasses.asdict(card) for card in cards]})
 
 
-class Metrics(Observing):
+class Scrape(Observing):
     """The proxy's counts and the loaded models' own series, for Prometheus."""
 
     def GET(self) -> Answer:
@@ -153,6 +153,6 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/api/events", Events),
     (r"/api/logs", Logs),
     (r"/api/vram", VramInUse),
-    (r"/metrics", Metrics),
+    (r"/metrics", Scrape),
 )
 GOT = ("/metrics", "/api/requests", "/api/events", "/api/logs", "/api/vram")

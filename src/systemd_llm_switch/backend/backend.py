@@ -14,7 +14,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message
-from systemd_llm_switch.backend.health import Health, HealthCheck
+from systemd_llm_switch.backend.health import HealthCheck, HealthReply
 from systemd_llm_switch.waiting import Client, remaining_s
 
 # llama-server closes an idle connection after 5 s. A connection that is reused at that moment would lose the race.
@@ -37,7 +37,7 @@ class Backend:
         self._idle: deque[tuple[socket.socket, float]] = deque()
         self._health = HealthCheck(url)
 
-    def readiness(self, timeout_s: float = 2.0) -> Health:
+    def readiness(self, timeout_s: float = 2.0) -> HealthReply:
         """Asks `/health` once. Never raises."""
         return self._health.ask(timeout_s, self._authorization)
 

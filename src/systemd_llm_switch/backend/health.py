@@ -34,18 +34,18 @@ class Readiness(enum.Enum):
     READY = "ready"
 
 
-class Health(NamedTuple):
+class HealthReply(NamedTuple):
     """One answer, or the lack of one. `words` describes it in a clause: "it was still loading"."""
 
     readiness: Readiness
     words: str
 
 
-UNREACHED = Health(Readiness.SILENT, "nothing listened")
-_MUTE = Health(Readiness.MUTE, "something accepted the connection and did not answer")
-_BROKEN = Health(Readiness.MUTE, "something accepted the connection and closed it without an answer in HTTP")
-_LOADING = Health(Readiness.LOADING, "it was still loading")
-_READY = Health(Readiness.READY, "it was ready")
+UNREACHED = HealthReply(Readiness.SILENT, "nothing listened")
+_MUTE = HealthReply(Readiness.MUTE, "something accepted the connection and did not answer")
+_BROKEN = HealthReply(Readiness.MUTE, "something accepted the connection and closed it without an answer in HTTP")
+_LOADING = HealthReply(Readiness.LOADING, "it was still loading")
+_READY = HealthReply(Readiness.READY, "it was ready")
 
 
 class HealthCheck:
@@ -56,7 +56,7 @@ class HealthCheck:
         self._adapter = _Adapter()
         self._lock = threading.Lock()
 
-    def ask(self, timeout_s: float, headers: Mapping[str, str]) -> Health:
+    def ask(self, timeout_s: float, headers: Mapping[str, str]) -> HealthReply:
         """Asks once. Takes at most `timeout_s` to connect, and as long again to read. Never raises."""
         question = requests.Request("GET", self._url, headers={"Connection": "close", **headers}).prepare()
         try:
@@ -73,10 +73,10 @@ class HealthCheck:
             return _READY
         if reply.status_code == requests.codes.unavailable:
             return _LOADING
-        return Health(Readiness.LOADING, f"it answered /health with {reply.status_code} instead of 200")
+        return HealthReply(Readiness.LOADING, f"it answered /health with {reply.status_code} instead of 200")
 
 
-def _explain(error: requests.RequestException) -> Health:
+def _explain(error: requests.RequestException) -> HealthReply:
     if isinstance(error, requests.Timeout):
         return _MUTE
     cause = error.args[0] if error.args else None

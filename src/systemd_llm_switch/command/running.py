@@ -17,7 +17,7 @@ from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
 from systemd_llm_switch.forward.request_notes import request_notes
 from systemd_llm_switch.http_server.server import RESERVE_THREADS, SHUTDOWN_TIMEOUT_S, Server, describe_bind_error
-from systemd_llm_switch.observe.hub import MOST_WATCHERS
+from systemd_llm_switch.observe.event_hub import MOST_WATCHERS
 from systemd_llm_switch.observe.observation import Observation
 from systemd_llm_switch.scheduler import IN_FLIGHT_LIMIT
 from systemd_llm_switch.switching.adoption import Adoption

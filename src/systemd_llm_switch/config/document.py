@@ -24,7 +24,7 @@ _MALFORMED = (yaml.YAMLError, AttributeError, LookupError, OverflowError, Recurs
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader, if present, is ten times as fast
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
     """The file cannot be read or is malformed. The message says why. It never shows the file's text, which may contain
     keys."""
 
@@ -33,22 +33,22 @@ def read_text(path: Path) -> str:
     """The text of a regular file in UTF-8, of at most `MOST_FILE_BYTES`. Does not block on a FIFO or a device.
 
     Raises:
-        Unreadable
+        UnreadableFile
     """
     name = printable(str(path))
     try:
         raw = _read(path)
     except OSError as error:
-        raise Unreadable(f"cannot read {name}: {error.strerror}") from error
+        raise UnreadableFile(f"cannot read {name}: {error.strerror}") from error
     except ValueError as error:  # a NUL or a lone surrogate in the path
-        raise Unreadable(f"cannot read {name}: this is not a valid path") from error
+        raise UnreadableFile(f"cannot read {name}: this is not a valid path") from error
     if len(raw) > MOST_FILE_BYTES:
-        raise Unreadable(f"{name} is larger than {MOST_FILE_BYTES} bytes")
+        raise UnreadableFile(f"{name} is larger than {MOST_FILE_BYTES} bytes")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise Unreadable(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} in line {line}") from error
+        raise UnreadableFile(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} in line {line}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -57,7 +57,7 @@ def _read(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable(f"{printable(str(path))} is not a regular file")
+            raise UnreadableFile(f"{printable(str(path))} is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(MOST_FILE_BYTES + 1)
     finally:
@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> Any:
     """The value of the YAML in a file.
 
     Raises:
-        Unreadable
+        UnreadableFile
     """
     return parse_yaml(read_text(path), printable(str(path)))
 
@@ -77,13 +77,13 @@ def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML document. Error messages call the document `name`.
 
     Raises:
-        Unreadable
+        UnreadableFile
     """
     try:
         _check_bounds(text)
         return yaml.load(text, Loader=_UniqueKeys)
     except _MALFORMED as error:
-        raise Unreadable(f"{name} is not valid YAML: {_describe(error, text)}") from error
+        raise UnreadableFile(f"{name} is not valid YAML: {_describe(error, text)}") from error
 
 
 class _UniqueKeys(_Loader):  # type: ignore[misc]

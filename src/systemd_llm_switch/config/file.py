@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from systemd_llm_switch.config.document import Unreadable, read_yaml
+from systemd_llm_switch.config.document import UnreadableFile, read_yaml
 from systemd_llm_switch.config.key_files import find_exposed, find_key_files, with_keys
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import Config, ConfigError, Problem
@@ -161,7 +161,7 @@ def _first_there(places: tuple[Path, ...]) -> Path:
 def _parse_file(path: Path) -> Config:
     try:
         raw = read_yaml(path)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise ConfigError([Problem("", str(error))]) from error
     return parse(raw)
 

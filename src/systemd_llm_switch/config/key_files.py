@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from systemd_llm_switch.config.casts import as_key
-from systemd_llm_switch.config.document import Unreadable, read_text
+from systemd_llm_switch.config.document import UnreadableFile, read_text
 from systemd_llm_switch.config.records import Config, ConfigError, Model, Problem
 from systemd_llm_switch.quoting import printable
 
@@ -75,7 +75,7 @@ def _read_keys(named: str, path: Path, place: str) -> list[str]:
     file = _resolve(named, path)
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]
-    except Unreadable as error:
+    except UnreadableFile as error:
         message = str(error)
         if "CREDENTIALS_DIRECTORY" in named and "CREDENTIALS_DIRECTORY" not in os.environ:
             message += "; systemd sets $CREDENTIALS_DIRECTORY for the unit alone"

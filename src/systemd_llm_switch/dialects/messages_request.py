@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from systemd_llm_switch.dialects.conversation import (
+from systemd_llm_switch.dialects.chat_builder import (
+    ChatBuilder,
     Content,
-    Conversation,
     content_of,
     image_part,
     left_out,
@@ -57,7 +57,7 @@ def chat_of_messages(body: Json) -> Json:
 
 
 def _conversation(body: Json) -> list[Json]:
-    conversation = Conversation()
+    conversation = ChatBuilder()
     system = body.get("system")
     texts = [system] if isinstance(system, str) else [block.get("text") for block in objects_of(system)]
     for text in texts:
@@ -75,7 +75,7 @@ def _conversation(body: Json) -> list[Json]:
     return conversation.messages
 
 
-def _add_assistant(conversation: Conversation, blocks: list[Json]) -> None:
+def _add_assistant(conversation: ChatBuilder, blocks: list[Json]) -> None:
     for block in blocks:
         match block.get("type"):
             case "thinking":
@@ -88,7 +88,7 @@ def _add_assistant(conversation: Conversation, blocks: list[Json]) -> None:
                 conversation.add_text(content_of([_part(block)]))
 
 
-def _add_user(conversation: Conversation, blocks: list[Json]) -> None:
+def _add_user(conversation: ChatBuilder, blocks: list[Json]) -> None:
     """Results first: they belong to the calls before them."""
     for block in blocks:
         if block.get("type") == "tool_result":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from systemd_llm_switch.dialects.conversation import (
+from systemd_llm_switch.dialects.chat_builder import (
+    ChatBuilder,
     Content,
-    Conversation,
     content_of,
     image_part,
     left_out,
@@ -52,7 +52,7 @@ def chat_of_responses(body: Json) -> Json:
 
 
 def _conversation(body: Json) -> list[Json]:
-    conversation = Conversation()
+    conversation = ChatBuilder()
     if isinstance(instructions := body.get("instructions"), str):
         conversation.add_system(instructions)
     given = body.get("input")
@@ -66,7 +66,7 @@ def _conversation(body: Json) -> list[Json]:
     return conversation.messages
 
 
-def _add(conversation: Conversation, item: Json) -> None:
+def _add(conversation: ChatBuilder, item: Json) -> None:
     match item.get("type", "message"):
         case "message":
             _add_message(conversation, item.get("role"), _content(item.get("content")))
@@ -85,7 +85,7 @@ def _add(conversation: Conversation, item: Json) -> None:
             raise InvalidRequest(f"an `item_reference` is not supported: {_NO_STORE}", param="input")
 
 
-def _add_message(conversation: Conversation, role: object, content: Content) -> None:
+def _add_message(conversation: ChatBuilder, role: object, content: Content) -> None:
     match role:
         case "assistant":
             conversation.add_text(content)

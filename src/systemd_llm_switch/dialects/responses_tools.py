@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from systemd_llm_switch.dialects.conversation import list_at
+from systemd_llm_switch.dialects.chat_builder import list_at
 from systemd_llm_switch.dialects.parts import Call
 from systemd_llm_switch.openai.shapes import Json, dump, object_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from systemd_llm_switch.config.document import Unreadable, parse_yaml
+from systemd_llm_switch.config.document import UnreadableFile, parse_yaml
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import Config, ConfigError
 from systemd_llm_switch.setup.places import SetupError
@@ -31,7 +31,7 @@ def added(text: str, name: str, values: Mapping[str, object]) -> str:
     try:
         fresh = _with_entry(text, name, values)
         before, after = _config(text), _config(fresh)
-    except (_Unclear, Unreadable, ConfigError, yaml.YAMLError) as error:
+    except (_Unclear, UnreadableFile, ConfigError, yaml.YAMLError) as error:
         raise CannotEdit(_by_hand(name, values, error)) from error
     if _without(after, name) != _models(before) or _rest(after) != _rest(before):
         raise CannotEdit(_by_hand(name, values, "its form is unusual"))
@@ -47,7 +47,7 @@ def removed(text: str, name: str) -> str:
     try:
         fresh = _without_entry(text, name)
         before, after = _config(text), _config(fresh)
-    except (_Unclear, Unreadable, ConfigError, yaml.YAMLError) as error:
+    except (_Unclear, UnreadableFile, ConfigError, yaml.YAMLError) as error:
         raise CannotEdit(f"take {name} out of the config by hand: {error}") from error
     if _models(after) != _without(before, name) or _rest(after) != _rest(before):
         raise CannotEdit(f"take {name} out of the config by hand: its form is unusual")

@@ -45,7 +45,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Hardware:
     """The machine: the card's size, if it is known, and the RAM."""
 
     card_gib: float | None
@@ -67,7 +67,7 @@ def purpose_of(facts: ModelFacts, wishes: Wishes) -> Purpose:
     return Purpose.EMBEDDING if wishes.is_embedding and facts.purpose is Purpose.CHAT else facts.purpose
 
 
-def choose(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine) -> list[Choice]:
+def choose(facts: ModelFacts, wishes: Wishes, known: ServerFlags, hardware: Hardware) -> list[Choice]:
     """The flags in the order of the command line, without those for address, file and name.
 
     Raises:
@@ -76,20 +76,22 @@ def choose(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machi
     _check_wishes(wishes, known)
     own = {spelling for flag in known.in_command(wishes.flags) for spelling in known.same(flag)}
     metrics = Choice(("--metrics",), "its metrics can be read at /metrics")
-    proposed = [*_beside(facts, wishes, known, machine, own), metrics]
+    proposed = [*_beside(facts, wishes, known, hardware, own), metrics]
     chosen = [choice for choice in proposed if known.knows(choice.words[0]) and not own & set(choice.words)]
     return [*chosen, Choice(wishes.flags, "your own flags")] if wishes.flags else chosen
 
 
-def _beside(facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine, own: set[str]) -> Iterator[Choice]:
+def _beside(
+    facts: ModelFacts, wishes: Wishes, known: ServerFlags, hardware: Hardware, own: set[str]
+) -> Iterator[Choice]:
     """What is proposed beside the own flags; little where those are a whole command."""
     if not wishes.is_whole_command:
         context = _context(facts, wishes)
         yield from _for_purpose(facts, wishes, known, context)
-        yield from _for_memory(facts, wishes, known, machine, context, own)
+        yield from _for_memory(facts, wishes, known, hardware, context, own)
     elif purpose_of(facts, wishes) is Purpose.CHAT:
         yield Choice(("--slot-save-path", CONTEXTS), "conversations survive a switch")
-        yield _cache(machine.ram_bytes, facts.size)
+        yield _cache(hardware.ram_bytes, facts.size)
 
 
 def _check_wishes(wishes: Wishes, known: ServerFlags) -> None:
@@ -147,7 +149,7 @@ def _why_context(facts: ModelFacts, wishes: Wishes, context: int) -> str:
 
 
 def _for_memory(
-    facts: ModelFacts, wishes: Wishes, known: ServerFlags, machine: Machine, context: int, own: set[str]
+    facts: ModelFacts, wishes: Wishes, known: ServerFlags, hardware: Hardware, context: int, own: set[str]
 ) -> Iterator[Choice]:
     if own & _PLACING:
         in_ram = facts.size  # how much of it goes on the card is not calculated
@@ -161,21 +163,21 @@ def _for_memory(
             "llama-server fits the model to the card's free memory at each start, and leaves 1 GiB free; "
             "--vram GIB sets the layers now instead",
         )
-        in_ram = max(0, facts.size - int((machine.card_gib or 0) * GIB))
+        in_ram = max(0, facts.size - int((hardware.card_gib or 0) * GIB))
     else:
-        choices, in_ram = _reckon(facts, known, machine, context)
+        choices, in_ram = _reckon(facts, known, hardware, context)
         yield from choices
     if purpose_of(facts, wishes) is Purpose.CHAT:
-        yield _cache(machine.ram_bytes, in_ram)
+        yield _cache(hardware.ram_bytes, in_ram)
 
 
-def _reckon(facts: ModelFacts, known: ServerFlags, machine: Machine, context: int) -> tuple[list[Choice], int]:
+def _reckon(facts: ModelFacts, known: ServerFlags, hardware: Hardware, context: int) -> tuple[list[Choice], int]:
     """The layers on the card, and the bytes that stay in RAM."""
-    card = machine.card_gib or 0.0
+    card = hardware.card_gib or 0.0
     cache = facts.context_bytes_per_token * context
     budget = int(card * GIB) - _LEFT_FREE
     needed = sum(layer.size for layer in facts.layers) + facts.output_bytes + cache
-    of_card = f"a card of {card:g} GiB ({machine.card_source}), 1 GiB of it left free"
+    of_card = f"a card of {card:g} GiB ({hardware.card_source}), 1 GiB of it left free"
     if needed <= budget:
         why = f"all of it fits: {_gib(needed)} with its context, on {of_card}"
         return [Choice(("--n-gpu-layers", _ALL), why)], facts.embedding_bytes

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from systemd_llm_switch.config.document import Unreadable, read_text
+from systemd_llm_switch.config.document import UnreadableFile, read_text
 from systemd_llm_switch.models.flags import Wishes
 from systemd_llm_switch.quoting import printable, quoted
 from systemd_llm_switch.setup.places import SetupError
@@ -93,7 +93,7 @@ def read_foreign(path: Path) -> str:
     """
     try:
         return read_text(path)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise SetupError(str(error)) from error
 
 

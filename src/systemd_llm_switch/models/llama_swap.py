@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from systemd_llm_switch.config.document import Unreadable, parse_yaml
+from systemd_llm_switch.config.document import UnreadableFile, parse_yaml
 from systemd_llm_switch.config.limits import MOST_MODELS
 from systemd_llm_switch.models.foreign import (
     SECRET,
@@ -60,7 +60,7 @@ def read(path: Path, known: ServerFlags, environ: Mapping[str, str]) -> Found:
     name = printable(str(path))
     try:
         raw = parse_yaml(read_foreign(path), name)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise SetupError(str(error)) from error
     models = raw.get("models") if isinstance(raw, dict) else None
     if not isinstance(models, dict) or not models:

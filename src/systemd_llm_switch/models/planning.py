@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from systemd_llm_switch.config.document import Unreadable, read_text
+from systemd_llm_switch.config.document import UnreadableFile, read_text
 from systemd_llm_switch.config.file import PACKAGED, load
 from systemd_llm_switch.config.records import Config
 from systemd_llm_switch.models import config_entry
 from systemd_llm_switch.models.facts import ModelFacts, Purpose, read_facts
-from systemd_llm_switch.models.flags import Choice, Machine, Wishes, choose, purpose_of
+from systemd_llm_switch.models.flags import Choice, Hardware, Wishes, choose, purpose_of
 from systemd_llm_switch.models.unit_text import unit_text
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.setup import card, llama_server, server_flags
@@ -75,7 +75,7 @@ def plan(
     facts = read_facts(file)
     server = server_of(places, environ)
     known = server_flags.ask(server)
-    choices = choose(facts, wishes, known, _machine(wishes, config))
+    choices = choose(facts, wishes, known, _hardware(wishes, config))
     unit = unit_name(name)
     url = _url(wishes, config)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
@@ -114,7 +114,7 @@ def edited_config(plan: Plan) -> tuple[str, str]:
     """
     try:
         text = read_text(plan.config)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise SetupError(str(error)) from error
     return text, config_entry.added(text, plan.name, dict(plan.entry))
 
@@ -165,16 +165,16 @@ def server_of(places: Places, environ: Mapping[str, str]) -> Path:
     raise SetupError(f"there is no llama-server yet: run {places.how_to()}, or set LLAMA_SERVER_PATH")
 
 
-def _machine(wishes: Wishes, config: Config) -> Machine:
+def _hardware(wishes: Wishes, config: Config) -> Hardware:
     ram = ram_bytes()
     if wishes.vram_gib is not None:
-        return Machine(wishes.vram_gib, "as you said", ram)
+        return Hardware(wishes.vram_gib, "as you said", ram)
     if config.server.vram is not None:
-        return Machine(config.server.vram, "server.vram in the config", ram)
+        return Hardware(config.server.vram, "server.vram in the config", ram)
     found = card.memory_gib()
     if found is not None:
-        return Machine(found, "as the driver says", ram)
-    return Machine(_ASSUMED_GIB, "ASSUMED, since nothing here says it; give --vram GIB", ram)
+        return Hardware(found, "as the driver says", ram)
+    return Hardware(_ASSUMED_GIB, "ASSUMED, since nothing here says it; give --vram GIB", ram)
 
 
 def _url(wishes: Wishes, config: Config) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from systemd_llm_switch.observe.hub import Hub
+from systemd_llm_switch.observe.event_hub import EventHub
 from systemd_llm_switch.observe.own_log import OwnLog
 from systemd_llm_switch.observe.requests import Finished, RequestLog
 from systemd_llm_switch.observe.tally import Tally
@@ -21,7 +21,7 @@ class Observation:
 
     def __init__(self, units: Callable[[], Sequence[str]], make_status: Callable[[], Json]) -> None:
         self._units = units
-        self.hub = Hub(make_status, (self._follow_own_log, self._follow_units))
+        self.hub = EventHub(make_status, (self._follow_own_log, self._follow_units))
         self.tally = Tally()
         self.requests = RequestLog()
         self.own_log = OwnLog()

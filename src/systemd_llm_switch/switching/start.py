@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from systemd_llm_switch.backend.backend import Backend
-from systemd_llm_switch.backend.health import UNREACHED, Health, Readiness
+from systemd_llm_switch.backend.health import UNREACHED, HealthReply, Readiness
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.contexts.unit import Command
@@ -160,7 +160,7 @@ class Start:
         )
         return Resident(loaded, launched.watch, process, self._began)
 
-    def _ask(self, last: Health, deadline: float) -> Health:
+    def _ask(self, last: HealthReply, deadline: float) -> HealthReply:
         if last.readiness is Readiness.SILENT and self._backend.is_silent():
             return UNREACHED  # this look is ten times as fast as `readiness`
         # One more poll at the deadline: a unit that became ready just then must not be stopped.
@@ -252,7 +252,7 @@ class Start:
         return self._systemd.show([self._model.unit])[self._model.unit]
 
 
-def _step_s(health: Health, waited_s: float) -> float:
+def _step_s(health: HealthReply, waited_s: float) -> float:
     """How long to wait before the next poll."""
     first_s = _FIRST_STEP_S if health.readiness is Readiness.SILENT else _FIRST_LOADING_STEP_S
     return min(_LARGEST_STEP_S, max(first_s, waited_s * _STEP_PART))

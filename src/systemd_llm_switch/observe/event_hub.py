@@ -65,7 +65,7 @@ class Watcher:
         os.close(self._fd)
 
 
-class Hub:
+class EventHub:
     """Thread-safe. `make_status` computes what /api/status shows; it may block for a moment. `companions` run while
     there are watchers: a call starts each, and returns the function that ends it."""
 

@@ -14,7 +14,7 @@ import pytest
 from support.no_threads import no_more_threads
 from support.stack import wait_for
 from systemd_llm_switch.errors import ClientGone, TooManyWatchers
-from systemd_llm_switch.observe.hub import MOST_WATCHERS, Hub, Watcher
+from systemd_llm_switch.observe.event_hub import MOST_WATCHERS, EventHub, Watcher
 from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.waiting import Client
 
@@ -39,7 +39,7 @@ def status_threads() -> int:
 
 def test_a_status_that_does_not_change_is_sent_once() -> None:
     status = Status()
-    hub = Hub(status)
+    hub = EventHub(status)
     with hub.watch() as watcher:
         assert watcher.take(NOBODY, 1) == b'event: status\ndata: {"value":"idle"}\n\n'
         wait_for(lambda: status.count > 3)
@@ -52,7 +52,7 @@ def test_a_status_that_does_not_change_is_sent_once() -> None:
 
 def test_many_watchers_cost_one_computation() -> None:
     status = Status()
-    hub = Hub(status)
+    hub = EventHub(status)
     wait_for(lambda: not status_threads())  # those of other tests' hubs end a moment after their last watcher
     with hub.watch(), hub.watch(), hub.watch():
         assert status_threads() == 1
@@ -60,7 +60,7 @@ def test_many_watchers_cost_one_computation() -> None:
 
 def test_nothing_is_computed_without_watchers() -> None:
     status = Status()
-    hub = Hub(status)
+    hub = EventHub(status)
     with hub.watch():
         pass
     wait_for(lambda: not status_threads())
@@ -76,7 +76,7 @@ def test_a_companion_runs_only_while_there_are_watchers() -> None:
         told.append("begun")
         return lambda: told.append("ended")
 
-    hub = Hub(Status(), (begin,))
+    hub = EventHub(Status(), (begin,))
     with hub.watch(), hub.watch():
         assert told == ["begun"]
     assert told == ["begun", "ended"]
@@ -88,7 +88,7 @@ def large(number: int) -> Json:
 
 def test_events_that_come_close_together_wake_a_watcher_once() -> None:
     """At most twenty times a second, however slow this machine is."""
-    hub = Hub(Status())
+    hub = EventHub(Status())
     with hub.watch() as watcher:
         began, takes = time.monotonic(), [watcher.take(NOBODY, 60)]
         for number in range(200):
@@ -103,7 +103,7 @@ def test_events_that_come_close_together_wake_a_watcher_once() -> None:
 
 
 def test_a_watcher_that_reads_nothing_is_dropped() -> None:
-    hub = Hub(Status())
+    hub = EventHub(Status())
     with hub.watch() as idle, hub.watch() as busy:
         for number in range(20):
             hub.publish("request", functools.partial(large, number))
@@ -121,14 +121,14 @@ def test_a_status_that_cannot_be_computed_ends_nothing() -> None:
             return {"count": self.count}
 
     status = Broken()
-    hub = Hub(status)
+    hub = EventHub(status)
     with hub.watch() as watcher:
         wait_for(lambda: status.count > 4)
         assert b'{"count":4}' in watcher.take(NOBODY, 1)
 
 
 def test_there_are_only_so_many_seats() -> None:
-    hub = Hub(Status())
+    hub = EventHub(Status())
     with ExitStack() as stack:
         for _ in range(MOST_WATCHERS):
             stack.enter_context(hub.seat())
@@ -140,7 +140,7 @@ def test_there_are_only_so_many_seats() -> None:
 
 def test_the_next_watcher_is_served_if_there_was_no_thread_for_the_first() -> None:
     ended: list[str] = []
-    hub = Hub(Status(), (lambda: lambda: ended.append("ended"),))
+    hub = EventHub(Status(), (lambda: lambda: ended.append("ended"),))
     with no_more_threads(), pytest.raises(RuntimeError), hub.watch():
         raise AssertionError("watched without a thread")
     assert ended == ["ended"]
@@ -153,7 +153,7 @@ def test_the_next_watcher_is_served_if_there_was_no_thread_for_the_first() -> No
 
 def test_a_wait_ends_with_the_client() -> None:
     ours, theirs = socket.socketpair()
-    with ours, Hub(Status()).watch() as watcher:
+    with ours, EventHub(Status()).watch() as watcher:
         watcher.take(NOBODY, 1)
         theirs.close()
         with pytest.raises(ClientGone):
@@ -172,7 +172,7 @@ def test_a_companion_may_publish_while_it_begins() -> None:
             wait_for(lambda: b"no journal" in watcher.take(NOBODY, 1))
             seen.append(watcher)
 
-    hub = Hub(Status(), (begin,))
+    hub = EventHub(Status(), (begin,))
     seen: list[Watcher] = []
     threading.Thread(target=watch, daemon=True).start()
     wait_for(lambda: seen)

@@ -8,7 +8,7 @@ from systemd_llm_switch.openai.shapes import Json
 Content = str | list[Json]
 
 
-class Conversation:
+class ChatBuilder:
     """Grows message by message."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ card.
 A request's body may carry `"standin": {…}` (the proxy passes unknown fields through):
 
     delay_s   wait before the answer      crash    end the process, with this exit code
+    unless    for crash: a file; if it is there, answer instead, else make it
     hang      never answer                raw      the reply's body, as text, byte for byte
     until_released  wait until `GET /standin/release`, which ends `--load-s`, too
     status    the reply's HTTP status     message  the reply's message object
@@ -168,7 +169,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wait(1e9 if orders.get("hang") else orders.get("delay_s", 0))
         while orders.get("until_released") and not self.server.is_released:
             self.wait(0.02)
-        if "crash" in orders:
+        if "crash" in orders and not (unless := Path(orders.get("unless", "/nowhere"))).exists():
+            if "unless" in orders:
+                unless.touch()
             print("about to crash, as told", flush=True)
             os._exit(orders["crash"])
         if body.get("stream") and orders.get("status", 200) < 400:

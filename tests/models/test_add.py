@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from models.conftest import ONE_THREAD, Person
 from models.made import split
 from systemd_llm_switch.setup.install import remove_obsolete
@@ -22,13 +24,24 @@ def test_a_model_is_added_and_answers(person: Person, model_file: Path) -> None:
 
 
 def test_remove_undoes_it(person: Person, model_file: Path) -> None:
-    before = person.files()
+    """Its folders too."""
+    before, folders = person.files(), sorted(person.home.glob(".local/**"))
     assert person.run("add", "small", str(model_file), "--no-try").returncode == 0
     assert person.models() == ["mine", "small"]
     ran = person.run("remove", "small")
     assert ran.returncode == 0, ran.stderr
     assert person.files() == before
+    assert sorted(person.home.glob(".local/**")) == folders
     assert person.models() == ["mine"]
+
+
+@pytest.mark.parametrize("wrong", ["/no/such/llama-server", "/bin/true"])
+def test_a_wrong_llama_server_is_named(person: Person, model_file: Path, wrong: str) -> None:
+    before = person.files()
+    ran = person.run("add", "small", str(model_file), "--no-try", LLAMA_SERVER_PATH=wrong)
+    assert ran.returncode == 1
+    assert wrong in ran.stderr
+    assert person.files() == before
 
 
 def test_another_chat_model_answers(person: Person, gemma_file: Path) -> None:

@@ -13,6 +13,7 @@ from systemd_llm_switch.setup.systemctl import Systemctl
 NEW_HELP = """\
 -m,    --model FNAME                    model path
 -c,    --ctx-size N                     size of the prompt context
+--port PORT                             port to listen on
 -lm,   --load-mode MODE                 how to load
 """
 

@@ -110,6 +110,7 @@ def test_uninstall_leaves_no_empty_folder(places: Places) -> None:
 def test_uninstall_removes_the_shared_folders_that_the_set_up_made_and_no_others(places: Places) -> None:
     theirs = places.home / ".local/share/man/man1"
     theirs.mkdir(parents=True)
+    places.linked.mkdir(parents=True)
     ledger = Ledger(places.ledger)
     ledger.note_folders([folder for folder in places.folders if not folder.exists()])
     ledger.note_folders([places.home, places.home.parent / "precious"])  # a record that leads elsewhere
@@ -121,6 +122,9 @@ def test_uninstall_removes_the_shared_folders_that_the_set_up_made_and_no_others
     uninstall.run(places, nobody(places), Ledger.load(places))
     left = {str(path.relative_to(places.home)) for path in places.home.rglob("*")}
     assert left == {
+        ".config",
+        ".config/systemd",
+        ".config/systemd/user",
         ".local",
         ".local/bin",
         ".local/bin/own-program",

@@ -139,8 +139,10 @@ def test_asks_two_questions_on_a_terminal(settled: Newcomer, tmp_path: Path) -> 
     server.parent.mkdir()
     server.symlink_to(settled.answers["LLAMA_SERVER_PATH"])
     models.mkdir()
-    shown = settled.setup_on_terminal("/no/such/llama-server", str(server), "/no/such/folder", str(models))
+    answers = ("/no/such/llama-server", "/bin/true", str(server), "/no/such/folder", str(models))
+    shown = settled.setup_on_terminal(*answers)
     assert "! no llama-server at /no/such/llama-server; name another" in shown
+    assert re.search(r"! /bin/true is not a llama-server that works here: .+; name another", shown)
     assert "! the folder /no/such/folder does not exist; name another, or make it first" in shown
     assert f"{SERVER_PROMPT}{settled.answers['LLAMA_SERVER_PATH']}]: " in shown
     assert f"{MODELS_PROMPT}{settled.answers['MODELS_DIR']}]: " in shown

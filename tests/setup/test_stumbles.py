@@ -89,10 +89,29 @@ def test_a_second_set_up_says_who_is_at_work(settled: Newcomer, where: str) -> N
 def test_an_answer_that_does_not_work_never_replaces_one_that_does(settled: Newcomer) -> None:
     before = tree_sums(settled.rendered)
     ran = settled.setup("--yes", LLAMA_SERVER_PATH="/no/such/llama-server", MODELS_DIR="/no/such/folder")
-    assert ran.returncode == 0
+    again = settled.setup("--yes", LLAMA_SERVER_PATH="/bin/true")
+    assert (ran.returncode, again.returncode) == (0, 0)
     assert "! no llama-server at /no/such/llama-server" in ran.stdout
+    assert "! /bin/true is not a llama-server" in again.stdout
     assert "! the folder /no/such/folder does not exist" in ran.stdout
     assert tree_sums(settled.rendered) == before
+
+
+@pytest.mark.parametrize("wrong", ["/no/such/llama-server", "/bin/true"])
+def test_a_first_run_without_a_llama_server_that_works_writes_nothing(
+    newcomer: Newcomer, tmp_path: Path, wrong: str
+) -> None:
+    person = Newcomer(tmp_path / "home", copy_repository(tmp_path / "clone"), newcomer.manager)
+    before = tree_sums(tmp_path)
+    person.home.mkdir()
+    ran = person.setup("--yes", LLAMA_SERVER_PATH=wrong)
+    assert ran.returncode == 1
+    assert wrong in ran.stderr
+    assert ran.stderr.endswith(". Correct LLAMA_SERVER_PATH and run ./setup.sh again\n")
+    assert ran.stderr.count("\n") == 1
+    assert tree_sums(tmp_path) == before
+    assert not (person.repository / ".venv").exists()
+    assert list(person.home.iterdir()) == []
 
 
 def test_the_check_names_a_hold_and_how_to_end_it(settled: Newcomer) -> None:

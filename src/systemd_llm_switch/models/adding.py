@@ -24,10 +24,11 @@ def add(plan: Plan, places: Places, systemd: Systemctl, use: Callable[[], None])
     Raises:
         SetupError, OSError, KeyboardInterrupt, and what `use` raises.
     """
-    with only_one(places), Undo() as undo:
+    with only_one(places) as missing, Undo() as undo:
         ledger = Ledger.load(places)
         check_free(plan.unit, load(plan.config), ledger, places, systemd)
         _remove_leftover(plan.unit, ledger, places, systemd)
+        ledger.note_folders(missing)
         _add_unit(plan, ledger, places, systemd, undo)
         console.done(f"unit {places.short(places.linked / plan.unit)}")
         entry = _Entry(plan)
@@ -118,9 +119,9 @@ def remove(name: str, unit: str, config: Path, places: Places, systemd: Systemct
         systemd.forget([unit])
         outcome = ledger.remove_unit(unit, places)
         ledger.added_units.remove(unit)
-        if ledger == Ledger(places.ledger):  # nothing was ever set up
+        if ledger == Ledger(places.ledger, folders=ledger.folders):  # nothing was ever set up
             places.ledger.unlink(missing_ok=True)
-            remove_empty((places.rendered,))
+            remove_empty((places.rendered, places.own_data, *ledger.made_folders(places)))
         else:
             ledger.save()
         systemd.reload()

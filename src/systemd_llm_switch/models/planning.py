@@ -160,7 +160,9 @@ def server_of(places: Places, environ: Mapping[str, str]) -> Path:
     if answer != llama_server.WHEEL_OFFER and llama_server.is_executable(path):
         return path
     ready_made = llama_server.wheel(places)
-    if not environ.get("LLAMA_SERVER_PATH") and llama_server.is_executable(ready_made):
+    if environ.get("LLAMA_SERVER_PATH"):
+        raise SetupError(f"no llama-server at {places.short(path)}, where LLAMA_SERVER_PATH leads; correct or unset it")
+    if llama_server.is_executable(ready_made):
         return ready_made  # which the demo brought
     raise SetupError(f"there is no llama-server yet: run {places.how_to()}, or set LLAMA_SERVER_PATH")
 

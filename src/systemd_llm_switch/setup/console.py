@@ -41,9 +41,9 @@ def error(text: str) -> None:
 
 
 def ask(question: str, default: str) -> str:
-    """The answer; the default if it is empty or the input has ended."""
-    try:
-        return input(f"{question} [default: {default}]: ").strip() or default
-    except EOFError:
-        plain()
-        return default
+    """The answer; the default if it is empty.
+
+    Raises:
+        EOFError: the input has ended.
+    """
+    return input(f"{question} [default: {default}]: ").strip() or default

@@ -194,8 +194,9 @@ def is_inside(path: Path, folder: Path) -> bool:
 def remove_empty(folders: Iterable[Path]) -> None:
     """Removes the folders that exist and are empty."""
     for folder in folders:
-        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir() and not folder.is_symlink():
+            with contextlib.suppress(OSError):  # not empty, or not ours to remove
+                folder.rmdir()
 
 
 def leads_to(link: Path, target: Path) -> bool:

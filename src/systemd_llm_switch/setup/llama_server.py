@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from systemd_llm_switch.setup import console, python_env
+from systemd_llm_switch.setup import console, python_env, server_flags
 from systemd_llm_switch.setup.ledger import Ledger, remove_empty
 from systemd_llm_switch.setup.places import Places, SetupError
 
@@ -63,6 +63,17 @@ def absolute(answer: str, places: Places) -> Path:
 
 def is_executable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
+
+
+def why_unusable(path: Path, places: Places) -> str:
+    """Why this program cannot be the units' llama-server; empty if it can. Runs it, within bounds."""
+    if not is_executable(path):
+        return f"no llama-server at {places.short(path)}"
+    try:
+        server_flags.ask(path)
+    except SetupError as error:
+        return str(error).replace(str(path), places.short(path), 1)
+    return ""
 
 
 def why_no_wheel() -> str:

@@ -14,21 +14,25 @@ from systemd_llm_switch.setup.places import Places, SetupError
 
 
 @contextlib.contextmanager
-def only_one(places: Places) -> Iterator[None]:
-    """Holds the locks of this user's set-up and of the clone.
+def only_one(places: Places) -> Iterator[list[Path]]:
+    """Holds the locks of this user's set-up and of the clone. Yields the folders of ours that were not there before;
+    if nothing is recorded in the end, those that are empty are removed.
 
     Raises:
         SetupError: another set-up holds it; the message says which process.
     """
+    missing = [folder for folder in places.folders if not folder.exists()]
     places.own_data.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         for folder in filter(None, (places.own_data, places.checkout)):
             descriptor = _lock(folder, places)
             held.callback(os.close, descriptor)
         try:
-            yield
+            yield missing
         finally:
             remove_empty((places.own_data,))
+            if not places.ledger.exists():
+                remove_empty(sorted(missing, reverse=True))
 
 
 def _lock(folder: Path, places: Places) -> int:

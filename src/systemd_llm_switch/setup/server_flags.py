@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.setup.places import SetupError
+from systemd_llm_switch.systemd.programs import ProgramError, run
 
-_TIMEOUT_S = 60  # a build with CUDA looks for its devices first
+_TIMEOUT_S = 30  # a build with CUDA looks for its devices first
 _MOST_CHARACTERS = 1_000_000
+_LONGEST_LINE = 200  # of a program's first words
 _FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
 _VARIABLE = re.compile(r"\(env: ([A-Z][A-Z0-9_]*)\)")
 # What became of flags that newer builds do not have: https://github.com/ggml-org/llama.cpp/pull/20834
@@ -100,22 +102,26 @@ class ServerFlags:
 
 @functools.cache
 def ask(binary: Path) -> ServerFlags:
-    """Runs `--help` once for each program.
+    """Runs `--help` once for each program, and reads a bounded part of what it writes.
 
     Raises:
-        SetupError: it does not run, or lists no flags.
+        SetupError: it does not run, or its `--help` is not a llama-server's.
     """
     try:
-        ran = subprocess.run(
-            [binary, "--help"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupError(f"{binary} --help does not run: {error}") from error
-    flags = ServerFlags.read(ran.stdout + ran.stderr)
-    if ran.returncode or not flags.knows("--model"):
-        raise SetupError(f"{binary} --help lists no flags (exit code {ran.returncode}); is this a llama-server?")
+        text = run(str(binary), "--help", timeout_s=_TIMEOUT_S, most_bytes=_MOST_CHARACTERS)
+    except ProgramError as error:
+        why = str(error).removeprefix(f"{binary} ")
+        raise SetupError(f"{binary} did not answer --help ({why}); is it a llama-server?") from error
+    flags = ServerFlags.read(text)
+    if not (flags.knows("--model") and flags.knows("--port")):  # llama-cli, for example, has no --port
+        raise SetupError(f"{binary} is not a llama-server that works here: its --help {_first_words(text)}")
     return flags
+
+
+def _first_words(text: str) -> str:
+    """Such as the library that it lacks."""
+    line = text.strip().partition("\n")[0]
+    return f"has no --model and --port, but says {quoted(line, _LONGEST_LINE)}" if line else "says nothing"
 
 
 def _leading_flags(line: str) -> tuple[list[str], str]:

@@ -46,8 +46,7 @@ def run(step: str, *, asks_nothing: bool = False) -> int:
     try:
         if step == "check":
             return 1 if _check_alone(places, os.environ) else 0
-        missing = [folder for folder in places.folders if not folder.exists()]
-        with lock.only_one(places):
+        with lock.only_one(places) as missing:
             _change(step, places, os.environ, missing, asks_nothing=asks_nothing)
     except SetupError as error:
         console.error(str(error))
@@ -103,8 +102,8 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     console.plain("systemd-llm-switch: set-up")
     python_env.see_to_packages(may_install=may_install)
     systemd = _reach_manager(environ)
-    python_env.provide_venv(places)
     answers.collect(places, environ, ledger, may_ask=may_ask)
+    python_env.provide_venv(places)
     binary = _provide_server(places, ledger, may_install=not may_ask)
     machine = Machine(
         places.home,

@@ -64,7 +64,7 @@ def _remove_own_data(places: Places, ledger: Ledger) -> None:
             _remove(folder / name, folder)
     places.ledger.unlink(missing_ok=True)
     own_folders = (places.cache, places.state, places.rendered, places.own_data, places.user_config.parent)
-    remove_empty((*own_folders, places.linked, places.linked.parent, *ledger.made_folders(places)))
+    remove_empty((*own_folders, *ledger.made_folders(places)))
 
 
 def _remove_wheels(folder: Path, names: Iterable[str]) -> None:

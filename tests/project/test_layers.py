@@ -27,7 +27,7 @@ OWNERS = {
         *(
             f"setup/{name}"
             for name in (
-                "card", "llama_server", "server_flags", "python_env", "running_proxy", "systemctl", "user_manager",
+                "card", "llama_server", "python_env", "running_proxy", "systemctl", "user_manager",
             )
         ),
     },

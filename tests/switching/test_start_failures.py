@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.stack import Stack, in_background, wait_for
+from support.stack import ROOT, Stack, in_background, wait_for
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.switching.diagnosis import Diagnosis, quote_journal
@@ -159,3 +160,23 @@ def test_foreign_lines_are_made_safe_and_short() -> None:
     assert quote.isprintable()
     assert quote.endswith("\\x1b[2Jend")
     assert "0 xxx" not in quote.replace("10 xxx", "")
+
+
+def test_where_the_journals_lines_are_missing_the_log_is_named(stack: Stack) -> None:
+    """Of a backend that died, and of one whose connection broke."""
+    unit = stack.standin("m", service="StandardOutput=null\nStandardError=null")
+    proxy = stack.run({"my model": unit})
+    ended = proxy.chat("my model", standin={"crash": 0}).error
+    broken = proxy.chat("my model", standin={"cut": True}).error
+    assert (ended["code"], broken["code"]) == ("backend_crashed", "backend_error")
+    for error in (ended, broken):
+        assert "Last journal lines" not in error["message"]
+        assert "`llm-switch logs 'my model'`" in error["message"]
+
+
+def test_an_installed_package_names_its_own_commands(stack: Stack, tmp_path: Path) -> None:
+    """There is no ./setup.sh beside it."""
+    shutil.copytree(ROOT / "src/systemd_llm_switch", tmp_path / "site/systemd_llm_switch")
+    stack.write_config({"m": "no-such.service"})
+    proxy = stack.start_proxy(env={"PYTHONPATH": str(tmp_path / "site")})
+    assert "Install it (`llm-switch setup`)" in proxy.chat("m").error["message"]

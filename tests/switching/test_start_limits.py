@@ -48,6 +48,7 @@ def test_a_backend_that_never_gets_ready_ends_at_the_deadline(stack: Stack, kind
     answer = proxy.chat("m")
     assert (answer.status, answer.error["code"]) == (504, "model_start_timeout")
     assert words in answer.error["message"]
+    assert answer.error["message"].endswith("was stopped again. See `llm-switch logs m`.")
     assert stack.active_state(unit) != "active"
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.backend.exchange import (
     BackendDeadline,
     BackendLost,
@@ -141,7 +142,7 @@ class Attempt:
             return lease.interruption
         reason = self._losses.explain(lease)
         if reason is None:
-            return BackendError(f"the backend of {model.id!r} at {model.llama_url} failed: {lost}")
+            return lost_backend(model, lost)
         was_unread = lost.was_unread or lasted_s < _DYING_S
         if may_retry and was_unread and not self._responder.has_started:
             return WasEnding()
@@ -162,6 +163,12 @@ def max_reply_bytes(settings: ServerSettings) -> int:
 def too_large(model: Model, settings: ServerSettings) -> BackendError:
     """The error for a reply that exceeds `max_reply_bytes`."""
     return BackendError(f"the reply of {model.id!r} is larger than {settings.max_reply_mb:g} MB (server.max_reply_mb)")
+
+
+def lost_backend(model: Model, lost: BackendLost) -> BackendError:
+    """The error for a connection that broke although the backend still runs."""
+    see = advice.logs_of(model.id)
+    return BackendError(f"the backend of {model.id!r} at {model.llama_url} failed: {lost}; see `{see}`")
 
 
 def wrong_key(model: Model) -> BackendError:

@@ -11,9 +11,9 @@ from http import HTTPStatus
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
-from systemd_llm_switch.errors import BackendError, BackendTimeout, ClientGone, ProxyError
+from systemd_llm_switch.errors import BackendTimeout, ClientGone, ProxyError
 from systemd_llm_switch.forward.answer import Answer, Sendable, Start
-from systemd_llm_switch.forward.attempt import max_reply_bytes, too_large, wrong_key
+from systemd_llm_switch.forward.attempt import lost_backend, max_reply_bytes, too_large, wrong_key
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
@@ -74,7 +74,7 @@ class Passing:
         try:
             yield
         except BackendLost as lost:
-            raise BackendError(f"the backend of {model.id!r} failed: {lost}") from lost
+            raise lost_backend(model, lost) from lost
         except BackendDeadline as late:
             raise BackendTimeout(f"the backend of {model.id!r} did not answer in time") from late
         except ReplyTooLarge as large:

@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from systemd_llm_switch import advice
+
 NAME = "systemd-llm-switch"
 _PACKAGE = Path(__file__).absolute().parents[1]
 
 
 class SetupError(Exception):
     """The set-up cannot go on. The message says why and what to do."""
-
-
-def _find_checkout() -> Path | None:
-    """The folder of a clone, when this package runs from one; None when it was installed (`pip install`)."""
-    top = _PACKAGE.parents[1]
-    return top if (top / "setup.sh").is_file() and (top / "deploy/systemd").is_dir() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class Places:
             folder("XDG_DATA_HOME", ".local/share"),
             folder("XDG_CACHE_HOME", ".cache"),
             folder("XDG_STATE_HOME", ".local/state"),
-            _find_checkout(),
+            advice.find_checkout(),
         )
 
     @property
@@ -139,9 +135,7 @@ class Places:
 
     def how_to(self, step: str = "setup") -> str:
         """The command for a step of the set-up."""
-        if self.checkout is None:
-            return f"llm-switch {step}"
-        return "./setup.sh" if step == "setup" else f"./setup.sh --{step}"
+        return advice.how_to(step, self.checkout)
 
     def short(self, path: Path | str) -> str:
         """The path as shown to users: `~/…` if it is below the home folder."""

@@ -86,7 +86,7 @@ def _check_alone(places: Places, environ: Mapping[str, str]) -> list[check.Findi
     if Ledger.load(places).is_empty:
         raise SetupError(f"nothing is set up here yet: run {places.how_to()}")
     private = UserManager.of_home(places.home)  # the demo's, for example
-    systemd = Systemctl(private.env) if private else _reach_manager(environ)
+    systemd = Systemctl(private.env) if private else _reach_manager(environ, places)
     config = running_proxy.ProxyConfig.read(places, environ)
     return _check(config, places, systemd)
 
@@ -101,7 +101,7 @@ def _show_demo(places: Places, environ: Mapping[str, str], ledger: Ledger) -> No
 def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_ask: bool, may_install: bool) -> None:
     console.plain("systemd-llm-switch: set-up")
     python_env.see_to_packages(may_install=may_install)
-    systemd = _reach_manager(environ)
+    systemd = _reach_manager(environ, places)
     answers.collect(places, environ, ledger, may_ask=may_ask)
     python_env.provide_venv(places)
     binary = _provide_server(places, ledger, may_install=not may_ask)
@@ -131,7 +131,7 @@ def _provide_server(places: Places, ledger: Ledger, *, may_install: bool) -> Pat
     return binary
 
 
-def _reach_manager(environ: Mapping[str, str]) -> Systemctl:
+def _reach_manager(environ: Mapping[str, str], places: Places) -> Systemctl:
     """Raises SetupError when no user manager answers."""
     systemd = Systemctl.of(environ)
     if is_reachable(dict(systemd.env)):
@@ -146,7 +146,7 @@ def _reach_manager(environ: Mapping[str, str]) -> Systemctl:
     )
     raise SetupError(
         f"no systemd user manager answers, so units cannot run here: {hint}."
-        " In a container, ./setup.sh --demo works: it brings a manager of its own."
+        f" In a container, {places.how_to('demo')} works: it brings a manager of its own."
     )
 
 

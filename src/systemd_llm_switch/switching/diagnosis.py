@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import ModelStartFailed, ModelStartTimeout
 from systemd_llm_switch.quoting import printable, quoted
+from systemd_llm_switch.switching.address import Elsewhere
 from systemd_llm_switch.switching.read_ahead import model_files
 from systemd_llm_switch.systemd import journal
 from systemd_llm_switch.systemd.listeners import control_groups, listening_sockets
@@ -56,7 +57,7 @@ class Diagnosis:
         lines = journal.read(process).lines
         return ModelStartTimeout(
             f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): {seen} at "
-            f"{self._backend.url}. Unit {self._model.unit} was stopped again. {quote_journal(lines)}".strip(),
+            f"{self._backend.url}. Unit {self._model.unit} was stopped again. {_journal_or_where(self._model, lines)}",
             param="model",
         )
 
@@ -65,8 +66,18 @@ class Diagnosis:
         lines = journal.read(status.last_process).lines
         return ModelStartTimeout(
             f"model {self._model.id!r} was not ready within {after_s:g} s (server.health_timeout): unit {status.unit} "
-            f"was still {status.describe()}. It was stopped again. {quote_journal(lines)}".strip(),
+            f"was still {status.describe()}. It was stopped again. {_journal_or_where(self._model, lines)}",
             param="model",
+        )
+
+    def elsewhere(self, wrong: Elsewhere) -> ModelStartFailed:
+        """The error for a unit that would listen elsewhere than the proxy asks."""
+        unit = self._model.unit
+        return ModelStartFailed(
+            f"model {self._model.id!r} was not started: its unit {unit} has `{wrong.flag} {wrong.given}`, but "
+            f"`llama_url` in the config is {self._backend.url}. Write `{wrong.flag} {wrong.wanted}` into the unit "
+            f"(`systemctl --user edit --full {unit}`), or give the model a `llama_url` that fits.",
+            permanent=True,
         )
 
     def port_taken(self) -> PortTaken:
@@ -111,6 +122,10 @@ def quote_journal(lines: Sequence[str]) -> str:
     return f"Last journal lines: {' | '.join(shown)}" if shown else ""
 
 
+def _journal_or_where(model: Model, lines: Sequence[str]) -> str:
+    return quote_journal(lines) or f"See `{advice.logs_of(model.id)}`."
+
+
 def _reason(status: UnitStatus, reason: str) -> str:
     if status.is_missing or status.result not in ("", "success") or not status.is_stopped:
         return status.describe()
@@ -119,13 +134,17 @@ def _reason(status: UnitStatus, reason: str) -> str:
 
 def _next_step(model: str, status: UnitStatus) -> str:
     if status.load_state == "not-found":
-        return "Install it (./setup.sh), or correct `unit:` in the config."
+        return f"Install it (`{_how_to('setup')}`), or correct `unit:` in the config."
     if status.needs_daemon_reload:
         return "Its unit file changed on disk: run `systemctl --user daemon-reload`, then try again."
     return (
-        f"See `journalctl --user -u {status.unit}` or `llm-switch logs {shlex.quote(model)}`, and "
+        f"See `journalctl --user -u {status.unit}` or `{advice.logs_of(model)}`, and "
         f"`systemctl --user status {status.unit}`."
     )
+
+
+def _how_to(step: str) -> str:
+    return advice.how_to(step, advice.find_checkout())
 
 
 def _has_failed(status: UnitStatus) -> bool:
@@ -142,7 +161,7 @@ def _missing_files(command: str) -> list[str]:
         except (OSError, ValueError):
             continue
         if not is_there:
-            return [f"The model file {name} is missing; `./setup.sh --check` names the command that downloads it."]
+            return [f"The model file {name} is missing; `{_how_to('check')}` names the command that downloads it."]
         if not is_readable:
             return [f"The model file {name} cannot be read: check its owner and mode."]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.switching.diagnosis import quote_journal
 from systemd_llm_switch.switching.leases import Lease
 from systemd_llm_switch.switching.switcher import Switcher
@@ -28,7 +29,7 @@ class Losses:
         resident = lease.resident
         if resident is None:
             return None
-        unit = resident.model.unit
+        model, unit = resident.model.id, resident.model.unit
         if not Client(None).wait_readable(resident.watch.fileno(), _ENDING_S):
             return self._explain_end(unit)
         self._switcher.lose(resident)
@@ -38,8 +39,8 @@ class Losses:
             return str(error)
         has_failed = status.result not in ("", "success")
         lines = journal.read(resident.process, has_ended=has_failed).lines
-        words = [f"unit {unit}: {status.describe()}.", f"See `journalctl --user -u {unit}`.", quote_journal(lines)]
-        return " ".join(word for word in words if word)
+        where = f"`journalctl --user -u {unit}`" + ("" if lines else f" or `{advice.logs_of(model)}`")
+        return f"unit {unit}: {status.describe()}. See {where}. {quote_journal(lines)}".strip()
 
     def _explain_end(self, unit: str) -> str | None:
         """The state of a unit whose process still lives; None if it is not being stopped."""

@@ -18,6 +18,7 @@ from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.contexts.records import Loaded
 from systemd_llm_switch.contexts.unit import Command
 from systemd_llm_switch.errors import ProxyError
+from systemd_llm_switch.switching.address import elsewhere
 from systemd_llm_switch.switching.diagnosis import Diagnosis
 from systemd_llm_switch.switching.failures import Condition, Failures
 from systemd_llm_switch.switching.resident import Resident
@@ -93,10 +94,12 @@ class Start:
         """Looks at the unit before anything is stopped for it.
 
         Raises:
-            StartRefused: it is missing, or in a crash loop.
+            StartRefused: it is missing, listens elsewhere than the proxy asks, or is in a crash loop.
         """
         if status.is_missing:
             raise StartRefused(self._diagnosis.failure(status))
+        if not status.is_running and (wrong := elsewhere(status, self._backend.url)):
+            raise StartRefused(self._diagnosis.elsewhere(wrong))
         refusal = failures.refusal(status.unit, Condition.of(status), time.monotonic())
         if refusal is not None:
             raise StartRefused(refusal)

@@ -23,6 +23,8 @@ _SPAWN_FAILURES = {
     243: "cannot set up credentials",
 }
 _STOPPED = ("inactive", "failed")
+# How a unit names others that are started with it.
+_BRINGS = ("Requires", "Wants", "BindsTo", "Upholds", "TriggeredBy", "JoinsNamespaceOf")
 _MISSING = ("not-found", "bad-setting", "error", "masked")
 
 
@@ -59,6 +61,9 @@ class UnitStatus:
     arguments: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     """The unit's own variables, each as `NAME=value`."""
+    is_alone: bool = False
+    """Nothing is started with it that could pass connections on: no service, no socket, no second command, no network
+    of its own."""
 
     @property
     def is_stopped(self) -> bool:
@@ -163,6 +168,8 @@ def parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitSt
 
     _, load_error = value("LoadError", ("", ""))
     commands = value("ExecStart", [])  # each a program, its arguments, and when it ran
+    brought = [name for kind in _BRINGS for name in value(kind, ()) if name.endswith((".service", ".socket"))]
+    own_network = value("PrivateNetwork", False) or value("NetworkNamespacePath", "")
     files = (value("FragmentPath", ""), *value("DropInPaths", ()))
     return UnitStatus(
         unit=unit,
@@ -183,4 +190,5 @@ def parse_status(unit: str, properties: Mapping[str, tuple[str, Any]]) -> UnitSt
         command=" ".join(commands[0][1]) if commands else "",
         arguments=tuple(commands[0][1]) if commands else (),
         environment=tuple(value("Environment", ())),
+        is_alone=not (brought or own_network or value("ExecStartPost", []) or len(commands) > 1),
     )

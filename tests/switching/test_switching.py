@@ -282,6 +282,19 @@ def test_an_unload_ends_though_a_waiting_request_loads_the_model_again(stack: St
     assert len(proxy.status()["switches"]) == 3
 
 
+def test_an_unload_ends_though_a_waiting_request_loads_another_model(stack: Stack, pair: dict[str, str]) -> None:
+    """It was not loaded when the unload came, and it stays."""
+    proxy = stack.run(pair)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("a", standin={"delay_s": 1})) as running:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(lambda: proxy.chat("b")) as waiting:
+            wait_for(lambda: proxy.status()["waiting"] == 1)
+            assert proxy.post("/api/unload", {}, timeout_s=30).status == 200
+    assert (running[0].text, waiting[0].text) == ("hello from a", "hello from b")
+    assert proxy.state("b") == "ready"
+
+
 def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str]) -> None:
     proxy = stack.run(pair)
     stack.systemctl("start", pair["b"])

@@ -33,6 +33,11 @@ class Unloading:
         if self._error is not None:
             raise self._error
 
+    def begin(self, loaded: Collection[str]) -> None:
+        """The wait is for what is loaded now. A request may load another of the units meanwhile, and that one stays."""
+        if self._units is not None:
+            self._units &= frozenset(loaded)
+
     def note_stopped(self, units: Collection[str]) -> None:
         """These units were stopped, and systemd confirmed it."""
         self._stopped.update(units)

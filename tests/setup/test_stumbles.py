@@ -186,10 +186,13 @@ def test_the_check_reads_the_port_of_a_drop_in(settled: Newcomer, own_unit: Path
     assert "listens on port" not in shown
 
 
-def test_another_program_on_the_proxys_port_is_named_without_its_page(settled: Newcomer) -> None:
+@pytest.mark.parametrize(("status", "is_active"), [(404, True), (200, True), (200, False)])
+def test_another_program_on_the_proxys_port_is_named_without_its_page(
+    settled: Newcomer, status: int, is_active: bool
+) -> None:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(404, explain="<marquee>" * 1000)
+            self.send_error(status, explain="<marquee>" * 1000)
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -198,11 +201,15 @@ def test_another_program_on_the_proxys_port_is_named_without_its_page(settled: N
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         settled.config.write_text(re.sub(r"^  port: \d+", f"  port: {other.server_port}", text, flags=re.MULTILINE))
+        if not is_active:
+            settled.systemctl("stop", "llm-switch.service")
         shown = settled.setup("--check").stdout
         other.shutdown()
     settled.config.write_text(text)
-    assert f"what answers at http://127.0.0.1:{other.server_port} is not this proxy" in shown
-    assert "marquee" not in shown
+    assert f"! what answers at http://127.0.0.1:{other.server_port} is not this proxy, but another program\n" in shown
+    assert f"      ss -ltnp 'sport = :{other.server_port}' " in shown
+    for words in ("marquee", "llm-switch.service runs", "systemctl --user start", "systemctl --user restart"):
+        assert words not in shown
 
 
 def test_the_check_before_any_set_up_says_what_to_run(bare: Newcomer) -> None:
@@ -210,6 +217,22 @@ def test_the_check_before_any_set_up_says_what_to_run(bare: Newcomer) -> None:
     assert ran.returncode == 1
     assert ran.stderr == "✗ nothing is set up here yet: run ./setup.sh\n"
     assert ran.stdout == ""
+
+
+def test_the_check_says_that_a_set_up_broke_off(settled: Newcomer) -> None:
+    """Here it could not start the proxy, and one of its units is missing."""
+    text = settled.config.read_text()
+    settled.config.write_text(text.replace("  port:", "  prot:"))
+    broken = settled.setup("--yes")
+    settled.config.write_text(text)
+    (settled.linked / "bge-m3.service").unlink()
+    settled.systemctl("daemon-reload")
+    shown = settled.setup("--check")
+    again = settled.setup("--yes")
+    assert (broken.returncode, shown.returncode, again.returncode) == (1, 1, 0)
+    assert "! the set-up did not finish; run it again\n      ./setup.sh\n" in shown.stdout
+    assert "! bge-m3: the unit bge-m3.service does not exist\n      ./setup.sh\n" in shown.stdout
+    assert "did not finish" not in again.stdout
 
 
 def test_without_a_network_pip_fails_in_one_sentence(newcomer: Newcomer, tmp_path: Path) -> None:
@@ -247,6 +270,27 @@ def test_a_plain_user_is_not_sent_to_a_demo_that_needs_root() -> None:
     assert ran.returncode == 1
     assert "no systemd user manager answers" in ran.stderr or "missing: " in ran.stderr
     assert "--demo" not in ran.stderr
+
+
+@pytest.mark.systemd
+@pytest.mark.parametrize("ports", [{}, {"DEMO_PORT": "many"}])
+def test_a_demo_that_cannot_run_is_refused_before_anything_is_made(ports: dict[str, str]) -> None:
+    """For a plain user without a user manager, or with a port that is not a number."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        repository = copy_repository(Path(folder) / "clone")
+        repository.chmod(0o777)
+        home = Path(folder) / "home"
+        home.mkdir()
+        home.chmod(0o777)
+        env = {"HOME": str(home), "PATH": "/usr/bin:/bin", **ports}
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        command = [*drop, str(repository / "setup.sh"), "--demo"]
+        ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        made = [*home.iterdir(), *repository.glob(".venv")]
+    assert ran.returncode == 1
+    assert ("must be numbers" if ports else "only root can start a private one") in ran.stderr
+    assert made == []
 
 
 def test_keys_that_others_may_read_are_named(settled: Newcomer) -> None:

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from systemd_llm_switch.contexts.unit import SLOT_VARIABLE, Command
 from systemd_llm_switch.setup import command_link, server_flags
+from systemd_llm_switch.setup.ledger import Ledger
 from systemd_llm_switch.setup.llama_server import is_executable
 from systemd_llm_switch.setup.model_files import missing_parts
 from systemd_llm_switch.setup.places import Places, SetupError
-from systemd_llm_switch.setup.running_proxy import UNIT, ProxyConfig, ProxyStatus
+from systemd_llm_switch.setup.running_proxy import UNIT, OtherProgram, ProxyConfig, ProxyStatus
 from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.unit_files import exec_start, expand, model_in, port_in, wanted_model
 
@@ -46,6 +47,14 @@ class _Model:
 
     def program(self, places: Places) -> Path | None:
         return Path(expand(self.words[0], places.home)) if self.words else None
+
+
+def of_ledger(ledger: Ledger, places: Places) -> list[Finding]:
+    """Whether the last set-up broke off."""
+    if not ledger.unfinished:
+        return []
+    step, name = ("demo", "demo") if ledger.unfinished == "demo" else ("setup", "set-up")
+    return [Finding(f"the {name} did not finish; run it again", places.how_to(step))]
 
 
 def findings(config: ProxyConfig, systemd: Systemctl, places: Places) -> list[Finding]:
@@ -89,12 +98,17 @@ def _text(unit: str, systemd: Systemctl) -> str:
 
 def _ask_proxy(config: ProxyConfig, systemd: Systemctl, places: Places) -> tuple[list[Finding], Mapping[str, str]]:
     """What is wrong with the proxy, and the last error of each model that failed to load."""
-    if not systemd.is_active(UNIT):
-        return [Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")], {}
+    is_active = systemd.is_active(UNIT)
+    is_stopped = Finding(f"{UNIT} does not run", f"systemctl --user start {UNIT}")
     try:
         status = ProxyStatus.ask(config)
+    except OtherProgram as error:
+        return [Finding(str(error), error.fix)], {}
     except SetupError as error:
-        return [Finding(f"{UNIT} runs, but {error}", f"systemctl --user restart {UNIT}")], {}
+        is_deaf = Finding(f"{UNIT} runs, but {error}", f"systemctl --user restart {UNIT}")
+        return [is_deaf if is_active else is_stopped], {}
+    if not is_active:
+        return [is_stopped], {}
     found = []
     if status.config != str(config.path):
         what = f"the running proxy reads {places.short(status.config)}, this check {places.short(config.path)}"
@@ -123,10 +137,7 @@ def _of_last_start(model: str, unit: str, last_error: str, systemd: Systemctl) -
 def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, places: Places) -> Iterator[Finding]:
     fragment = Path(systemd.show(unit, "FragmentPath") or "/nonexistent")
     if not fragment.is_file():
-        is_demos = (places.demo_sources / unit).exists()
-        put_there = f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload"
-        take_out = f"take it out of {places.short(config.path)}, or bring the demo back: {places.how_to('demo')}"
-        yield Finding(f"{name}: the unit {unit} does not exist", take_out if is_demos else put_there)
+        yield Finding(f"{name}: the unit {unit} does not exist", _bring(unit, config, places))
         return
     model = _Model(name, unit, config.urls.get(name, ""), _text(unit, systemd))
     program = model.program(places)
@@ -138,6 +149,15 @@ def _of_unit(name: str, unit: str, config: ProxyConfig, systemd: Systemctl, plac
             yield from _of_flags(model, program)
         yield from _of_port(model, config, places)
     yield from _of_model_file(model, program, places)
+
+
+def _bring(unit: str, config: ProxyConfig, places: Places) -> str:
+    """How a unit that is missing gets there."""
+    if (places.unit_sources / unit).exists():
+        return places.how_to()
+    if (places.demo_sources / unit).exists():
+        return f"take it out of {places.short(config.path)}, or bring the demo back: {places.how_to('demo')}"
+    return f"put a {unit} into {places.short(places.linked)} and run: systemctl --user daemon-reload"
 
 
 def _of_flags(model: _Model, program: Path) -> Iterator[Finding]:

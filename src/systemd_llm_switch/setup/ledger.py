@@ -21,7 +21,7 @@ from typing import Any
 from systemd_llm_switch.setup.places import Places, SetupError
 
 _RECORDED = {
-    **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command"), str),
+    **dict.fromkeys(("config", "config_sum", "llama_server", "models_dir", "command", "unfinished"), str),
     **dict.fromkeys(("linger", "manager"), bool),
     **dict.fromkeys(("demo_units", "added_units", "wheel_files", "folders"), list),
     **dict.fromkeys(("units", "shell_files"), dict),
@@ -53,6 +53,7 @@ class Ledger:
     command: str = ""  # what our ~/.local/bin/llm-switch points to
     llama_server: str = ""  # the answers of the last run are the next run's defaults
     models_dir: str = ""
+    unfinished: str = ""  # the step, `setup` or `demo`, that has begun to install units and has not ended
     linger: bool = False  # the set-up switched it on, so the uninstall switches it off
     manager: bool = False  # the demo started a private user manager, so the uninstall ends it
 
@@ -78,6 +79,16 @@ class Ledger:
     def is_empty(self) -> bool:
         """Whether nothing is set up, or everything was removed."""
         return not (self.units or self.config or self.manager)
+
+    def begin(self, step: str) -> None:
+        """A step begins to install units."""
+        self.unfinished = step
+        self.save()
+
+    def end(self) -> None:
+        """All that the step installs is there and runs."""
+        self.unfinished = ""
+        self.save()
 
     def note_folders(self, missing: Iterable[Path]) -> None:
         """Notes folders that were not there before the set-up: those that it makes are among them."""

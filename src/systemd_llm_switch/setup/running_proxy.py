@@ -18,6 +18,7 @@ from systemd_llm_switch.setup.places import Places, SetupError
 
 UNIT = "llm-switch.service"
 _MOST_READ = 64 * 1024
+_MOST_STATUS = 16 * 1024 * 1024
 
 # Runs with the proxy's Python: the set-up's own Python does not have the package's dependencies.
 _READ_CONFIG = """
@@ -36,6 +37,15 @@ else:
     known["keep"] = [model.id for model in read.models.values() if model.contexts and read.server.contexts.max_gb]
 json.dump({"path": str(path), **known}, sys.stdout)
 """
+
+
+class OtherProgram(SetupError):
+    """Another program answers where the proxy should. `fix` says how to find it, and what to do."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"what answers at {url} is not this proxy, but another program")
+        port = url.rpartition(":")[2]
+        self.fix = f"ss -ltnp 'sport = :{port}'   # shows which; stop it, or set another server.port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +95,26 @@ class ProxyStatus:
 
     @classmethod
     def ask(cls, config: ProxyConfig) -> ProxyStatus:
-        """Raises SetupError if nothing answers, or another program does."""
+        """
+        Raises:
+            OtherProgram, SetupError: another program answers, or nothing does.
+        """
         request = urllib.request.Request(f"{config.url}/api/status", headers=_key_header(config.key))
         try:
             with _open(request, timeout_s=5) as reply:
-                known = json.load(reply)
+                known = json.loads(reply.read(_MOST_STATUS))
             errors = {name: model["last_error"] for name, model in known["models"].items() if model["last_error"]}
             where, hold = known["config"], (bool(known.get("on_hold")), known.get("hold_until"))
             return cls(where["path"], where["error"] or "", errors, *hold)
         except urllib.error.HTTPError as error:
             message = _message(error.read(_MOST_READ))
             if message is None:
-                raise SetupError(_other_program(config.url)) from error
+                raise OtherProgram(config.url) from error
             raise SetupError(f"{config.url} answers {error.code}: {message}") from error
         except OSError as error:
             raise SetupError(f"nothing answers at {config.url}: {getattr(error, 'reason', error)}") from error
         except (ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
-            raise SetupError(_other_program(config.url)) from error
+            raise OtherProgram(config.url) from error
 
 
 def wait_until_healthy(url: str, within_s: float = 30) -> None:
@@ -146,8 +159,3 @@ def _message(body: bytes) -> str | None:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _other_program(url: str) -> str:
-    port = url.rpartition(":")[2]
-    return f"what answers at {url} is not this proxy (`ss -ltnp 'sport = :{port}'` shows which program has the port)"

@@ -83,17 +83,19 @@ def _sentence(error: OSError) -> str:
 
 
 def _check_alone(places: Places, environ: Mapping[str, str]) -> list[check.Finding]:
-    if Ledger.load(places).is_empty:
+    ledger = Ledger.load(places)
+    if ledger.is_empty:
         raise SetupError(f"nothing is set up here yet: run {places.how_to()}")
     private = UserManager.of_home(places.home)  # the demo's, for example
     systemd = Systemctl(private.env) if private else _reach_manager(environ, places)
     config = running_proxy.ProxyConfig.read(places, environ)
-    return _check(config, places, systemd)
+    return _check(config, places, systemd, ledger)
 
 
 def _show_demo(places: Places, environ: Mapping[str, str], ledger: Ledger) -> None:
     console.plain("systemd-llm-switch: set-up of the demo")
     python_env.see_to_packages(may_install=True)
+    demo.check_possible(places, environ)
     python_env.provide_venv(places)
     demo.run(places, environ, ledger)
 
@@ -116,7 +118,8 @@ def _set_up(places: Places, environ: Mapping[str, str], ledger: Ledger, *, may_a
     )
     _install(machine, places, environ, ledger, systemd)
     config = _start(places, environ, ledger, systemd)
-    found = _check(config, places, systemd)
+    ledger.end()
+    found = _check(config, places, systemd, ledger)
     _say_next(config, places, environ, [finding.fix for finding in found if finding.is_download])
 
 
@@ -162,6 +165,7 @@ def _install(machine: Machine, places: Places, environ: Mapping[str, str], ledge
             f"RAM of the models together: {machine.memory_high_gib} GiB, the rest of this machine's is for all else "
             "(MemoryHigh= in llm.slice; `systemctl --user edit llm.slice` changes it)"
         )
+    ledger.begin("setup")
     sources = UnitSource.read_all(places.unit_sources)
     demo_units, ledger.demo_units = ledger.demo_units, []
     systemd.stop(demo_units)
@@ -203,10 +207,12 @@ def _provide_linger(ledger: Ledger, systemd: Systemctl) -> None:
         console.note(f"it ends when you log out; to keep it: sudo loginctl enable-linger {user}")
 
 
-def _check(config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl) -> list[check.Finding]:
+def _check(
+    config: running_proxy.ProxyConfig, places: Places, systemd: Systemctl, ledger: Ledger
+) -> list[check.Finding]:
     """Prints the findings, and returns them."""
     console.heading("Check")
-    found = check.findings(config, systemd, places)
+    found = [*check.of_ledger(ledger, places), *check.findings(config, systemd, places)]
     for finding in found:
         console.warn(finding.what, finding.fix)
     if any(finding.is_download for finding in found):

@@ -118,7 +118,7 @@ class UserManager:
     @classmethod
     def start(cls, home: Path, config_home: Path | None = None) -> UserManager:
         """Blocks until the manager has started its default target. Raises UserManagerError."""
-        _check_machine()
+        check_machine()
         home = home.absolute()
         home.mkdir(parents=True, exist_ok=True)
         with _records_lock():
@@ -197,7 +197,8 @@ def is_reachable(env: dict[str, str] | None = None) -> bool:
     return asked.returncode == 0
 
 
-def _check_machine() -> None:
+def check_machine() -> None:
+    """Raises UserManagerError if no private manager can be started here."""
     if os.geteuid() != 0:
         raise UserManagerError(
             "no systemd user manager answers, and only root can start a private one: log in as a normal user"

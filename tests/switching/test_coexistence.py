@@ -294,6 +294,26 @@ def test_each_use_begins_the_ttl_anew(stack: Stack) -> None:
         assert proxy.chat("a").timing("switch") == 0
 
 
+def test_an_unload_does_not_wait_for_a_model_that_ended_by_itself_and_was_loaded_again(stack: Stack) -> None:
+    bed = Bed(stack)
+    unit = bed.add("a", vram=1)
+    bed.add("b", vram=1)
+    proxy = bed.run(vram=2)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("b", standin={"until_released": True})) as running:
+        wait_for(lambda: states(proxy)["b"] == "ready" and bed.running("b") == 1)
+        with in_background(lambda: proxy.chat("a", standin={"hang": True})):
+            wait_for(lambda: bed.running("a") == 1)
+            with in_background(lambda: proxy.post("/api/unload", {}, timeout_s=30)) as unloads:
+                wait_for(lambda: states(proxy) == {"a": "draining", "b": "draining"})
+                stack.systemctl("kill", "--signal=SIGKILL", unit)
+                assert proxy.chat("a").text == "hello from a"
+                stack.release(bed.ports["b"])
+    assert running[0].text == "hello from b"
+    assert unloads[0].status == 200
+    assert states(proxy)["a"] == "ready"
+
+
 def test_a_request_in_the_moment_of_the_idle_unload_is_served(stack: Stack) -> None:
     """Never lost and never stuck, on either side of the boundary and on it: by the model that is still loaded, or
     by the reloaded one."""

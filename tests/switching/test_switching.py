@@ -295,6 +295,18 @@ def test_an_unload_ends_though_a_waiting_request_loads_another_model(stack: Stac
     assert proxy.state("b") == "ready"
 
 
+def test_an_unload_that_lets_another_model_load_at_once_does_not_wait_for_it(
+    stack: Stack, pair: dict[str, str]
+) -> None:
+    proxy = stack.run(pair, min_resident=60)
+    proxy.chat("a")
+    with in_background(lambda: proxy.chat("b")) as waiting:
+        wait_for(lambda: proxy.status()["waiting"] == 1)
+        assert proxy.post("/api/unload", {}, timeout_s=30).status == 200
+    assert waiting[0].text == "hello from b"
+    assert proxy.state("b") == "ready"
+
+
 def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str]) -> None:
     proxy = stack.run(pair)
     stack.systemctl("start", pair["b"])

@@ -351,7 +351,7 @@ class Switcher:
         """Passes one event to the scheduler and performs the actions."""
         with self._lock:
             if unloading is not None:
-                unloading.begin(self._scheduler.residents)
+                unloading.note_loaded(self._scheduler.residents)  # before the event, which may load another one
                 self._unloadings.add(unloading)
             actions = event(time.monotonic())
             self._begin(actions)

@@ -16,8 +16,7 @@ class Unloading:
     """
 
     def __init__(self, units: Collection[str] | None) -> None:
-        self._units = None if units is None else frozenset(units)
-        self._stopped: set[str] = set()  # since this wait began; a request may have loaded them again meanwhile
+        self._units = None if units is None else set(units)  # that have not been gone since the wait began
         self._error: ProxyError | None = None
         self._signal = Signal()
 
@@ -33,20 +32,22 @@ class Unloading:
         if self._error is not None:
             raise self._error
 
-    def begin(self, loaded: Collection[str]) -> None:
-        """The wait is for what is loaded now. A request may load another of the units meanwhile, and that one stays."""
-        if self._units is not None:
-            self._units &= frozenset(loaded)
-
     def note_stopped(self, units: Collection[str]) -> None:
-        """These units were stopped, and systemd confirmed it."""
-        self._stopped.update(units)
+        """These units were stopped, and systemd confirmed it; a request may have loaded them again already."""
+        if self._units is not None:
+            self._units.difference_update(units)
+
+    def note_loaded(self, units: Collection[str]) -> None:
+        """No other units are loaded; a request may load more later, which this wait is not for."""
+        if self._units is not None:
+            self._units.intersection_update(units)
 
     def left(self, loaded: Collection[str], on_hold: bool) -> list[str]:
         """The loaded units that must still stop."""
         if self._units is None:
             return list(loaded) if on_hold else []
-        return [unit for unit in loaded if unit in self._units and unit not in self._stopped]
+        self.note_loaded(loaded)
+        return list(self._units)
 
     def resolve(self, error: ProxyError | None = None) -> None:
         """Ends the wait."""

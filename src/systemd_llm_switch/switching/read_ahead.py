@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 << 20
 _RESERVE_BYTES = 1 << 30  # left free beyond the file itself
 _PAUSE_S = 30.0  # a file that was read a moment ago is still in memory
-_MODEL = re.compile(r"(?:--model|-m)[ =](.+?\.gguf)(?=\s|$)")
+_MODEL = re.compile(r"(?<!\S)(?:--model|-m)[ =](.{1,4096}?\.gguf)(?=\s|$)")  # the longest path (PATH_MAX), and linear
 
 
 class ReadAhead:

@@ -25,8 +25,8 @@ MOST_FUTEXES = 2
 MOST_BYTES = 250_000
 NEW_PROCESS_OR_THREAD = {"clone", "clone3", "fork", "vfork", "execve", "execveat"}
 
-# Runs in the proxy before anything else: on SIGUSR1 it tells how many blocks of memory are in use, and how many bytes
-# more than now were at the most since it was last asked.
+# Runs in the proxy before anything else: on SIGUSR1 it tells how many blocks of memory are in use, how many bytes more
+# than now were at the most since it was last asked, and Python's switch interval.
 TELL_MEMORY = """
 import gc, os, signal, sys, tracemalloc
 
@@ -37,7 +37,7 @@ def tell(number, frame):
     gc.collect()
     now, peak = tracemalloc.get_traced_memory()
     with open(os.environ["MEMORY_FILE"], "a") as told:
-        told.write(f"{sys.getallocatedblocks()} {peak - now}\\n")
+        told.write(f"{sys.getallocatedblocks()} {peak - now} {sys.getswitchinterval()}\\n")
     tracemalloc.reset_peak()
 
 signal.signal(signal.SIGUSR1, tell)
@@ -139,9 +139,9 @@ def test_clients_at_once_share_the_backends_connections(proxy: Proxy, stack: Sta
 def test_a_hot_request_leaves_no_memory_behind(proxy: Proxy, tmp_path: Path) -> None:
     """Once each thread has served some, two thousand more leave less than a block for every six."""
     ask_often(proxy, 1000)
-    before, _ = _memory(proxy, tmp_path)
+    before, *_ = _memory(proxy, tmp_path)
     ask_often(proxy, 2000)
-    after, _ = _memory(proxy, tmp_path)
+    after, *_ = _memory(proxy, tmp_path)
     assert after - before < 2000 / 6
 
 
@@ -151,15 +151,21 @@ def test_what_a_hot_request_holds_at_its_most_is_bounded(stack: Stack, tmp_path:
     ask_often(proxy, 100)
     _memory(proxy, tmp_path)
     ask_often(proxy, 100)
-    _, most = _memory(proxy, tmp_path)
+    _, most, _ = _memory(proxy, tmp_path)
     assert 0 < most < MOST_BYTES
 
 
-def _memory(proxy: Proxy, folder: Path) -> tuple[int, int]:
-    """Blocks in use, and the most bytes beyond what is in use."""
+def test_a_request_does_not_wait_long_for_a_thread_that_computes(proxy: Proxy, tmp_path: Path) -> None:
+    """It may have to wait after each of its system calls, so Python's 5 ms would be 45."""
+    _, _, interval_s = _memory(proxy, tmp_path)
+    assert interval_s <= 0.001
+
+
+def _memory(proxy: Proxy, folder: Path) -> tuple[int, int, float]:
+    """Blocks in use, the most bytes beyond what is in use, and how long a thread keeps the interpreter (s)."""
     told = folder / "memory"
     lines = len(told.read_text().splitlines()) if told.exists() else 0
     proxy.process.send_signal(signal.SIGUSR1)
     wait_for(lambda: told.exists() and len(told.read_text().splitlines()) > lines, what="the proxy tells its memory")
-    blocks, most = told.read_text().splitlines()[-1].split()
-    return int(blocks), int(most)
+    blocks, most, interval_s = told.read_text().splitlines()[-1].split()
+    return int(blocks), int(most), float(interval_s)

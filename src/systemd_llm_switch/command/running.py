@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 
 from systemd_llm_switch.api.application import Application
@@ -32,6 +33,9 @@ from systemd_llm_switch.waiting import Client
 log = logging.getLogger(__name__)
 
 _LAST_CALL_S = 2.0
+# How long a thread that computes keeps the interpreter while others want it. A request waits for that after each of its
+# system calls, so Python's 5 ms would add up while a long repair runs.
+_SWITCH_INTERVAL_S = 0.001
 
 
 def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
@@ -61,6 +65,7 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     server = Server(host, port, Application(services), _threads(config))
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     held = operations.resume()  # before the first request can come
     threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
     try:

@@ -21,6 +21,11 @@ def how_to(step: str, checkout: Path | None) -> str:
     return "./setup.sh" if step == "setup" else f"./setup.sh --{step}"
 
 
+def who_listens(port: int | str) -> str:
+    """The command that shows which program has a port."""
+    return f"ss -ltnp 'sport = :{port}'"
+
+
 def logs_of(model: str) -> str:
     """The command that shows a model's log."""
     return f"llm-switch logs {shlex.quote(model)}"

@@ -99,6 +99,8 @@ def person(manager: UserManager, llama_server: Path, stack: Stack) -> Iterator[P
     stack.close()
     for unit in (home / ".local/share/systemd-llm-switch/units").glob("*.service"):
         stack.systemctl("kill", "--signal=SIGKILL", unit.name, check=False)
+        stack.systemctl("stop", unit.name, check=False)
+        stack.systemctl("reset-failed", unit.name, check=False)
         (home / ".config/systemd/user" / unit.name).unlink(missing_ok=True)
     shutil.rmtree(home / ".local/share/systemd-llm-switch", ignore_errors=True)
     shutil.rmtree(config.parent)

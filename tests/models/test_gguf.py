@@ -168,3 +168,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_device_is_not_called_missing() -> None:
     with pytest.raises(NotAModel, match="/dev/zero is not a regular file"):
         read_facts(Path("/dev/zero"))
+
+
+def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(NotAModel, match="is a folder; name the GGUF file in it"):
+        read_facts(tmp_path)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.addresses import http_url, reachable
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
 from systemd_llm_switch.command.tables import error_lines
@@ -63,7 +64,7 @@ class ProxyClient:
         """The events of a stream, each with its name (empty for most) and its data. Closing the iterator ends it."""
         with self._reply(method, path, body) as reply:
             if reply.headers.get_content_type() != "text/event-stream":
-                raise NoProxy(f"what answers at {self.url} is not the proxy: its reply is not a stream of events")
+                raise self._stranger("its reply is not a stream of events")
             name = ""
             for raw in reply:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
@@ -87,7 +88,7 @@ class ProxyClient:
             connection.request(method, path, None if body is None else json.dumps(body), self._headers)
             reply = connection.getresponse()
             if reply.status >= 400:
-                raise Refused(_message(reply.status, reply.read()))
+                raise self._refusal(reply.status, reply.read())
             yield reply
         except (OSError, http.client.HTTPException) as error:
             raise NoProxy(
@@ -95,17 +96,20 @@ class ProxyClient:
                 f"`systemctl --user status {_UNIT}` shows why, `systemctl --user start {_UNIT}` starts it"
             ) from error
         except ValueError as error:
-            raise NoProxy(f"what answers at {self.url} is not the proxy: its reply is not JSON") from error
+            raise self._stranger("its reply is not JSON") from error
         finally:
             connection.close()
 
+    def _refusal(self, status: int, raw: bytes) -> Exception:
+        """The proxy's error, or that it is not the proxy's."""
+        try:
+            return Refused(str(json.loads(raw)["error"]["message"]))
+        except (ValueError, KeyError, TypeError):
+            return self._stranger(f"it returned status {status} without a message")
 
-def _message(status: int, raw: bytes) -> str:
-    """The message of the proxy's error."""
-    try:
-        return str(json.loads(raw)["error"]["message"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise NoProxy(f"what answers is not the proxy: it returned status {status} without a message") from error
+    def _stranger(self, why: str) -> NoProxy:
+        see = advice.who_listens(self._address[1])
+        return NoProxy(f"what answers at {self.url} is not the proxy: {why}; `{see}` shows which program it is")
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -111,7 +111,9 @@ def _header(part: Path) -> Header:
 
 def _missing_sentence(path: Path, missing: list[Path]) -> str:
     if missing == [path]:
-        what = "is not a regular file" if path.exists() else "does not exist"
+        what = "does not exist"
+        if path.exists():
+            what = "is a folder; name the GGUF file in it" if path.is_dir() else "is not a regular file"
         return f"{printable(str(path))} {what}"
     return f"{printable(str(path))} is split, and {len(missing)} of its parts are missing: {printable(missing[0].name)}"
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.setup import (
     command_link,
     console,
@@ -146,7 +147,7 @@ def _make_room(ports: Ports, sources: list[UnitSource], systemd: Systemctl, plac
             if was_active:
                 systemd.restart(running_proxy.UNIT)
             raise SetupError(
-                f"port {port} is in use by another program (`ss -ltnp 'sport = :{port}'` shows which); stop it"
+                f"port {port} is in use by another program (`{advice.who_listens(port)}` shows which); stop it"
                 f" first, or choose others: DEMO_PORT=3102 DEMO_BACKEND_PORT=3104 {places.how_to('demo')}"
             )
 

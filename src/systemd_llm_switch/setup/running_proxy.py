@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from systemd_llm_switch import advice
 from systemd_llm_switch.addresses import http_url
 from systemd_llm_switch.setup.places import Places, SetupError
 
@@ -44,8 +45,8 @@ class OtherProgram(SetupError):
 
     def __init__(self, url: str) -> None:
         super().__init__(f"what answers at {url} is not this proxy, but another program")
-        port = url.rpartition(":")[2]
-        self.fix = f"ss -ltnp 'sport = :{port}'   # shows which; stop it, or set another server.port"
+        see = advice.who_listens(url.rpartition(":")[2])
+        self.fix = f"{see}   # shows which; stop it, or set another server.port"
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,7 @@ def _say_next(
     console.plain(f"  Watch it:      {config.url}/ in a browser, or {command} status")
     console.plain(f"  Try a model:   {command} chat {next(iter(config.models))} Name three fruits.")
     console.plain(f"  Free the VRAM: {command} unload")
+    console.plain(f"  Add your own:  {command} add NAME FILE.gguf")
     if config.path == places.user_config:
         console.plain(f"  Your config:   {places.short(config.path)}")
     else:

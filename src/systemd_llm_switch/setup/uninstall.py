@@ -96,9 +96,11 @@ def _say_kept(places: Places, kept: list[str]) -> None:
         kept.append(f"{places.short(places.user_config)} (your config)")
     for path in kept:
         console.note(f"kept {path}")
-    rest = (
-        ", and .venv here (rm -r .venv removes it)"
-        if places.checkout
-        else "; to remove the package too: pipx uninstall systemd-llm-switch (or pip)"
-    )
-    console.note(f"kept your models and llama.cpp{rest}")
+    console.note(f"kept your models and llama.cpp{_say_program(places)}")
+
+
+def _say_program(places: Places) -> str:
+    """What is left of the program itself, and how to remove it."""
+    if places.venv is None:
+        return "; to remove the package too: pipx uninstall systemd-llm-switch (or pip)"
+    return ", and .venv here (rm -r .venv removes it)" if places.venv.exists() else ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 
+from . import quotations, surroundings
 from .arguments import has_all_needed, repair_arguments
 from .budget import Budget, BudgetSpent
 from .calls import Call, new_call_id
@@ -20,31 +21,17 @@ from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, 
 from .forms import MARK, TURN_ENDS
 from .model import Repair, RequestFacts
 from .text import fold
-from .thoughts import THOUGHTS_END, THOUGHTS_START, is_in_call, split_channels
+from .thoughts import THOUGHTS_END, is_in_call, split_channels
 from .written import ARGUMENT_KEYS, MAX_CALLS, NAME_KEYS, LeakedCall, Source
 
 _MAX_PLACES = 20_000
 _MAX_ATTEMPTS = 64
 _HINTS = ("<", "[", "{", "```tool_code")
-_PLACE = re.compile(rf"(?:(?<=\n)|\A) {{0,3}}(?P<fence>`{{3,}}+|~{{3,}}+)|(?P<ticks>`++)|<think>|{MARK}")
-_MAX_TICKS = 99
+_PLACE = re.compile(rf"{quotations.STARTS}|{MARK}")
 _SPECIAL = re.compile(r"(?:[\w./:-]{1,110}\s{0,3})?<[|｜‖]|\]<\]minimax\[>\[")
 """Tokens that no text about calls holds outside of code: a call behind them needs no line of its own."""
 _MAX_END_TOKENS = 8
-_SENTENCE_END = re.compile(r"[.!?]\s")
 _MAX_SENTENCE = 400
-_EXAMPLE = re.compile(
-    r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|(?:an?|following) example"
-    r"|(?:format|form|syntax)(?: \w+){0,3} is)\b",
-    re.I,
-)
-_ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
-_EXPLAINS = re.compile(
-    r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|would|could|might|should|do not|don't|never|instead of"
-    r"|you (?:can|must|may|need)|example|sample|placeholder)\b",
-    re.I,
-)
-_EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
 _SHOWN_LINE = re.compile(r"\s*+(?:[>|]|[-*+] |\d{1,9}+[.)] )")
 """A line of a block quote, a table or a list."""
 _SENTENCE_ENDS = (".", "!", "?", ":", "…")
@@ -159,12 +146,12 @@ class _Rescue:
             place = places.search(self.text, at)
             if place is None or attempts == _MAX_ATTEMPTS:
                 return
-            if place["fence"] or place["ticks"] or place[0] == THOUGHTS_START:
+            if quotations.is_start(place):
                 if (leak := self.read_at(self.text, place.end() - len(place[0].lstrip()))) is not None:
                     at = leak.end
                     yield leak
                     continue
-                at = _thoughts_end(self.text, place) if place[0] == THOUGHTS_START else _code_end(self.text, place)
+                at = quotations.end_of(self.text, place)
                 continue
             attempts += 1
             leak = self.read_at(self.text, place.start())
@@ -206,7 +193,7 @@ class _Rescue:
             return True
         if not ends_line and (after[0].isspace() or not is_special):
             return True
-        return _announces_example(before) or _EXPLAINED.search(after.lstrip().partition("\n")[0][:400]) is not None
+        return surroundings.presents(before) or surroundings.explains(after)
 
     # -- which ---------------------------------------------------------------------------------------------
 
@@ -231,39 +218,9 @@ def _places(tools: frozenset[str]) -> re.Pattern[str]:
     return re.compile(f"{_PLACE.pattern}|{elements.pattern}") if elements else _PLACE
 
 
-def _thoughts_end(text: str, place: re.Match[str]) -> int:
-    end = text.find(THOUGHTS_END, place.end())
-    return end + len(THOUGHTS_END) if end >= 0 else len(text)
-
-
-def _code_end(text: str, place: re.Match[str]) -> int:
-    """Where the code that starts here ends: a fence at one of its kind that is as long, one or two ticks on their line,
-    and three within a line, as models write them, at the next three."""
-    mark = place["fence"] or place["ticks"]
-    if len(mark) > _MAX_TICKS:
-        return len(text)
-    if len(mark) < 3:
-        end = text.find(mark, place.end())
-        is_on_line = end >= 0 and text.find("\n", place.end(), end) < 0
-        return end + len(mark) if is_on_line else place.end()
-    if place["fence"]:
-        closing = re.compile(rf"\n {{0,3}}{mark}{mark[0]}*[ \t]*(?=\n|\Z)").search(text, place.end())
-    else:
-        closing = re.compile(mark).search(text, place.end())
-    return closing.end() if closing else len(text)
-
-
 def _fenced(answer: str) -> str | None:
     """What is in the one fenced block that the answer is; its end may be missing."""
     first, _, inside = answer.partition("\n")
     mark = first[: len(first) - len(first.lstrip(first[0]))]
     inside = inside.removesuffix(mark).strip()
     return None if f"\n{mark}" in inside else inside
-
-
-def _announces_example(before: str) -> bool:
-    words = before[-500:].rstrip().rpartition("\n")[2]
-    if len(words) > _MAX_SENTENCE:
-        end = _SENTENCE_END.search(words, len(words) - _MAX_SENTENCE)
-        words = words[end.end() :] if end else ""
-    return bool(_EXAMPLE.search(words)) or bool(_ABOUT_CALLS.search(words) and _EXPLAINS.search(words))

@@ -27,6 +27,11 @@ _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
 _WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:|mm:)?think(?:ing|:opensource)?>|<\|close\|>think<\|sep\|>")
+_NAMED = re.compile(
+    r"[ \t]*+(?:[,.;:)](?=\s)|(?:is|are|was|were|and|or|tags?|tokens?|blocks?|starts?|begins?|ends?|opens?|closes?|marks?|means"
+    r"|stands?|must|should|can|may|in|at|as|of)(?=[\s,.]))"
+)
+"""What follows on a tag in a sentence about it. Thoughts do not start so."""
 _CALL_START = re.compile(
     r"\A\s*+[{\[]|\[TOOL_CALLS\]|(?:(?<=\n)|\A)[ \t]*+"
     r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜]"
@@ -92,7 +97,7 @@ def _block(text: str) -> tuple[str, str] | None:
     """A block of thoughts that a text starts with, and the rest; without an end all of it is one."""
     body = text.lstrip()
     for start, end in _PAIRS:
-        if body.startswith(start):
+        if body.startswith(start) and not _NAMED.match(body, len(start)):
             thought, _, rest = body.removeprefix(start).partition(end)
             return thought, rest
     if stripped := _STRIPPED.match(body):
@@ -122,6 +127,8 @@ def _channels(text: str) -> tuple[str, str] | None:
     answer: list[str] = []
     at = 0
     while (channel := _CHANNEL.match(text, at)) and "to=" not in channel["header"]:
+        if _NAMED.match(text, channel.end()):
+            break
         end = _CHANNEL_END.search(text, channel.end())
         body = text[channel.end() : end.start() if end else len(text)]
         (thoughts if channel["name"] == "analysis" else answer).append(body)
@@ -153,7 +160,12 @@ def _stray_end(content: str) -> re.Match[str] | None:
     if end is None:
         return None
     before = content[: end.start()]
-    if THOUGHTS_START in before or _START_OF.get(end[0], THOUGHTS_START) in before or is_in_call(before):
+    if (
+        _NAMED.match(content, end.end())
+        or THOUGHTS_START in before
+        or _START_OF.get(end[0], THOUGHTS_START) in before
+        or is_in_call(before)
+    ):
         return None
     line = before[before.rfind("\n") + 1 :]
     is_at_line_start = not line.strip()

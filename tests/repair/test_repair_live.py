@@ -34,6 +34,10 @@ _PARTS = (
     "[read_file(path='a')]", '<|tool_call>call:read_file{path:<|"|>a<|"|>}', "<tool_call|>",
     "[Calling tool: read_file(",
     ")]", "functools[", "<｜tool▁call▁begin｜>read_file<｜tool▁sep｜>", "<|im_end|>", "<|call|>", "commentary",
+    "foo.", "functions.", "Well.functions.read_file:0<|tool_call_argument_begin|>",
+    "read_file(path='a')]<|tool_call_end|>", ">>>read_file\n", "<xyz:tool_calls>", "<pre>", "</pre>",
+    "<name>read_file\n</parameter>\n<parameter=path>a</parameter>",
+    '<｜DSML｜ invoke name="read_file">', "<think> is a tag.",
     "{", "}", "[", "[1] x < y", "<", "//", '"', "Ä東🚀",
 )  # fmt: skip
 _FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts

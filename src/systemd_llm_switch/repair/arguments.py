@@ -14,6 +14,7 @@ from .budget import Budget
 from .coercion import NAMES, TYPES, coerce, not_known
 from .lenient import Reading, best_reading, read
 from .model import RepairKind
+from .other_writings import read_other_writing
 from .quote_tokens import as_json
 from .schema import Judge, Misfit, Node
 from .second_opinion import second_opinion
@@ -131,6 +132,8 @@ class _Attempt:
         """The object in the text, whose JSON value is already known (None: it has none). Raises Unreadable."""
         if type(value) is dict:
             return _Found(value)
+        if type(value) is list and (member := self.only_list(value)):
+            return _Found({member: value}, (_WRAPPER,))
         if type(value) is list and len(value) == 1 and type(value[0]) is dict:
             return _Found(value[0], (_WRAPPER,))
         if isinstance(value, str) and encodings < _MAX_ENCODINGS:
@@ -138,6 +141,16 @@ class _Attempt:
         if value is not None:
             raise Unreadable("not an object")
         return self.read_object(text, encodings)
+
+    def only_list(self, value: list[object]) -> str | None:
+        """The only member that the tool needs, if this list is its value, without the object around it."""
+        schema = self.schema
+        names = () if schema is None else schema.required or tuple(schema.members)
+        if schema is None or len(names) != 1 or not value:
+            return None
+        coerced, _ = coerce({names[0]: value}, schema, not_known, self.budget)
+        is_meant = type(coerced) is dict and type(coerced.get(names[0])) is list and self.fits(coerced)
+        return names[0] if is_meant and "array" in schema.members[names[0]].types else None
 
     def decoded(self, text: str, encodings: int) -> _Found:
         """The object in a text that was itself encoded as a string."""
@@ -150,6 +163,10 @@ class _Attempt:
 
     def read_object(self, text: str, encodings: int) -> _Found:
         text = _plain(text)
+        if self.schema and not self.truncated:
+            other = read_other_writing(text, self.tool, self.schema.members, self.budget)
+            if other is not None:
+                return _Found(other, (_SYNTAX,))
         if _GEMMA_VALUE.match(text):  # a backend took Gemma's arguments over as they were written
             text, _ = as_json(text, is_whole=not self.truncated)
         leading = _LEADING.match(text)[0]  # type: ignore[index]
@@ -177,6 +194,8 @@ class _Attempt:
         if isinstance(reading.value, str) and encodings < _MAX_ENCODINGS and not reading.has_words:
             inner = replace(self, truncated=self.truncated or reading.is_cut)
             return inner.decoded(reading.value, encodings)
+        if type(reading.value) is list and (member := self.only_list(reading.value)):
+            return _Found({member: reading.value}, (_SYNTAX, _WRAPPER), reading)
         if type(reading.value) is not dict:
             raise Unreadable("not an object")
         return _Found(reading.value, (_SYNTAX,), reading)

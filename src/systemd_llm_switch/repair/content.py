@@ -18,6 +18,7 @@ from .text import decode, decode_start, encode
 
 _FENCE = re.compile(r"```[^\n`]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
 _TAIL = re.compile(r"\s*+(?:```|\Z)|[^\S\n]*+\n[^{}\[\]\"]*+\Z")
+_BETWEEN = re.compile(r"[\s,;]*+")
 _MAX_CANDIDATES = 8
 
 
@@ -48,6 +49,17 @@ def _candidates(content: str) -> Iterator[str]:
         yield answer[start:]
 
 
+def _one_after_another(text: str) -> list[object]:
+    """The JSON values that a text starts with, with space or commas between."""
+    values: list[object] = []
+    at = 0
+    while text.startswith(("{", "["), at):
+        value, end = decode_start(text, at)
+        values.append(value)
+        at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One attempt to repair the content of one choice."""
@@ -66,9 +78,10 @@ class _Attempt:
             return self.extracted(content)
         if self.fits(value):
             return content, ()
-        coerced, changed = coerce(value, self.schema, not_known, self.budget)
-        if changed and self.fits(coerced):
-            return encode(coerced), (Repair("json_content"),)
+        for candidate in (value, value[0]) if type(value) is list and len(value) == 1 else (value,):
+            coerced, changed = coerce(candidate, self.schema, not_known, self.budget)
+            if (changed or candidate is not value) and self.fits(coerced):
+                return encode(coerced), (Repair("json_content"),)
         return content, (Repair("unfit_content"),)
 
     def extracted(self, content: str) -> tuple[str, tuple[Repair, ...]]:
@@ -76,7 +89,10 @@ class _Attempt:
         for candidate in islice(_candidates(content), _MAX_CANDIDATES):
             self.budget.check()
             try:
-                return self.json_in(candidate.strip()), (Repair("json_content"),)
+                found = self.json_in(candidate.strip())
+                if found.startswith("[") and "{" in content.partition(candidate)[0]:
+                    continue  # one item of several, of which another is broken
+                return found, (Repair("json_content"),)
             except Exhausted:
                 break
             except (ValueError, RecursionError):
@@ -92,6 +108,8 @@ class _Attempt:
         except ValueError:
             return self.read(text)
         coerced, changed = coerce(value, self.schema, not_known, self.budget)
+        if type(coerced) is list and type(value) is not list:  # the first of them is not all
+            coerced, _ = coerce(_one_after_another(text), self.schema, not_known, self.budget)
         if not self.fits(coerced):
             raise Unreadable("another value than the client wants")
         return encode(coerced) if changed else text[:end]

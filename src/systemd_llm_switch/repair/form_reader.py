@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from . import tagged, written
-from .forms import BEHIND_NAMES, ENDS, FORMS, MARK, ODD_TOKENS, OPENS, TURN_ENDS, Form
+from .form import Form
+from .forms import BEHIND_NAMES, ENDS, FORMS, MARK, ODD_TOKENS, OPENS, TURN_ENDS
 from .written import MAX_CALLS, Found, LeakedCall, Source
 
 MARKER = re.compile(MARK)
-_BEFORE_CALLS = frozenset(token for token in ENDS if token.startswith("<") and token != "</s>")
+BEFORE_CALLS = frozenset(token for token in ENDS if token.startswith("<") and token != "</s>")
 """End tokens that a call right behind them takes along."""
 _MAX_TOKENS = 64
 _MAX_ELEMENTS = 500
@@ -41,18 +42,23 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"\s*+({'|'.join(escaped)})")
 
 
-_OPEN = _any_of(OPENS)
-_OPEN_OR_END = _any_of(OPENS | {token for token in ENDS if token.startswith(("<", "[/", "]<]"))})
+_ENDS = {token for token in ENDS if token.startswith(("<", "[/", "[END_", "[TOOL_REQUEST_END", "]<]"))}
+_OPEN_OR_END = _any_of(OPENS | _ENDS)
+_ANY_END = _any_of(_ENDS)
 _OWN_ENDS = {form.name: _any_of(form.ends) for form in FORMS}
 _FOLLOWED_BY = {form.name: re.compile(form.followed_by) for form in FORMS if form.followed_by}
 _STOPS = {form.name: re.compile("|".join(map(re.escape, form.ends))) for form in FORMS if form.style == "quoted"}
 _OWN_TOKENS = {form.name: _any_of({*form.opens, *form.ends}) for form in FORMS}
 _TURN_END = _any_of(TURN_ENDS)
+_IN_ANY = tuple(form for form in FORMS if form.in_any)
 _BARE = {form.name: re.compile("|".join(form.bare)) for form in FORMS if form.bare}
-NAME_BEFORE = re.compile(r"(?<![\w./:-])[\w./-]{1,99}+(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
-"""The name that stands before one of `BEHIND_NAMES`."""
+_NAME_BEFORE = re.compile(r"(?<![\w./:-])(?P<name>[\w./-]{1,99}+)(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
+NAMESPACES = ("functions.", "default_api.", "tools.")
 _LONGEST_NAME = 120
 _NAME_AND_OBJECT = re.compile(r"(?P<name>[\w.-]{1,99}+)\s*+(?=\{)")
+_NAME_AND_PARENTHESIS = re.compile(r"(?P<name>[\w.-]{1,99}+)(?=\([^\n]*+\Z)")
+_PYTHON_END = re.compile(r"(\s*+\]?+)\s*+<\|(?:tool_call_end|python_end|eom|eot)\|>")
+"""What says that a call in Python whose start was lost is one."""
 _WithTags = Callable[[Source, str, int], Found]
 _TAG_READERS: dict[str, _WithTags] = {
     "parameters": tagged.parameters,
@@ -67,6 +73,22 @@ def element_marker(tools: frozenset[str]) -> re.Pattern[str] | None:
     longest_first = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
     names = "|".join(map(re.escape, longest_first))
     return re.compile(rf'<({names})>|\{{\s{{0,9}}"name"\s{{0,9}}:\s{{0,9}}"(?:{names})"') if names else None
+
+
+def name_start(text: str, end: int, tools: frozenset[str]) -> int | None:
+    """Where the name starts that ends here, before one of `BEHIND_NAMES`; None if there is none.
+
+    What is glued to it by a dot is the end of a sentence, if it is neither a namespace nor part of a tool's name.
+    """
+    first = max(0, end - _LONGEST_NAME)
+    found = _NAME_BEFORE.search(text[first:end])
+    if found is None:
+        return None
+    word, start = found["name"], first + found.start()
+    if word in tools:
+        return start
+    spaces = [at for space in NAMESPACES if (at := word.rfind(space)) >= 0]
+    return start + (min(spaces) if spaces else max(word.rfind("."), word.rfind("/")) + 1)
 
 
 def starts_with_call(text: str) -> bool:
@@ -88,11 +110,9 @@ def read_marked(source: Source, marker: re.Match[str]) -> Leak | None:
 
 def _read_behind_name(source: Source, token_start: int) -> Leak | None:
     """The leak whose wrapper is missing, so that it starts with the name before this token."""
-    first = max(0, token_start - _LONGEST_NAME)
-    name = NAME_BEFORE.search(source.text[first:token_start])
-    if name is None:
+    start = name_start(source.text, token_start, source.tools)
+    if start is None:
         return None
-    start = first + name.start()
     for form in FORMS:
         if form.behind_name and source.text.startswith(form.behind_name, token_start):
             calls, end = _read(source, form, start)
@@ -147,6 +167,10 @@ def read_bare(source: Source, start: int) -> Leak | None:
         return None
     if (head := _NAME_AND_OBJECT.match(source.text, start)) and head["name"] in source.tools:
         calls, end = written.json_behind_name(source, head["name"], head.end())
+    elif (head := _NAME_AND_PARENTHESIS.match(source.text, start)) and head["name"] in source.tools:
+        calls, end = written.python_calls(source, start)
+        ended = _PYTHON_END.match(source.text, end)
+        calls, end = (calls, ended.end(1)) if ended else ([], start)
     else:
         calls, end = written.json_calls(source, start, is_marked=False)
     if not calls and source.text.startswith("[", start):
@@ -175,18 +199,23 @@ def _one(source: Source, opened: set[str], at: int) -> tuple[Form | None, list[L
         calls, end = tagged.elements(source, element[1], element.end())
         if calls:
             return FORMS[-1], calls, _behind_own_end(source, FORMS[-1], calls, end)
-    for form in FORMS:
-        if opened.isdisjoint(form.opens) and not (form.bare and _BARE[form.name].match(source.text, at)):
-            continue
+    for form in (*_may_start(source, opened, at), *(_IN_ANY if opened else ())):
         calls, end = _read(source, form, at)
         if calls:
             return form, calls, _behind_own_end(source, form, calls, end)
     return None, [], at
 
 
+def _may_start(source: Source, opened: set[str], at: int) -> Iterator[Form]:
+    """The forms whose own wrappers, or a start without one, are here."""
+    for form in FORMS:
+        if not opened.isdisjoint(form.opens) or (form.bare and _BARE[form.name].match(source.text, at)):
+            yield form
+
+
 def _behind_own_end(source: Source, form: Form, calls: list[LeakedCall], end: int) -> int:
     """Behind the first end token, which makes the last call whole."""
-    token = _OWN_ENDS[form.name].match(source.text, end)
+    token = _OWN_ENDS[form.name].match(source.text, end) or _ANY_END.match(source.text, end)
     if token is None:
         return end
     last = calls[-1]
@@ -204,7 +233,7 @@ def _read(source: Source, form: Form, at: int) -> Found:
     head = _HEADS[form.name].match(source.text, at)
     if head is None:
         return [], at
-    name, start = head["name"], head.end()
+    name, start = head["name"] or head["other"], head.end()
     if form.style in _TAG_READERS:
         found = _TAG_READERS[form.style](source, name, start)
         return found if _is_plausible(source, form, found[1]) else ([], at)
@@ -234,7 +263,9 @@ def _closed(source: Source, form: Form, start: int, end: int, calls: list[Leaked
     is_closed = _ended_before(text, form, end)
     at = end
     for _ in range(_MAX_TOKENS):
-        token = _OWN_TOKENS[form.name].match(text, at) or (fence or _TURN_END).match(text, at)
+        token = (
+            _OWN_TOKENS[form.name].match(text, at) or _ANY_END.match(text, at) or (fence or _TURN_END).match(text, at)
+        )
         if token is None:
             break
         at = token.end()
@@ -259,7 +290,7 @@ def _with_ends_before(text: str, form: Form, start: int) -> int:
     for _ in range(_MAX_TOKENS):
         first = max(0, at - 100)
         before = text[first:at].rstrip()
-        token = next((token for token in form.ends if token in _BEFORE_CALLS and before.endswith(token)), None)
+        token = next((token for token in form.ends if token in BEFORE_CALLS and before.endswith(token)), None)
         if token is None:
             break
         at = first + len(before) - len(token)

@@ -7,56 +7,23 @@ model is one row here, a case in `tests/corpus/`, and a line in docs/repair.md.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
+from .form import Form
 from .tagged import TAG_PREFIX
 
-Style = Literal["call", "keyed", "json", "parameters", "pairs", "python", "quoted", "elements", "typed", "flags"]
-"""How the arguments are written.
-
-- `call`: a JSON object, or a list of them, that holds the name, too.
-- `keyed`: a list of objects whose only member is the call: `[{"f": {"p": "value"}}]`.
-- `json`: a JSON object behind the name.
-- `parameters`: `<parameter=p>value</parameter>`, or JSON between the tags.
-- `pairs`: `<arg_key>p</arg_key><arg_value>value</arg_value>`.
-- `python`: a Python call with keywords, or a list of such calls.
-- `quoted`: an object whose strings stand between tokens: `{p:<|"|>value<|"|>}`.
-- `elements`: `<p>value</p>` for the declared parameters, or JSON.
-- `typed`: `<|open|>argument key="p" type="string"<|sep|>value<|close|>argument<|sep|>`.
-- `flags`: `{--p "value"}`.
-"""
-
 NAME = r"(?P<name>[\w./:-]{1,99}+)"
-_DSML_BARS = r"[｜|‖]{1,2}DSML[｜|‖]{1,2}"
+_DSML_BARS = r"[｜|‖]{1,2}DSML[｜|‖]{1,2} ?"
 DSML_WRAPPER = rf"<{_DSML_BARS}(?!invoke|parameter)\w{{1,20}}+>|</{_DSML_BARS}(?!parameter)\w{{1,20}}+>"
 """DeepSeek's wrappers and end tags, in any spelling: only `invoke` says that there is a call."""
+_CALLS = r"(?:function_calls?|tool_?calls?|calls)>"
+PREFIXED_WRAPPER = rf"<[a-z]{{2,9}}+:{_CALLS}"
+"""Wrappers with a namespace, whichever it is: models invent some."""
 ODD_TOKENS = (
-    rf"{DSML_WRAPPER}|</[a-z]{{2,9}}+:(?:inv(?:oke)?|param(?:eter)?|function_calls?|tool_?calls?)>"
+    rf"{DSML_WRAPPER}|{PREFIXED_WRAPPER}|</[a-z]{{2,9}}+:(?:inv(?:oke)?>|param(?:eter)?>|{_CALLS})"
     r"|</(?:function|parameter|invoke|tool_call|tool)[=:][^<>\n]{1,99}+>"
 )
 """Tokens that go with any form, but are not one string: those, and end tags that repeat a name."""
 _M3 = "]<]minimax[>["
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One form. The call's name is where `head` says, or in the arguments.
-
-    `opens` are the wrappers and tokens that come before a call, `ends` what comes behind it; both go with the call.
-    `bare` are patterns of a start that needs no wrapper. With `behind_name`, the name may come without a wrapper before
-    this token.
-    """
-
-    name: str
-    style: Style
-    opens: tuple[str, ...] = ()
-    head: str = ""
-    ends: tuple[str, ...] = ()
-    bare: tuple[str, ...] = ()
-    behind_name: str = ""
-    followed_by: str = ""
-    """What alone may follow the call, in forms that prose shows as well."""
 
 
 _HERMES_OPENS = (
@@ -90,8 +57,11 @@ _DEEPSEEK_ENDS = (*_deepseek("tool▁call▁end", "tool▁calls▁end"), "<｜en
 _FUNCTIONGEMMA_ENDS = ("<end_function_call>", "<start_function_response>")
 _KIMI_ARGUMENT = "<|tool_call_argument_begin|>"
 _SHOWN_OPENS = (
-    "[Calling tool:", "[Using tool:", "[Tool call:", "[Tool Call:", "[tool_call:", "[Tool use:", "[Tool:", "[tool:",
+    "[Calling tool:", "[Using tool:", "[Tool call:", "[Tool Call:", "[tool_call:", "[Tool use:", "[Tool Use:",
+    "[tool_use:", "[Tool:", "[tool:", "[Called tool:", "[Function call:", "[Executing tool:",
 )  # fmt: skip
+_HARMONY_ENDS = ("<|call|>commentary", "<|call|>assistant", "<|call|>", "<|end|>", "<|return|>")
+"""gpt-oss at times begins the next message behind a call."""
 
 FORMS = (
     # gpt-oss. openai/harmony, docs/format.md: the recipient stands in the channel or in the role; llama.cpp,
@@ -104,7 +74,7 @@ FORMS = (
         rf"(?>(?:<\|constrain\|>\s*+json\s*+)?)to=(?>(?:functions\.)?){NAME}\s*+"
         r"(?>(?:<\|channel\|>\s*+(?:commentary|analysis))?)\s*+(?>(?:code)?)\s*+(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+"
         r"(?>(?:<\|message\|>)?)\s*+(?=\{)",
-        ends=("<|call|>", "<|end|>", "<|return|>"),
+        ends=_HARMONY_ENDS,
         bare=(r"(?:assistant)?(?:commentary|analysis) {0,3}to=(?:functions\.)?[\w-]",),
     ),
     Form(
@@ -113,7 +83,7 @@ FORMS = (
         opens=("<|start|>assistant", "<|start|>"),
         head=rf"(?>(?:assistant)?)\s*+to=(?>(?:functions\.)?){NAME}\s*+<\|channel\|>\s*+(?:commentary|analysis)\s*+"
         r"(?>(?:<\|constrain\|>)?)\s*+(?>(?:json)?)\s*+(?>(?:<\|message\|>)?)\s*+(?=\{)",
-        ends=("<|call|>", "<|end|>", "<|return|>"),
+        ends=_HARMONY_ENDS,
         bare=(r"(?:assistant )?to=functions\.[\w-]",),
     ),
     # The same without any token, and with a few stray ones between the name and the object: reports of 2026.
@@ -121,8 +91,9 @@ FORMS = (
         "harmony, recipient alone",
         "json",
         opens=("<|start|>assistant", "<|start|>"),
-        head=rf"(?>(?:assistant)?)\s*+to=functions\.{NAME}(?>(?:json|code|commentary|analysis|[^A-Za-z\n{{}}<>]){{0,40}})\s*+(?=\{{)",
-        ends=("<|call|>", "<|end|>", "<|return|>"),
+        head=rf"(?>(?:assistant)?)\s*+to=functions\.{NAME}"
+        r"(?>(?:json|code|commentary|analysis|<\|(?:constrain|channel|message)\|>|[^A-Za-z\n{}<>]){0,40})\s*+(?=\{)",
+        ends=_HARMONY_ENDS,
         bare=(r"(?:assistant )?to=functions\.[\w-]",),
     ),
     # Kimi K2: docs/tool_call_guidance.md of moonshotai/Kimi-K2-Instruct; vLLM, kimi_k2_tool_parser.py. The id
@@ -181,14 +152,18 @@ FORMS = (
         r"(?:>|(?=<parameter))",
         ends=("</function>", *_HERMES_ENDS, "</seed:tool_call>"),
         bare=(r"<(?:function|tool_call|tool_use|tool)(?:\s{0,3}[=:]|\s{1,9}name=)",),
+        in_any=True,
     ),
-    # Qwen 3.8 at times names the tool in a parameter's tag: a report on antirez/ds4.
+    # Qwen 3.8 at times names the tool in a parameter's tag: a report on antirez/ds4; so does DeepSeek V4.1: opencode
+    # 50206. The call's start is lost up to the name: q27 24.
     Form(
         "function tags, misspelled",
         "parameters",
         opens=_HERMES_OPENS,
-        head=rf"<parameter={NAME}>\s*+(?=<parameter=)",
-        ends=("</function>", *_HERMES_ENDS),
+        head=rf"(?:<{TAG_PREFIX}parameter(?:=|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+>\s*+(?=<{TAG_PREFIX}parameter(?:=|\s))"
+        rf"|<name>\s*+(?P<other>[\w.:-]{{1,99}}+)\s*+</(?:parameter|name|function)>\s*+(?=<parameter=))",
+        ends=("</function>", *_HERMES_ENDS, "</invoke>"),
+        bare=(rf"<{_DSML_BARS}parameter\s{{1,9}}name=", r"<name>[\w.:-]{1,99}\s{0,3}</parameter>"),
     ),
     # MiniMax M2: docs/tool_calling_guide.md of MiniMaxAI/MiniMax-M2; vLLM, minimax_m2_tool_parser.py. DeepSeek V3.2's
     # and V4's DSML: encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2; vLLM, deepseekv32_tool_parser.py. Step 3's tags are
@@ -225,7 +200,9 @@ FORMS = (
         bare=(
             rf"(?:{re.escape(_M3)})?<(?:{_DSML_BARS}|[a-z]{{2,9}}:)?invoke(?:=|\s{{1,9}}name=)",
             DSML_WRAPPER,
+            PREFIXED_WRAPPER,
         ),
+        in_any=True,
     ),
     # GLM 4.5 to 5.2: chat template of zai-org/GLM-4.5; vLLM, glm4_moe_tool_parser.py. A tag of the first pair is often
     # lost, or the wrapper's stands there. Hunyuan 3 has `<tool_sep>` behind the name: vLLM, hy_v3_tool_parser.py.
@@ -278,7 +255,7 @@ FORMS = (
         "json",
         opens=("[TOOL_CALLS]",),
         ends=("[/TOOL_CALLS]", "</s>"),
-        head=rf"{NAME}\s*+(?>(?:\[CALL_ID\][\w-]{{1,99}}+)?)\s*+(?>(?:\[ARGS\])?)\s*+(?=\{{)",
+        head=rf"{NAME}\s*+,?+\s*+(?>(?:\[CALL_ID\][\w-]{{1,99}}+)?)\s*+(?>(?:\[ARGS\])?)\s*+(?=\{{)",
         behind_name="[ARGS]",
     ),
     # A model repeats how a client shows its calls: seen with Gemma 4 and Qwen 3.
@@ -291,7 +268,9 @@ FORMS = (
     ),
     Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),
     # A tool's name before its arguments, between Hermes' tags: Qwen 3 and GLM without their template.
-    Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS),
+    Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS, in_any=True),
+    # Functionary 3.2: its template. The name is a line.
+    Form("Functionary", "json", head=rf">>>{NAME}\n\s*+(?=\{{)", bare=(r"(?<![^\n])>>>[\w.-]{1,99}\n\s{0,9}\{",)),
     # The name in an element: small models that saw `<name>` in a prompt.
     Form(
         "name in an element",
@@ -316,7 +295,13 @@ FORMS = (
         bare=(r"Action:[^\S\n]{0,3}[\w.-]{1,99}[^\S\n]{0,3}\n\s{0,9}Action Input:",),
         followed_by=r"\s*+(?:\Z|Observation|Thought:|Action:|<)",
     ),
-    Form("Qwen-Agent", "json", opens=("✿FUNCTION✿:",), head=rf"{NAME}\s*+✿ARGS✿:\s*+(?=\{{)", ends=("✿RESULT✿:",)),
+    Form(
+        "Qwen-Agent",
+        "json",
+        opens=("✿FUNCTION✿:",),
+        head=rf"{NAME}\s*+✿ARGS✿:\s*+(?=\{{)",
+        ends=("✿RESULT✿:", "✿RESULT✿"),
+    ),
     # Apertus: its chat template; vLLM, apertus_tool_parser.py.
     Form("Apertus", "keyed", opens=("<|tools_prefix|>",), ends=("<|tools_suffix|>", "<|assistant_end|>")),
     # LFM2: chat template of LiquidAI/LFM2-1.2B; Gemma 3 in a fence: its function calling guide; Llama 4 and 3.2 behind
@@ -334,6 +319,7 @@ FORMS = (
             "```tool_code",
         ),
         ends=(*_HERMES_ENDS, "</tool_code>", "<|tool_call_end|>", "<|python_end|>", "<|eom|>"),
+        in_any=True,
     ),
     # Hermes 2 and 3, Qwen 2.5 and 3, Granite 4: their chat templates; vLLM, hermes_tool_parser.py. Granite 3 and Phi-4
     # have <|tool_call|>: vLLM, granite_tool_parser.py; Nemotron <TOOLCALL>: its template; Mistral before v11 a list;
@@ -375,6 +361,7 @@ FORMS = (
             "</TOOLCALL>",
             "[/TOOL_CALLS]",
             "[END_TOOL_REQUEST]",
+            "[TOOL_REQUEST_END]",
             *_ARROW_ENDS,
             "<|END_ACTION|>",
             "<|tool_call|>",
@@ -388,6 +375,7 @@ FORMS = (
             "</seed:tool_call>",
             "</longcat_tool_call>",
         ),
+        in_any=True,
     ),
 )
 
@@ -397,6 +385,7 @@ TURN_ENDS = (
     "<|eom|>", "<|eot|>", "[e~[", "<|END_RESPONSE|>", "<|tool_response>", "<|END_OF_TURN_TOKEN|>",
     "<|END_TEXT|>", "<|start_header_id|>assistant<|end_header_id|>", "<eos>", "<seed:eos>", "<|turn>model",
     "<|assistant_end|>", "<|close|>message<|sep|>", "<|end_of_msg|>", "<|im_start|>assistant", "<|im_start|>user",
+    "[|endofturn|]", "<|role_end|>",
 )  # fmt: skip
 """Tokens that end a turn, in every template that the rows above come from."""
 

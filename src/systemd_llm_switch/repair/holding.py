@@ -9,15 +9,13 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from .form_reader import LIST_OF_CALLS, NAME_BEFORE, element_marker
-from .forms import BEHIND_NAMES, ENDS, MARK, OPENS
+from .form_reader import BEFORE_CALLS, LIST_OF_CALLS, NAMESPACES, element_marker, name_start
+from .forms import BEHIND_NAMES, MARK, OPENS
 from .thoughts import THOUGHTS_END, is_thoughts_start, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
 _CALL_IN_FENCE = re.compile(r"[^\n]*+(?:\n\s*+(?:[{\[<]|\Z)|\Z)")
 _FENCE_IS_OVER = re.compile(r"\n(?:```|~~~)[^\n]*+\n\s*+\S")
-_BEFORE_CALLS = sorted(token for token in ENDS if token.startswith("<") and token != "</s>")
-"""End tokens that a call right behind them takes along."""
 _BARE_STARTS = (
     *(
         f"{role}{channel}{space}to=functions."
@@ -34,11 +32,13 @@ _BARE_STARTS = (
     "<|open|>call tool=",
 )
 _PARTIAL_TAG = re.compile(
-    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+(?:[|｜‖][^\s<>]{0,60}+|[\w:-]{0,40}+)\s{0,9}+(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
+    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+(?:[|｜‖][^\s<>]{0,60}+(?> [a-z]{0,20}+)?|[\w:-]{0,40}+)\s{0,9}+"
+    r"(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
 )
 _PARTIAL_WORD = re.compile(
     r"functools\s{1,9}\Z|(?:(?:assistant )?to=)?functions\.\Z|call:[\w.:-]{0,99}+\s{0,3}+\Z"
-    r"|Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z"
+    r"|Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z|(?:(?<=\n)|\A)>{1,3}[\w.-]{0,99}+\s{0,9}+\Z"
+    r"|<name>[\w.:-]{0,99}+\s{0,3}+(?>(?:</?[a-z]{0,9}+)?)\Z"
 )
 _PARTIAL_OBJECT = re.compile(
     r'\{\s{0,9}(?>(?:"(?>(?:n(?:a(?:m(?:e(?:"(?:\s{0,9}(?::(?:\s{0,9}(?:"[\w.:/-]{0,99})?)?)?)?)?)?)?)?)?))?)\Z'
@@ -46,14 +46,14 @@ _PARTIAL_OBJECT = re.compile(
 _LAST_WORD = re.compile(
     r"(?<![\w./:-])(?>(?:functions\.)?)(?P<name>[\w./-]{1,99}+)(?>(?::\d{0,4}+)?)\s{0,3}+(?:[<\[][^\s<>\]]{0,40}+)?\Z"
 )
-_FIRST_WORD = re.compile(r"(?P<name>[\w.-]{1,99}+)(?:\Z|\s*+(?:\{|\Z))")
+_FIRST_WORD = re.compile(r"(?P<name>[\w.-]{1,99}+)(?:\Z|\s*+(?:\{|\Z)|\([^\n]*+(?:\s*+\Z|(?<=\|>)))")
 _LONGEST = 120
 
 
 @lru_cache(maxsize=32)
 def _marks(tools: frozenset[str]) -> re.Pattern[str]:
     elements = element_marker(tools)
-    parts = [MARK, *map(re.escape, _BEFORE_CALLS), *([elements.pattern] if elements else [])]
+    parts = [MARK, *map(re.escape, sorted(BEFORE_CALLS)), *([elements.pattern] if elements else [])]
     return re.compile("|".join(parts))
 
 
@@ -75,7 +75,7 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
     marks = (
         THOUGHTS_END,
         *OPENS,
-        *_BEFORE_CALLS,
+        *BEFORE_CALLS,
         *_BARE_STARTS,
         *tags,
         *(f"<{tool}>" for tool in tools if len(tool) < 100),
@@ -86,7 +86,7 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
 @lru_cache(maxsize=32)
 def _name_beginnings(tools: frozenset[str]) -> frozenset[str]:
     """All that the name of a tool, or of its namespace, begins with: a token behind it may make it a call."""
-    names = ("functions.", "default_api.", "tools.", "function", *(tool for tool in tools if len(tool) < 100))
+    names = (*NAMESPACES, "function", *(tool for tool in tools if len(tool) < 100))
     return frozenset(name[:length] for name in names for length in range(1, len(name) + 1))
 
 
@@ -115,8 +115,8 @@ class Holding:
         mark = _marks(self._tools).search(text)
         if mark is not None:
             start = mark.start()
-            if mark[0] in BEHIND_NAMES and (name := NAME_BEFORE.search(text[max(0, start - _LONGEST) : start])):
-                start -= len(name[0])
+            if mark[0] in BEHIND_NAMES and (name := name_start(text, start, self._tools)) is not None:
+                start = name
             end = len(text[:start].rstrip())
             self.holds_rest = end == 0
         else:
@@ -139,7 +139,8 @@ class Holding:
         if word is None:
             return start
         name = word["name"].rpartition("/")[2].rpartition(".")[2]  # without its namespace
-        return min(start, word.start()) if not name or name in _name_beginnings(self._tools) else start
+        beginnings = _name_beginnings(self._tools)
+        return min(start, word.start()) if not name or name in beginnings or word["name"] in beginnings else start
 
     def _may_be_lone(self, body: str) -> bool:
         """Whether the answer may still turn out to be nothing but one call, in a fence or not."""
@@ -150,8 +151,10 @@ class Holding:
             self._checked = len(body)
             return _CALL_IN_FENCE.match(body) is not None and not is_over
         if (word := _FIRST_WORD.match(body)) and word["name"] in _name_beginnings(self._tools):
-            self.holds_rest = word[0].endswith("{") and word["name"] in self._tools
-            return self.holds_rest or word.end() == len(body)
+            is_tool = word["name"] in self._tools
+            is_call = word[0].endswith(("{", "|>"))  # an object behind the name, or a token that ends a call in Python
+            self.holds_rest = is_call and is_tool
+            return self.holds_rest or (word.end() == len(body) and ("(" not in word[0] or is_tool))
         is_lone = body.startswith("{") or LIST_OF_CALLS.match(body) is not None
         self.holds_rest = is_lone and (body.startswith("{") or body[1:].lstrip()[:1] in ("{", "/", "#"))
         return is_lone

@@ -34,6 +34,10 @@ _KEY = re.compile(
     r"\s*+[:：](?>(?:\s*+[:：])?)"
 )
 _KEY_WITHOUT_COLON = re.compile(r"[\"'](?P<name>[\w$.-]{1,80}+)[\"']\s*+(?=[\"'{\[]|-?\d|(?:true|false|null)\b)")
+_KEY_WITH_EQUALS = re.compile(
+    r"(?:[\"'](?P<quoted>[\w$.-]{1,80}+)(?:[\"']\s*+=>|=)|(?P<bare>[A-Za-z_$][\w$-]{0,80}+)\s*+=>?+)"
+    r"\s*+(?=[\"'{\[]|-?\d|(?:[Tt]rue|[Ff]alse|null|None)\b)"
+)
 _CUT_KEY = re.compile(r"(?:[\"'“][^\"'“”\n]*+[\"'”]?|[A-Za-z_$][\w$.-]*+)\s*+\Z")
 _LITERAL = re.compile(r"(?:[Tt]rue|TRUE|[Ff]alse|FALSE|None|[Nn]ull|NULL|undefined)\b")
 _VALUES = re.compile(r"(?>(?:(?:[+-]?[\d._]++|[Tt]rue|[Ff]alse|null|None)(?:\s++|\Z)){2,})")
@@ -256,6 +260,12 @@ class _Reader(StringReader):
             if (bare := _KEY_WITHOUT_COLON.match(self.text, self.at)) and self.is_expected(bare["name"]):
                 self.at = bare.end()
                 return bare["name"]
+            if pair := _KEY_WITH_EQUALS.match(self.text, self.at):
+                name = pair["quoted"] or pair["bare"]
+                if self.is_expected(name):
+                    self.at = pair.end()
+                    self.has_equals = True
+                    return name
             if not _CUT_KEY.match(self.text, self.at):
                 raise Unreadable("a member without a name")
             self.at = len(self.text)

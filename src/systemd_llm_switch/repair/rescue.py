@@ -115,8 +115,10 @@ class _Rescue:
     def lone(self) -> list[Leak]:
         """The whole answer, if it is one call, or a fenced block that is nothing else."""
         answer = self.text[self.start :]
-        inside = _fenced(answer) if answer.startswith(("```", "~~~")) else answer
-        if inside is None or not inside.startswith(("{", "[", "<", *self.facts.tools)):
+        is_fenced = answer.startswith(("```", "~~~"))
+        inside = _fenced(answer) if is_fenced else answer
+        names = () if is_fenced else tuple(self.facts.tools)
+        if inside is None or not inside.startswith(("{", "[", "<", *names)):
             return []
         leak = self.read_at(inside, 0) or read_bare(self.source(inside), 0)
         return [replace(leak, start=self.start, end=len(self.text))] if leak and leak.end == len(inside) else []

@@ -7,6 +7,7 @@ lies beyond the bounds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -24,6 +25,8 @@ _MAX_LISTED = 2000
 _MAX_REFERENCES = 16
 _MAX_REFERENCE_LENGTH = 500
 _CHECK_EVERY = 128
+_MARKUP = re.compile(r"</?(?:longcat_)?(?:arg_key|arg_value|parameter|param)\b[^<>]{0,99}+>?+")
+"""A tag of a call's form that a backend's parser left on a name."""
 
 
 class Misfit(IntEnum):
@@ -67,8 +70,11 @@ class Node:
         return not self.types or any(name not in _IS or _IS[name](value) for name in self.types)
 
     def meant_name(self, name: str, value: Mapping[str, object]) -> str | None:
-        """The declared name, not used yet, that differs from this one only in case and separators."""
-        matches = [known for known in self.folded.get(fold(name), ()) if known not in value]
+        """The declared name, not used yet, that differs from this one only in case and separators, or in a tag."""
+        spelled = fold(name)
+        if spelled not in self.folded and "<" in name and not _MARKUP.search(str(value.get(name, ""))[:_MAX_NAMES]):
+            spelled = fold(_MARKUP.sub("", name[:_MAX_NAMES]))
+        matches = [known for known in self.folded.get(spelled, ()) if known not in value]
         return matches[0] if len(matches) == 1 else None
 
 

@@ -22,6 +22,8 @@ _NEXT_KEY = re.compile(
     r"(?:\"((?>(?:[^\"\\\n]|\\.){1,80}))\"|'((?>(?:[^'\\\n]|\\.){1,80}))'|([A-Za-z_$][\w$-]{0,80}+)"
     r"|“([^“”\n]{1,80}+)”)\s*+[:：]"
 )
+_NEXT_PAIR = re.compile(_NEXT_KEY.pattern.removesuffix("[:：]") + "(?:[:：]|=>?+)")
+"""The same in an object that has written a member with an equals sign."""
 _NEXT_ITEM = re.compile(r"([\"'])[^\"'\\\n]*+\1\s*+(?:[,，;\]\"']|\Z)|\{\s*+[\"']?[\w$.-]{1,80}+[\"']?\s*+[:：]")
 """What starts here is surely another item of a list, although no comma came before it."""
 _NEXT_ITEM_AT_ONCE = re.compile(r"([\"'])[^\"'\\\n]++\1\s*+[,，\]]")
@@ -73,6 +75,7 @@ class StringReader:
         self.doubts = 0
         self.has_inner_quotes = False
         self.has_raw_newlines = False
+        self.has_equals = False
         self.work_left = 4 * (len(text) - start) + 1_000_000
         self.budget = budget
         self.work_unchecked = 0
@@ -187,7 +190,7 @@ class StringReader:
             return False
         if self.stack[depth - 1] == "[":
             return _VALUE.match(self.text, at) is not None
-        key = _NEXT_KEY.match(self.text, at)
+        key = (_NEXT_PAIR if self.has_equals else _NEXT_KEY).match(self.text, at)
         if key is None:
             # A name without a value, or a value without a name: then the object is unreadable, not this string longer.
             return inside == 0 and _LONE_STRING.match(self.text, at) is not None

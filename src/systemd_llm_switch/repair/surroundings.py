@@ -11,11 +11,11 @@ import re
 _MAX_WORDS = 500
 _MAX_AFTER = 400
 _MAX_SENTENCES = 8
-_SENTENCE = re.compile(r"[^.!?。！？]*+(?:[.!?。！？]++(?!\s|\Z)[^.!?。！？]*+)*+[.!?。！？]*+")
+_SENTENCE = re.compile(r"[^.!?。！？]*+(?>(?:[.!?。！？]++(?!\s|\Z)[^.!?。！？]*+)*)[.!?。！？]*+")
 _INTENDS = re.compile(
-    r"\b(?:let me|let's|let us|going to|i(?:'ll|’ll|'m|’m| am| will| need to| should| must| have to| want to| would need to"
-    r"| can now))\b|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?[a-z]+\b|\A\W*(?:now )?i (?!would|could|might"
-    r"|do not|don't|never)[a-z]+\b",
+    r"\b(?:let me|let's|let us|going to|i(?:'ll|’ll|'m|’m| am| will| need to| should| must| have to| want to"
+    r"| would need to| can now))\b|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?[a-z]+\b"
+    r"|\A\W*(?:now )?i (?!would|could|might|do not|don't|never)[a-z]+\b",
     re.I,
 )
 """What somebody says who is about to act."""

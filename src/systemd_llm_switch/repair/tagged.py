@@ -9,7 +9,7 @@ from .strings import SPACE
 from .text import decode, encode
 from .written import NOTHING, Found, LeakedCall, Source, json_behind_name
 
-TAG_PREFIX = r"(?>(?:[｜|‖]{1,2}+DSML[｜|‖]{1,2}+|[a-z]{2,9}+:)?)"
+TAG_PREFIX = r"(?>(?:[｜|‖]{1,2}+DSML[｜|‖]{1,2}+ ?+|[a-z]{2,9}+:)?)"
 """What may stand before the names of tags: DeepSeek's token, also misspelled, or a namespace (`antml:`, `steptml:`)."""
 _TAG = rf"<{TAG_PREFIX}"
 _END_TAG = rf"</{TAG_PREFIX}"
@@ -38,8 +38,8 @@ _CUT_END = r"(?:</[\w.-]{0,99}+)?\Z"
 _CDATA = "<![CDATA[", "]]>"
 _CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
 _PAIR = re.compile(
-    r"\s*+(?>(?:<(?:(?:longcat_)?arg_key|tool_call)>\s*+)?)(?P<name>[^<\n]{1,99}+)</(?:longcat_)?arg_key>\s*+"
-    r"(?>(?:<(?:longcat_)?arg_value>)?)(?P<value>.*?)"
+    r"\s*+(?>(?:<(?:(?:longcat_)?arg_key|tool_call)>\s*+)*)(?P<name>[^<\n]{1,99}+)"
+    r"(?>(?:</(?:longcat_)?arg_key>\s*+)+)(?>(?:<(?:longcat_)?arg_value>)*)(?P<value>.*?)"
     r"(?:</(?:longcat_)?arg_value>(?>(?:\s*+</(?:longcat_)?arg_value>)*)|(?=</tool_call>\s*+\Z))", re.S
 )  # fmt: skip
 _PAIR_WITHOUT_KEY_END = re.compile(

@@ -24,9 +24,9 @@ def decode(text: str) -> Any:
     return _STRICT.decode(text)
 
 
-def decode_start(text: str) -> tuple[Any, int]:
-    """The value that a text starts with, and where it ends; raises as `decode` does."""
-    return _STRICT.raw_decode(text)
+def decode_start(text: str, at: int = 0) -> tuple[Any, int]:
+    """The value that a text has at this place, and where it ends; raises as `decode` does."""
+    return _STRICT.raw_decode(text, at)
 
 
 def encode(value: object) -> str:

@@ -25,11 +25,12 @@ _START_OF = {end: start for start, end in _PAIRS}
 _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 """Around the answer, in Kimi K3's replies."""
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
-_WORD_START = re.compile(r"analysis(?:[A-Z]|\Z)")
+_SENTENCE_START = r"[^\sa-z\d.,:;!?<>()\[\]_/-]"
+_WORD_START = re.compile(rf"analysis(?:{_SENTENCE_START}|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:|mm:)?think(?:ing|:opensource)?>|<\|close\|>think<\|sep\|>")
 _NAMED = re.compile(
-    r"[ \t]*+(?:[,.;:)](?=\s)|(?:is|are|was|were|and|or|tags?|tokens?|blocks?|starts?|begins?|ends?|opens?|closes?|marks?|means"
-    r"|stands?|must|should|can|may|in|at|as|of)(?=[\s,.]))"
+    r"[ \t]*+(?:[,.;:)](?=\s)|(?:is|are|was|were|and|or|tags?|tokens?|blocks?|starts?|begins?|ends?|opens?|closes?"
+    r"|marks?|means|stands?|must|should|can|may|in|at|as|of)(?=[\s,.]))"
 )
 """What follows on a tag in a sentence about it. Thoughts do not start so."""
 _CALL_START = re.compile(
@@ -47,7 +48,9 @@ _CHANNEL = re.compile(
     r"(?>(?:<\|constrain\|>[a-z]{0,20}+)?))<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>|(?=<\|(?:start|channel)\|>)")
-_STRIPPED = re.compile(r"analysis(?P<thought>.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL)
+_STRIPPED = re.compile(
+    rf"analysis(?P<thought>{_SENTENCE_START}.*?)assistant(?=final|commentary to=)(?:final)?", re.DOTALL
+)
 # One of these is in everything that ends thoughts, at most so many characters before its end.
 _IN_END = re.compile(r"[<\[]|assistant")
 _LONGEST_END = 64

@@ -12,7 +12,7 @@ from .budget import Budget
 from .lenient import Reading, read
 from .quote_tokens import QUOTE_TOKEN, as_json, end_of_object
 from .strings import SPACE, Exhausted, Unreadable, unescape
-from .text import encode
+from .text import decode, encode
 
 NAME_KEYS = ("name", "function", "function_name", "tool_name", "tool", "action")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "tool_arguments", "params", "action_input")
@@ -42,6 +42,7 @@ _RAW_NEWLINE = re.compile(r"\\.|\n", re.S)
 _PYTHON_CALL = re.compile(r"\s*+(?P<name>[A-Za-z_][\w.]{0,99}+)(?>(?:\.call)?)\(")
 _MAX_PYTHON = 20_000
 """So many characters outside of strings: Python's parser cannot be stopped."""
+_ANY_NAME = "call"
 _MAX_PYTHON_STRINGS = 2_000_000
 _PYTHON_NAMES = {"true": True, "false": False, "null": None}
 Members = Callable[[str], Collection[str]]
@@ -208,6 +209,18 @@ def _python_call(written: str) -> LeakedCall | None:
         return LeakedCall(name, encode({str(keyword.arg): _plain(keyword.value) for keyword in node.keywords}))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+def python_arguments(text: str, tool: str) -> dict[str, object] | None:
+    """The keywords of a Python call to this tool, whose name may be left out."""
+    head = _PYTHON_CALL.match(text)
+    if len(text) > _MAX_PYTHON or (head and head["name"].rpartition(".")[2] != tool):
+        return None
+    call = _python_call(text if head else f"{_ANY_NAME}({text})")
+    if call is None or call.arguments is None:
+        return None
+    value: dict[str, object] = decode(call.arguments)
+    return value
 
 
 def _escaped_newline(part: re.Match[str]) -> str:

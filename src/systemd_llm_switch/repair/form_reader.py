@@ -55,7 +55,7 @@ _BARE = {form.name: re.compile("|".join(form.bare)) for form in FORMS if form.ba
 _NAME_BEFORE = re.compile(r"(?<![\w./:-])(?P<name>[\w./-]{1,99}+)(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
 NAMESPACES = ("functions.", "default_api.", "tools.")
 _LONGEST_NAME = 120
-_NAME_AND_OBJECT = re.compile(r"(?P<name>[\w.-]{1,99}+)\s*+(?=\{)")
+_NAME_AND_OBJECT = re.compile(r"(?>(?:functions\.)?)(?P<name>[\w.-]{1,99}+)\s*+(?=\{)")
 _NAME_AND_PARENTHESIS = re.compile(r"(?P<name>[\w.-]{1,99}+)(?=\([^\n]*+\Z)")
 _PYTHON_END = re.compile(r"(\s*+\]?+)\s*+<\|(?:tool_call_end|python_end|eom|eot)\|>")
 """What says that a call in Python whose start was lost is one."""
@@ -69,10 +69,15 @@ _TAG_READERS: dict[str, _WithTags] = {
 
 @lru_cache(maxsize=32)
 def element_marker(tools: frozenset[str]) -> re.Pattern[str] | None:
-    """A pattern of the start of a call as an element, `<read_file>`, or as JSON, `{"name": "read_file"`."""
+    """A pattern of the start of a call as an element, `<read_file>`, as JSON, `{"name": "read_file"`, or as JSON behind
+    `[read_file]`."""
     longest_first = sorted((name for name in tools if len(name) < 100), key=len, reverse=True)[:_MAX_ELEMENTS]
     names = "|".join(map(re.escape, longest_first))
-    return re.compile(rf'<({names})>|\{{\s{{0,9}}"name"\s{{0,9}}:\s{{0,9}}"(?:{names})"') if names else None
+    if not names:
+        return None
+    return re.compile(
+        rf'<({names})>|\{{\s{{0,9}}"name"\s{{0,9}}:\s{{0,9}}"(?:{names})"|\[(?:{names})\]\s{{0,3}}(?=\{{)'
+    )
 
 
 def name_start(text: str, end: int, tools: frozenset[str]) -> int | None:
@@ -146,10 +151,20 @@ def read_name_and_arguments(source: Source) -> LeakedCall | None:
 
 def read_element(source: Source, marker: re.Match[str]) -> Leak | None:
     """The call that is written as an element, or as JSON before an end tag whose opener was lost."""
+    if marker[0].startswith("["):
+        return _read_in_brackets(source, marker)
     if marker[1] is None:
         return _read_json_before_end(source, marker.start())
     calls, end = tagged.elements(source, marker[1], marker.end())
     return Leak(marker.start(), end, tuple(calls), is_closed=not calls[-1].is_open) if calls else None
+
+
+def _read_in_brackets(source: Source, marker: re.Match[str]) -> Leak | None:
+    """JSON between the tool's name in brackets and its end: `[read_file]`, `[/read_file]`."""
+    name = marker[0].partition("]")[0][1:]
+    calls, end = written.json_behind_name(source, name, marker.end())
+    closing = re.compile(rf"\s*+\[/{re.escape(name)}\]").match(source.text, end) if calls else None
+    return Leak(marker.start(), closing.end(), tuple(calls), is_closed=True) if closing else None
 
 
 def _read_json_before_end(source: Source, start: int) -> Leak | None:

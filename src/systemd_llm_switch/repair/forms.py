@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 
 from .form import Form
-from .tagged import TAG_PREFIX
+from .tagged import ARG_KEY, DECORATED, TAG_PREFIX
 
 NAME = r"(?P<name>[\w./:-]{1,99}+)"
 _DSML_BARS = r"[｜|‖]{1,2}DSML[｜|‖]{1,2} ?"
 DSML_WRAPPER = rf"<{_DSML_BARS}(?!invoke|parameter)\w{{1,20}}+>|</{_DSML_BARS}(?!parameter)\w{{1,20}}+>"
 """DeepSeek's wrappers and end tags, in any spelling: only `invoke` says that there is a call."""
-_CALLS = r"(?:function_calls?|tool_?calls?|calls)>"
-PREFIXED_WRAPPER = rf"<[a-z]{{2,9}}+:{_CALLS}"
+_CALLS = r"(?:function_calls?|tool_?calls?|calls)"
+PREFIXED_WRAPPER = rf"<(?:[a-z]{{2,9}}+[:|_]{_CALLS}{DECORATED[1]}|{_CALLS}:opensource)>"
 """Wrappers with a namespace, whichever it is: models invent some."""
 ODD_TOKENS = (
-    rf"{DSML_WRAPPER}|{PREFIXED_WRAPPER}|</[a-z]{{2,9}}+:(?:inv(?:oke)?>|param(?:eter)?>|{_CALLS})"
+    rf"{DSML_WRAPPER}|{PREFIXED_WRAPPER}|</[a-z]{{2,9}}+:(?:inv(?:oke)?|param(?:eter)?)>"
+    rf"|</(?:[a-z]{{2,9}}+[:|_]{_CALLS}{DECORATED[1]}|{_CALLS}:opensource)>"
     r"|</(?:function|parameter|invoke|tool_call|tool)[=:][^<>\n]{1,99}+>"
 )
 """Tokens that go with any form, but are not one string: those, and end tags that repeat a name."""
@@ -28,11 +29,12 @@ _M3 = "]<]minimax[>["
 
 _HERMES_OPENS = (
     "<tool_call>", "<tool_calls>", "<function_call>", "<function_calls>", "<functioncall>", "<tools>", "<tool>",
-    "<tool_use>", "<tool_request>", "<toolcall>", "<tool-call>", "<TOOL_CALL>", "<function>", "[tool_call]",
+    "<tool_use>", "<tool_request>", "<toolcall>", "<tool-call>", "<TOOL_CALL>", "<function>", "<functions>",
+    "[tool_call]",
 )  # fmt: skip
 _HERMES_ENDS = (
     "</function>", "</tool_call>", "</tool_calls>", "</function_call>", "</function_calls>", "</functioncall>",
-    "</function_invocation>", "</arguments>", "</parameters>", "</tools>", "</tool>", "</tool_use>",
+    "</function_invocation>", "</functions>", "</arguments>", "</parameters>", "</tools>", "</tool>", "</tool_use>",
     "</tool_request>", "</toolcall>", "</tool-call>", "</TOOL_CALL>", "[/tool_call]",
     "<|/tool_call|>", "</|tool_call|>",
 )  # fmt: skip
@@ -148,10 +150,10 @@ FORMS = (
         "function tags",
         "parameters",
         opens=(*_HERMES_OPENS, "<seed:tool_call>"),
-        head=rf"<?+(?:function|tool_call|tool_use|tool)(?:\s{{0,3}}+[=:]\s{{0,3}}+|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+"
+        head=rf"<?+(?:function_call|function|tool_call|tool_use|tool)(?:\s{{0,3}}+[=:]\s{{0,3}}+|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+"
         r"(?:>|(?=<parameter))",
         ends=("</function>", *_HERMES_ENDS, "</seed:tool_call>"),
-        bare=(r"<(?:function|tool_call|tool_use|tool)(?:\s{0,3}[=:]|\s{1,9}name=)",),
+        bare=(r"<(?:function_call|function|tool_call|tool_use|tool)(?:\s{0,3}[=:]|\s{1,9}name=)",),
         in_any=True,
     ),
     # Qwen 3.8 at times names the tool in a parameter's tag: a report on antirez/ds4; so does DeepSeek V4.1: opencode
@@ -182,8 +184,8 @@ FORMS = (
             "[TOOL_CALL]",
             *_DEEPSEEK_OPENS,
         ),
-        head=rf"(?>(?:function\s*+{_SEP})?)\s*+(?>(?:{re.escape(_M3)})?)<{TAG_PREFIX}invoke(?:=|\s{{1,9}}+name=)[\"']?{NAME}"
-        r"[\"']?\s*+/?>",
+        head=rf"(?>(?:function\s*+{_SEP})?)\s*+(?>(?:{re.escape(_M3)})?)< ?+{TAG_PREFIX}invoke(?:=|\s{{1,9}}+name=)"
+        rf"[\"']?{NAME}[\"']?\s*+/?>",
         ends=(
             *(f"</{prefix}{word}>" for prefix in ("", "antml:", "steptml:") for word in ("invoke", "inv")),
             f"{_M3}</invoke>",
@@ -198,7 +200,7 @@ FORMS = (
             *_DEEPSEEK_ENDS,
         ),
         bare=(
-            rf"(?:{re.escape(_M3)})?<(?:{_DSML_BARS}|[a-z]{{2,9}}:)?invoke(?:=|\s{{1,9}}name=)",
+            rf"(?:{re.escape(_M3)})?< ?(?:{_DSML_BARS}|[a-z]{{2,9}}:)?invoke(?:=|\s{{1,9}}name=)",
             DSML_WRAPPER,
             PREFIXED_WRAPPER,
         ),
@@ -211,7 +213,7 @@ FORMS = (
         "GLM",
         "pairs",
         opens=("<tool_call>", "<tool_calls>", "<longcat_tool_call>"),
-        head=rf"{NAME}\s*+(?:<tool_sep>\s*+|(?=<(?:longcat_)?arg_key>|</(?:longcat_)?tool_call>|</arg_value>|</arg_key>"
+        head=rf"{NAME}\s*+(?:<tool_sep{DECORATED[1]}>\s*+|(?=<{ARG_KEY}|</{DECORATED[0]}tool_call{DECORATED[1]}>|</arg_value>|</arg_key>"
         r"|(?:<tool_call>)?[\w.-]{1,99}+\s*+</arg_key>))",
         ends=(
             "</tool_call>",
@@ -222,6 +224,7 @@ FORMS = (
             "<|user|>",
         ),
         behind_name="<arg_key>",
+        in_any=True,
     ),
     # Gemma 4: chat template of google/gemma-4-31B-it; vLLM, gemma4_tool_parser.py. Its tokens are often lost or have a
     # bar too many, and the arguments stand in parentheses: reports of 2026.
@@ -263,12 +266,15 @@ FORMS = (
         "calling tool",
         "json",
         opens=_SHOWN_OPENS,
-        head=rf"{NAME}\s*+(?>(?:\(|with arguments:?+|\])?)\s*+(?=\{{)",
+        head=rf"{NAME}\s*+(?>(?:\(ID:[^()\n]{{0,99}}+\))?)\s*+(?>(?:\(|with arguments:?+|\])?)\s*+(?>(?:Arguments:)?)"
+        r"\s*+(?=\{)",
         ends=(")]", ")", "]"),
     ),
     Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),
     # A tool's name before its arguments, between Hermes' tags: Qwen 3 and GLM without their template.
     Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS, in_any=True),
+    # A name before tags of parameters, without a tag of its own.
+    Form("name and tags", "parameters", head=rf"{NAME}\s*+(?=<parameter[=\s])", ends=_HERMES_ENDS, in_any=True),
     # Functionary 3.2: its template. The name is a line.
     Form("Functionary", "json", head=rf">>>{NAME}\n\s*+(?=\{{)", bare=(r"(?<![^\n])>>>[\w.-]{1,99}\n\s{0,9}\{",)),
     # The name in an element: small models that saw `<name>` in a prompt.
@@ -291,8 +297,8 @@ FORMS = (
     Form(
         "ReAct",
         "json",
-        head=rf"Action:[^\S\n]*+{NAME}[^\S\n]*+\n\s*+Action Input:\s*+(?=\{{)",
-        bare=(r"Action:[^\S\n]{0,3}[\w.-]{1,99}[^\S\n]{0,3}\n\s{0,9}Action Input:",),
+        head=rf"\*{{0,2}}+Action:\*{{0,2}}+[^\S\n]*+{NAME}[^\S\n]*+\n\s*+\*{{0,2}}+Action Input:\*{{0,2}}+\s*+(?=\{{)",
+        bare=(r"\*{0,2}Action:\*{0,2}[^\S\n]{0,3}[\w.-]{1,99}[^\S\n]{0,3}\n\s{0,9}\*{0,2}Action Input:",),
         followed_by=r"\s*+(?:\Z|Observation|Thought:|Action:|<)",
     ),
     Form(
@@ -388,6 +394,13 @@ TURN_ENDS = (
     "[|endofturn|]", "<|role_end|>",
 )  # fmt: skip
 """Tokens that end a turn, in every template that the rows above come from."""
+
+TURN_STARTS = (
+    "<|im_start|>assistant", "<|start_header_id|>assistant<|end_header_id|>", "<|assistant|>", "<start_of_turn>model",
+    "<|start_of_role|>assistant<|end_of_role|>", "<|turn>model",
+)  # fmt: skip
+TURN_START = re.compile(rf"(?>(?:\s*+(?:{'|'.join(map(re.escape, TURN_STARTS))})\s*+)?)")
+"""What starts a turn in them. A model that writes it begins its turn once more."""
 
 _WORDY = ("functools",)
 """Openers that are words: they need a bracket behind them."""

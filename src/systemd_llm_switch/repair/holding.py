@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import lru_cache
 
 from .form_reader import BEFORE_CALLS, LIST_OF_CALLS, NAMESPACES, element_marker, name_start
-from .forms import BEHIND_NAMES, MARK, OPENS
+from .forms import BEHIND_NAMES, MARK, OPENS, TURN_START, TURN_STARTS
 from .thoughts import THOUGHTS_END, is_thoughts_start, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
@@ -29,16 +29,17 @@ _BARE_STARTS = (
     "```tool_code",
     "call:",
     "Action:",
+    "**Action:**",
     "<|open|>call tool=",
 )
 _PARTIAL_TAG = re.compile(
-    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+(?:[|｜‖][^\s<>]{0,60}+(?> [a-z]{0,20}+)?|[\w:-]{0,40}+)\s{0,9}+"
+    r"(?>(?:\]<\]minimax\[>\[)?)<(?:/?+ ?+(?:[|｜‖][^\s<>]{0,60}+(?> [a-z]{0,20}+)?|[\w:|-]{0,40}+)\s{0,9}+"
     r"(?>(?:n(?:a(?:m(?:e)?)?)?)?)|`{1,2})\Z"
 )
 _PARTIAL_WORD = re.compile(
     r"functools\s{1,9}\Z|(?:(?:assistant )?to=)?functions\.\Z|call:[\w.:-]{0,99}+\s{0,3}+\Z"
-    r"|Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z|(?:(?<=\n)|\A)>{1,3}[\w.-]{0,99}+\s{0,9}+\Z"
-    r"|<name>[\w.:-]{0,99}+\s{0,3}+(?>(?:</?[a-z]{0,9}+)?)\Z"
+    r"|\*{0,2}Action:[^\n]{0,110}+(?>(?:\n[^\n]{0,30}+)?)\Z|(?:(?<=\n)|\A)>{1,3}[\w.-]{0,99}+\s{0,9}+\Z"
+    r"|\[[\w.-]{1,99}+\]\s{0,3}+\Z|<name>[\w.:-]{0,99}+\s{0,3}+(?>(?:</?[a-z]{0,9}+)?)\Z"
 )
 _PARTIAL_OBJECT = re.compile(
     r'\{\s{0,9}(?>(?:"(?>(?:n(?:a(?:m(?:e(?:"(?:\s{0,9}(?::(?:\s{0,9}(?:"[\w.:/-]{0,99})?)?)?)?)?)?)?)?)?))?)\Z'
@@ -46,7 +47,9 @@ _PARTIAL_OBJECT = re.compile(
 _LAST_WORD = re.compile(
     r"(?<![\w./:-])(?>(?:functions\.)?)(?P<name>[\w./-]{1,99}+)(?>(?::\d{0,4}+)?)\s{0,3}+(?:[<\[][^\s<>\]]{0,40}+)?\Z"
 )
-_FIRST_WORD = re.compile(r"(?P<name>[\w.-]{1,99}+)(?:\Z|\s*+(?:\{|\Z)|\([^\n]*+(?:\s*+\Z|(?<=\|>)))")
+_FIRST_WORD = re.compile(
+    r"(?>(?:functions\.)?)(?P<name>[\w.-]{1,99}+)(?:\Z|\s*+(?:\{|\Z)|\([^\n]*+(?:\s*+\Z|(?<=\|>)))"
+)
 _LONGEST = 120
 
 
@@ -78,7 +81,7 @@ def _beginnings(tools: frozenset[str]) -> frozenset[str]:
         *BEFORE_CALLS,
         *_BARE_STARTS,
         *tags,
-        *(f"<{tool}>" for tool in tools if len(tool) < 100),
+        *(f"{opening}{tool}{closing}" for tool in tools if len(tool) < 100 for opening, closing in ("<>", "[]")),
     )
     return frozenset(mark[:length] for mark in marks for length in range(1, len(mark)))
 
@@ -109,8 +112,8 @@ class Holding:
         """
         if self.holds_rest:
             return 0
-        body = text.lstrip()
-        if is_start and (not body or self._may_be_lone(body)):
+        body = text[TURN_START.match(text).end() :].lstrip() if is_start else text  # type: ignore[union-attr]
+        if is_start and (not body or self._may_be_lone(body) or any(it.startswith(body) for it in TURN_STARTS)):
             return 0
         mark = _marks(self._tools).search(text)
         if mark is not None:
@@ -121,6 +124,9 @@ class Holding:
             self.holds_rest = end == 0
         else:
             end = len(text[: self._partial_start(text)].rstrip())
+        if is_start and TURN_START.fullmatch(text, 0, end):
+            end = 0
+            self.holds_rest = mark is not None
         thoughts, found, answer = text[:end].partition(THOUGHTS_END)
         if found and self._may_be_lone(answer.lstrip()):
             self.holds_rest = False

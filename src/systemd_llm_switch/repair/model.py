@@ -23,7 +23,7 @@ RepairKind = Literal[
 
 _MAX_NAME = 500
 _TOKEN = re.compile(r"\s|<|\[(?:ARGS|CALL_ID)\]")
-_TAG_BEFORE = re.compile(r"<?+function=")
+_TAG_BEFORE = re.compile(r"<?+function=|\A\s*+<[a-z_]{1,20}+>")
 _CALL_NUMBER = re.compile(r":\d{1,4}\Z")
 
 
@@ -120,6 +120,9 @@ def _spellings(name: str) -> Iterator[str]:
     """What a name may mean, the likeliest first: without a namespace, the number of a call, or the form's tokens."""
     yield name
     name = _TAG_BEFORE.sub("", name.rpartition("to=")[2], count=1)
+    half = len(name) // 2
+    if name[:half] == name[half:]:  # two streamed pieces that a backend put together
+        yield name[:half]
     plain = _TOKEN.split(name.strip(), maxsplit=1)[0] if name.strip()[:1] != "<" else name
     plain = _CALL_NUMBER.sub("", plain).removesuffix(".call")
     yield plain

@@ -18,7 +18,7 @@ from .arguments import has_all_needed, repair_arguments
 from .budget import Budget, BudgetSpent
 from .calls import Call, new_call_id
 from .form_reader import MARKER, Leak, element_marker, read_bare, read_element, read_marked
-from .forms import MARK, TURN_ENDS
+from .forms import MARK, TURN_ENDS, TURN_START
 from .model import Repair, RequestFacts
 from .text import fold
 from .thoughts import THOUGHTS_END, is_in_call, split_channels
@@ -26,7 +26,7 @@ from .written import ARGUMENT_KEYS, MAX_CALLS, NAME_KEYS, LeakedCall, Source
 
 _MAX_PLACES = 20_000
 _MAX_ATTEMPTS = 64
-_HINTS = ("<", "[", "{", "```tool_code")
+_HINTS = ("<", "[", "{", "```tool_code", "call:")
 _PLACE = re.compile(rf"{quotations.STARTS}|{MARK}")
 _SPECIAL = re.compile(r"(?:[\w./:-]{1,110}\s{0,3})?<[|｜‖]|\]<\]minimax\[>\[")
 """Tokens that no text about calls holds outside of code: a call behind them needs no line of its own."""
@@ -87,7 +87,7 @@ class _Rescue:
         """Where the answer starts, behind thoughts that it begins with, or that the template began for the model."""
         head, found, _ = self.text.partition(THOUGHTS_END)
         is_thought = found and "<think>" not in head.lstrip().removeprefix("<think>") and not is_in_call(head)
-        at = len(head) + len(THOUGHTS_END) if is_thought else 0
+        at = len(head) + len(THOUGHTS_END) if is_thought else TURN_START.match(self.text).end()  # type: ignore[union-attr]
         return len(self.text) - len(self.text[at:].lstrip())
 
     def outcome(self) -> tuple[str | None, list[Call], tuple[Repair, ...]]:
@@ -107,6 +107,8 @@ class _Rescue:
             at = leak.end
         if not calls or (self.at_end and self.text[at:].strip()):
             return self.content, [], ()
+        if TURN_START.fullmatch(kept[0]):
+            kept[0] = ""
         rest = "".join([*kept, split_channels(self.text[at:].rstrip())])
         return (rest if kept[0] else rest.lstrip()) or None, calls, tuple(repairs)
 
@@ -117,7 +119,7 @@ class _Rescue:
         answer = self.text[self.start :]
         is_fenced = answer.startswith(("```", "~~~"))
         inside = _fenced(answer) if is_fenced else answer
-        names = () if is_fenced else tuple(self.facts.tools)
+        names = () if is_fenced else ("functions.", *self.facts.tools)
         if inside is None or not inside.startswith(("{", "[", "<", *names)):
             return []
         leak = self.read_at(inside, 0) or read_bare(self.source(inside), 0)
@@ -220,8 +222,12 @@ def _places(tools: frozenset[str]) -> re.Pattern[str]:
     return re.compile(f"{_PLACE.pattern}|{elements.pattern}") if elements else _PLACE
 
 
+_TOKENS_AT_END = re.compile(r"(?<=[`~])(?>(?:\s*+<[｜|][^<>\s｜|]{1,40}+[｜|]>)+)\Z")
+
+
 def _fenced(answer: str) -> str | None:
     """What is in the one fenced block that the answer is; its end may be missing."""
+    answer = _TOKENS_AT_END.sub("", answer)
     first, _, inside = answer.partition("\n")
     mark = first[: len(first) - len(first.lstrip(first[0]))]
     inside = inside.removesuffix(mark).strip()

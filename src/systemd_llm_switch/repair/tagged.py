@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from .strings import SPACE
 from .text import decode, encode
@@ -11,7 +12,9 @@ from .written import NOTHING, Found, LeakedCall, Source, json_behind_name
 
 TAG_PREFIX = r"(?>(?:[｜|‖]{1,2}+DSML[｜|‖]{1,2}+ ?+|[a-z]{2,9}+:)?)"
 """What may stand before the names of tags: DeepSeek's token, also misspelled, or a namespace (`antml:`, `steptml:`)."""
-_TAG = rf"<{TAG_PREFIX}"
+DECORATED = r"(?>(?:(?!arg_|tool_)[a-z]{2,9}[_|:])?)", r"(?>(?::opensource)?)"
+"""What models put before and behind the names of their tags: `longcat_`, `ifm|`, `:opensource`."""
+_TAG = rf"< ?+{TAG_PREFIX}"
 _END_TAG = rf"</{TAG_PREFIX}"
 _SPACE_TAG = r"(?>(?:\]<\]minimax\[>\[)?)"
 _CALL_END = r"</(?:invoke|function)>"
@@ -36,20 +39,24 @@ _TAGS = re.compile(
 _CUT_END = r"(?:</[\w.-]{0,99}+)?\Z"
 """The text's end, maybe within an end tag."""
 _CDATA = "<![CDATA[", "]]>"
-_CUT_TAG = re.compile(r"\n</[a-z]{0,20}\Z")
+_CUT_TAG = re.compile(
+    r"(?>(?:\n</(?:[a-z]{2,9}:|[｜|‖]{1,2}DSML[｜|‖]{1,2} ?)?(?:tool_calls?|function_calls?|function|invoke)>)*)"
+    r"(?>(?:\n</[a-z]{0,20})?)\s*+\Z"
+)
+"""End tags of the call behind a value without its own, the last one maybe cut."""
+ARG_KEY, ARG_VALUE = (f"{DECORATED[0]}{name}{DECORATED[1]}>" for name in ("arg_key", "arg_value"))
 _PAIR = re.compile(
-    r"\s*+(?>(?:<(?:(?:longcat_)?arg_key|tool_call)>\s*+)*)(?P<name>[^<\n]{1,99}+)"
-    r"(?>(?:</(?:longcat_)?arg_key>\s*+)+)(?>(?:<(?:longcat_)?arg_value>)*)(?P<value>.*?)"
-    r"(?:</(?:longcat_)?arg_value>(?>(?:\s*+</(?:longcat_)?arg_value>)*)|(?=</tool_call>\s*+\Z))", re.S
+    rf"\s*+(?>(?:<(?:{ARG_KEY}|tool_call>)\s*+)*)(?P<name>[^<\n]{{1,99}}+)(?>(?:</{ARG_KEY}\s*+)+)"
+    rf"(?>(?:<{DECORATED[0]}arg_type[^<>]{{0,20}}+>[^<]{{0,40}}+</[^<>]{{0,40}}+>\s*+)?)(?>(?:<{ARG_VALUE})*)(?P<value>.*?)"
+    rf"(?:</{ARG_VALUE}(?>(?:\s*+</{ARG_VALUE})*)|(?=</tool_call>\s*+\Z))", re.S
 )  # fmt: skip
 _PAIR_WITHOUT_KEY_END = re.compile(
-    r"\s*+<(?:longcat_)?arg_key>\s*+(?P<name>[^<\n]{1,99}+)\s*+<(?:longcat_)?arg_value>(?P<value>.*?)"
-    r"</(?:longcat_)?arg_value>",
+    rf"\s*+<{ARG_KEY}\s*+(?P<name>[^<\n]{{1,99}}+)\s*+<{ARG_VALUE}(?P<value>.*?)</{ARG_VALUE}",
     re.S,
 )
-_VALUE_OPEN = re.compile(r"<(?:longcat_)?arg_value>")
-_VALUE_END = re.compile(r"</(?:longcat_)?arg_value>")
-_PAIR_OPEN = re.compile(r"\s*+<(?:longcat_)?arg_")
+_VALUE_OPEN = re.compile(f"<{ARG_VALUE}")
+_VALUE_END = re.compile(f"</{ARG_VALUE}")
+_PAIR_OPEN = re.compile(rf"\s*+<{DECORATED[0]}arg_")
 _TYPED = re.compile(
     r"\s*+<\|open\|>argument key=\"(?P<name>[^\"<>\n]{1,99}+)\"(?>(?:\s++type=\"(?P<type>\w{1,20}+)\")?)[^<>\n]{0,99}+"
     r"<\|sep\|>(?P<value>.*?)<\|close\|>argument<\|sep\|>", re.S
@@ -227,6 +234,8 @@ def typed(source: Source, name: str, start: int) -> Found:
 
 def elements(source: Source, name: str, start: int) -> Found:
     """A tool as an element, with an element for each of its parameters, up to the tool's own end tag."""
+    if _PARAMETER.match(source.text, start):
+        return _parameters_up_to(source, name, start)
     first, wrappers = _behind_wrappers(source, name, start)
     closing = "".join(rf"</{wrapper}>\s*+" for wrapper in reversed(wrappers)) + rf"</{re.escape(name)}>"
     values, at = _elements(source, name, first, closing)
@@ -237,6 +246,18 @@ def elements(source: Source, name: str, start: int) -> Found:
     if values and re.compile(rf"\s*+{_CUT_END}").match(source.text, at):
         return [LeakedCall(name, encode(values), is_open=True)], len(source.text)
     return NOTHING
+
+
+def _parameters_up_to(source: Source, name: str, start: int) -> Found:
+    """Parameters in tags between the tags of a tool as an element."""
+    closing = source.text.find(f"</{name}>", start)
+    if closing < 0:
+        return NOTHING
+    inside = replace(source, text=source.text[:closing])
+    calls, end = parameters(inside, name, start)
+    if not calls or calls[-1].is_cut or inside.text[end:].strip():
+        return NOTHING
+    return [LeakedCall(name, calls[-1].arguments)], closing + len(name) + 3
 
 
 def named_elements(source: Source, name: str, start: int) -> Found:

@@ -21,7 +21,8 @@ MAX_CALLS = 64
 _ENVELOPE = frozenset({"type", "id", "index", "tool_call_id"})
 _KNOWN_KEYS = _ENVELOPE.union(NAME_KEYS, ARGUMENT_KEYS)
 _BEHIND_JSON = re.compile(
-    r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/?TOOL_CALLS?|END_TOOL_REQUEST)\]|[;,\]{)]|```|\Z)|[ \t]*+\n"
+    r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/[\w.-]{1,99}+|TOOL_CALLS?|END_TOOL_REQUEST|TOOL_REQUEST_END)\]"
+    r"|[;,\]{)]|```|\Z)|[ \t]*+\n"
 )
 _SURPLUS = re.compile(r"(?>(?:\s*+[}\]])+)(?=\s*+(?:<|\[|```|\Z))")
 _BEHIND_OBJECT = re.compile(rf"{_SURPLUS.pattern}|{_BEHIND_JSON.pattern}")

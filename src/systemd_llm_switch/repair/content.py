@@ -49,15 +49,22 @@ def _candidates(content: str) -> Iterator[str]:
         yield answer[start:]
 
 
-def _one_after_another(text: str) -> list[object]:
-    """The JSON values that a text starts with, with space or commas between."""
+class _Several(Unreadable):
+    """More than one value, and nothing says which one was meant."""
+
+
+def _one_after_another(text: str, at: int = 0) -> tuple[list[object], int]:
+    """The JSON values from here on, with space or commas between, and where something else comes."""
     values: list[object] = []
-    at = 0
+    at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
     while text.startswith(("{", "["), at):
-        value, end = decode_start(text, at)
+        try:
+            value, end = decode_start(text, at)
+        except (ValueError, RecursionError):
+            break
         values.append(value)
         at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
-    return values
+    return values, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class _Attempt:
             return self.extracted(content)
         if self.fits(value):
             return content, ()
-        for candidate in (value, value[0]) if type(value) is list and len(value) == 1 else (value,):
+        is_one = self.schema is not OBJECT and type(value) is list and len(value) == 1
+        for candidate in (value, value[0]) if is_one else (value,):
             coerced, changed = coerce(candidate, self.schema, not_known, self.budget)
             if (changed or candidate is not value) and self.fits(coerced):
                 return encode(coerced), (Repair("json_content"),)
@@ -93,7 +101,7 @@ class _Attempt:
                 if found.startswith("[") and "{" in content.partition(candidate)[0]:
                     continue  # one item of several, of which another is broken
                 return found, (Repair("json_content"),)
-            except Exhausted:
+            except (Exhausted, _Several):
                 break
             except (ValueError, RecursionError):
                 continue
@@ -109,9 +117,14 @@ class _Attempt:
             return self.read(text)
         coerced, changed = coerce(value, self.schema, not_known, self.budget)
         if type(coerced) is list and type(value) is not list:  # the first of them is not all
-            coerced, _ = coerce(_one_after_another(text), self.schema, not_known, self.budget)
+            values, end = _one_after_another(text)
+            coerced, _ = coerce(values, self.schema, not_known, self.budget)
+            if "{" in text[end:]:
+                raise Unreadable("a broken value among them")
         if not self.fits(coerced):
             raise Unreadable("another value than the client wants")
+        if any(other != value and self.fits(other) for other in _one_after_another(text, end)[0]):
+            raise _Several("two values that the client may want")
         return encode(coerced) if changed else text[:end]
 
     def read(self, text: str) -> str:

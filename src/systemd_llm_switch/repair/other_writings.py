@@ -1,4 +1,4 @@
-"""Arguments that are not written as JSON at all: as a Python call, in tags, or with escapes outside of their strings.
+"""Arguments that are not JSON alone: a Python call, tags, escapes outside of strings, the same object twice.
 
 Each has one meaning or none: what is left over, or is not declared, makes it unreadable.
 """
@@ -10,13 +10,15 @@ from collections.abc import Collection
 
 from . import tagged
 from .budget import Budget
-from .text import decode
+from .strings import SPACE
+from .text import decode, decode_start
 from .written import Source, python_arguments
 
 _CALL = re.compile(r"\s*+(?>(?:(?P<tool>[\w.:-]{1,99}+)\s*+\(\s*+)?)[A-Za-z_]\w{0,99}+\s*+=(?!=)")
 _TAG = re.compile(r"\s*+<(?P<name>/?[\w-]{1,99}+)")
 _TAGS_OF_FORMS = ("parameter", "param", "arg_key")
 _ENDS = re.compile(r"(?>(?:\s*+</[\w:-]{1,99}+>)*)\s*+\Z")
+_MARKS = re.compile(r"[{}\[\]\"]")
 _STRING_OR_ESCAPE = re.compile(r"(\"(?>(?:[^\"\\]|\\.)*)\")|\\[nrt]", re.S)
 
 
@@ -24,13 +26,29 @@ def read_other_writing(text: str, tool: str, declared: Collection[str], budget: 
     """The declared members that a text holds in another writing; None if it is none of them."""
     if "\\" in text and (value := _with_escapes_outside(text)):
         return value
-    if _CALL.match(text):
+    if text.lstrip().startswith("{"):
+        value = _before_words(text)
+    elif _CALL.match(text):
         value = python_arguments(text, tool)
     elif (tag := _TAG.match(text)) and (tag["name"] in declared or tag["name"] in _TAGS_OF_FORMS):
         value = _in_tags(text, tool, declared, budget)
     else:
         return None
     return value if value and set(value) <= set(declared) else None
+
+
+def _before_words(text: str) -> dict[str, object] | None:
+    """A sound object before words, or before itself once more."""
+    at, value = SPACE.match(text).end(), None  # type: ignore[union-attr]
+    while text.startswith("{", at):
+        try:
+            found, end = decode_start(text, at)
+        except (ValueError, RecursionError):
+            return None
+        if value is not None and found != value:
+            return None
+        value, at = found, SPACE.match(text, end).end()  # type: ignore[union-attr]
+    return None if _MARKS.search(text, at) else value
 
 
 def _with_escapes_outside(text: str) -> dict[str, object] | None:

@@ -44,6 +44,7 @@ _CUT_TAG = re.compile(
     r"(?>(?:\n</[a-z]{0,20})?)\s*+\Z"
 )
 """End tags of the call behind a value without its own, the last one maybe cut."""
+_LONGEST_ENDS = 200
 ARG_KEY, ARG_VALUE = (f"{DECORATED[0]}{name}{DECORATED[1]}>" for name in ("arg_key", "arg_value"))
 _PAIR = re.compile(
     rf"\s*+(?>(?:<(?:{ARG_KEY}|tool_call>)\s*+)*)(?P<name>[^<\n]{{1,99}}+)(?>(?:</{ARG_KEY}\s*+)+)"
@@ -105,7 +106,8 @@ def _parameter_value(
     if end < 0:
         plain = _PARAMETER_END.search(text, start)
         if plain is None:
-            return _value(_CUT_TAG.sub("", text[start:])), len(text), True
+            ends = _CUT_TAG.search(text, max(start, len(text) - _LONGEST_ENDS))
+            return _value(text[start : ends.start() if ends else len(text)]), len(text), True
         end = plain.start()
     behind = _behind_ends(text, end)
     raw = text[start:end]

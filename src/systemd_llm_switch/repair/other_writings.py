@@ -19,7 +19,7 @@ _TAG = re.compile(r"\s*+<(?P<name>/?[\w-]{1,99}+)")
 _TAGS_OF_FORMS = ("parameter", "param", "arg_key")
 _ENDS = re.compile(r"(?>(?:\s*+</[\w:-]{1,99}+>)*)\s*+\Z")
 _MARKS = re.compile(r"[{}\[\]\"]")
-_STRING_OR_ESCAPE = re.compile(r"(\"(?>(?:[^\"\\]|\\.)*)\")|\\[nrt]", re.S)
+_PART = re.compile(r"(?P<string>\"(?>(?:[^\"\\]|\\.)*)\")|\\[nrt]|(?P<rest>[^\"\\]++)", re.S)
 
 
 def read_other_writing(text: str, tool: str, declared: Collection[str], budget: Budget) -> dict[str, object] | None:
@@ -55,8 +55,14 @@ def _with_escapes_outside(text: str) -> dict[str, object] | None:
     """An object between whose members a model wrote `\\n` as two characters."""
     if not text.lstrip().startswith("{"):
         return None
+    parts, at = [], 0
+    while part := _PART.match(text, at):
+        parts.append(part["string"] or part["rest"] or " ")
+        at = part.end()
+    if at < len(text):
+        return None
     try:
-        value = decode(_STRING_OR_ESCAPE.sub(lambda part: part[1] or " ", text))
+        value = decode("".join(parts))
     except (ValueError, RecursionError):
         return None
     return value if type(value) is dict else None

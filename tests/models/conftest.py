@@ -104,3 +104,4 @@ def person(manager: UserManager, llama_server: Path, stack: Stack) -> Iterator[P
         (home / ".config/systemd/user" / unit.name).unlink(missing_ok=True)
     shutil.rmtree(home / ".local/share/systemd-llm-switch", ignore_errors=True)
     shutil.rmtree(config.parent)
+    stack.systemctl("daemon-reload")  # the next person's unit has the same name

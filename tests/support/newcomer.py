@@ -27,13 +27,13 @@ ANSWERS = ("LLAMA_SERVER_PATH", "MODELS_DIR", "LLM_SWITCH_CONFIG", "LLAMA_CACHE"
 
 
 def copy_repository(target: Path) -> Path:
-    """The files that a clone would hold, as far as the set-up needs them."""
-    leave_out = shutil.ignore_patterns("__pycache__", "*.pyc")
+    """The files that a clone holds, as far as the set-up needs them; and bytecode, which the proxy's sandbox would not
+    let it write: each start would compile the package."""
     for name in COPIED:
         source = ROOT / name
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target / name, ignore=leave_out)
+            shutil.copytree(source, target / name)
         elif source.exists():
             shutil.copy2(source, target / name)
     return target
@@ -48,7 +48,7 @@ def lend_venv(repository: Path, *, is_whole: bool = True) -> None:
     wanted = re.findall(r"^([\w.-]+)==", requirements.read_text(), re.MULTILINE) if is_whole else []
     for name in ("pip", *wanted):
         for file in importlib.metadata.files(name) or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
+            if ".." not in file.parts:
                 copy = target / file
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(Path(str(file.locate())), copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -53,11 +54,11 @@ def told(answer: Answer) -> Any:
 # --- on the real backend ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real(stack: Stack, real_unit: Callable[..., str]) -> Proxy:
+@pytest.fixture(scope="module")
+def real(module_stack: Stack, module_real_unit: Callable[..., str]) -> Proxy:
     """The real model, told to write its calls bare, as Llama 3 does."""
     template = Path(__file__).parents[1] / "support" / "bare_calls.jinja"
-    return stack.run(models(real_unit("m", "--chat-template-file", str(template))))
+    return module_stack.run(models(module_real_unit("m", "--chat-template-file", str(template))))
 
 
 def in_the_way_of(call: str) -> list[dict[str, str]]:
@@ -75,7 +76,13 @@ def ask(proxy: Proxy, model: str, messages: list[dict[str, str]], **fields: Any)
 
 def straight(stack: Stack, path: str, **body: Any) -> requests.Response:
     """A request to the backend itself."""
-    return requests.post(f"http://127.0.0.1:{stack.port}{path}", json=body | {"temperature": 0}, timeout=60)
+    return _straight(stack.port, path, json.dumps(body | {"temperature": 0}))
+
+
+@functools.cache
+def _straight(port: int, path: str, body: str) -> requests.Response:
+    """At temperature 0 the model writes the same each time, so it is asked once for all ways to ask."""
+    return requests.post(f"http://127.0.0.1:{port}{path}", body, timeout=60)
 
 
 def assert_refused(stack: Stack, messages: list[dict[str, str]]) -> None:
@@ -83,6 +90,10 @@ def assert_refused(stack: Stack, messages: list[dict[str, str]]) -> None:
     refused = straight(stack, "/v1/chat/completions", messages=messages, tools=TOOLS, max_tokens=60)
     assert refused.status_code == 500
     assert "does not match the expected" in refused.json()["error"]["message"]
+
+
+def saved_replies(proxy: Proxy) -> int:
+    return int(proxy.status()["repairs"].get("backend_refusal", 0))
 
 
 @both_modes
@@ -96,25 +107,25 @@ def assert_refused(stack: Stack, messages: list[dict[str, str]]) -> None:
     ids=["Python's quotes", "a comma", "another case"],
 )
 def test_the_call_that_llama_server_refuses_is_saved(
-    real: Proxy, stack: Stack, call: str, model: str, fields: dict[str, Any]
+    real: Proxy, module_stack: Stack, call: str, model: str, fields: dict[str, Any]
 ) -> None:
-    messages = in_the_way_of(call)
+    messages, before = in_the_way_of(call), saved_replies(real)
     answer = ask(real, model, messages, **fields)
-    assert_refused(stack, messages)
+    assert_refused(module_stack, messages)
     assert told(answer) == PARIS
-    assert real.status()["repairs"]["backend_refusal"] == 1
+    assert saved_replies(real) == before + 1
 
 
 @both_modes
 def test_the_words_that_llama_server_refuses_are_the_answer(
-    real: Proxy, stack: Stack, model: str, fields: dict[str, Any]
+    real: Proxy, module_stack: Stack, model: str, fields: dict[str, Any]
 ) -> None:
     """Code with braces is taken for a broken call. Live, the words before the brace are with the client already."""
     messages = [{"role": "user", "content": "Write a CSS rule."}]
     answer = ask(real, model, messages, **fields)
-    assert_refused(stack, messages)
-    prompt = straight(stack, "/apply-template", messages=messages, tools=TOOLS).json()["prompt"]
-    written = straight(stack, "/completion", prompt=prompt, n_predict=60).json()["content"]
+    assert_refused(module_stack, messages)
+    prompt = straight(module_stack, "/apply-template", messages=messages, tools=TOOLS).json()["prompt"]
+    written = straight(module_stack, "/completion", prompt=prompt, n_predict=60).json()["content"]
     said, brace, _ = written.partition("{")
     assert said
     assert brace
@@ -128,7 +139,7 @@ def test_the_words_that_llama_server_refuses_are_the_answer(
     assert told(answer)["finish"] == "length"
 
 
-def test_a_broken_history_does_not_block_a_conversation(real: Proxy, stack: Stack) -> None:
+def test_a_broken_history_does_not_block_a_conversation(real: Proxy, module_stack: Stack) -> None:
     """Arguments that were cut long ago: the backend by itself fails for as long as a client replays them."""
     function = {"name": "get_weather", "arguments": '{"city": "Par'}
     messages = [
@@ -138,7 +149,7 @@ def test_a_broken_history_does_not_block_a_conversation(real: Proxy, stack: Stac
     ]
     assert real.chat("whole", messages=messages, tools=TOOLS).status == 200
     assert real.status()["repairs"]["history_arguments"] == 1
-    refused = straight(stack, "/v1/chat/completions", messages=messages, tools=TOOLS, max_tokens=8)
+    refused = straight(module_stack, "/v1/chat/completions", messages=messages, tools=TOOLS, max_tokens=8)
     assert refused.status_code == 500
     assert "Failed to parse tool call arguments" in refused.json()["error"]["message"]
 

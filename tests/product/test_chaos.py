@@ -36,7 +36,7 @@ from support.hostile_clients import CLIENTS  # noqa: E402
 from support.stack import Proxy, Stack, chat, descriptors_of, free_port, rss_mib, run_all, wait_for  # noqa: E402
 from systemd_llm_switch.setup.user_manager import UserManager  # noqa: E402
 
-CI_SECONDS = 45
+CI_SECONDS = 25
 CI_SEED = 1
 
 # Two models of the whole card and one that leaves room share a port; a small one and one on the CPU have their own.

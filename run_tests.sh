@@ -137,7 +137,8 @@ run_pytest() {
     work=$(mktemp --directory)
     trap clean_up EXIT
     # In the background, so that a signal is passed on at once; as SIGINT, at which pytest tears everything down.
-    TMPDIR=$work env --default-signal=INT .venv/bin/python -m pytest "$@" <&0 &
+    # With bytecode: some hundred commands would compile the package anew.
+    TMPDIR=$work env --default-signal=INT --unset=PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest "$@" <&0 &
     local pytest=$! status=0
     trap 'kill -INT "$pytest" 2>/dev/null' TERM HUP
     trap : INT # the terminal sends it to pytest, too
@@ -159,7 +160,8 @@ if [ -z "$pure" ] && [ "$(id -u)" -ne 0 ]; then
         "./run_tests.sh -m pure runs those that need none" >&2
 fi
 if [ -n "$pure" ]; then
-    run_pytest --numprocesses="$(nproc)" --dist=worksteal "$@"
+    # One worker more than cores: some of these tests wait for a timeout.
+    run_pytest --numprocesses="$(($(nproc) + 1))" --dist=worksteal "$@"
 else
     # Most tests wait most of the time, so two workers for each core are not too many. A worker takes whole files,
     # because the tests of a file often share a proxy and its models.

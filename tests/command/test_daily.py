@@ -266,6 +266,12 @@ def test_logs_shows_a_models_journal_and_the_proxys_log(command: Command, proxy:
     assert len(command.output("logs", "-n", "1").splitlines()) == 1
 
 
+def test_logs_without_a_line_says_what_that_may_mean(command: Command) -> None:
+    ran = command.run("logs", "b")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "The journal shows no lines of b: it has not run yet, or you may not read the journal." in ran.stderr
+
+
 @pytest.mark.parametrize(("words", "awaited"), [(("logs", "-f"), "request model=a"), (("requests", "-f"), " a  200 ")])
 def test_what_comes_is_followed(command: Command, proxy: Proxy, words: tuple[str, ...], awaited: str) -> None:
     process = command.start(*words)

@@ -21,6 +21,11 @@ from systemd_llm_switch.command.proxy_client import (
 from systemd_llm_switch.errors import ModelNotFound
 
 _PROXY_UNIT = "llm-switch.service"
+_NOTHING = (
+    "The journal shows no lines of {}: it has not run yet, or you may not read the journal. Then switch persistent "
+    "storage on (sudo mkdir -p /var/log/journal && sudo systemctl restart systemd-journald), or join the group "
+    "systemd-journal."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
             for _, data in client.events("GET", f"/api/logs?{query}&follow=1"):
                 _show(json.loads(data), arguments.json)
             return
-        for line in client.get(f"/api/logs?{query}")["lines"]:
+        lines = client.get(f"/api/logs?{query}")["lines"]
+        for line in lines:
             _show(line, arguments.json)
+        if not lines and arguments.model:
+            print(_NOTHING.format(arguments.model), file=sys.stderr)
 
     def do_or_read_journal(client: ProxyClient) -> int | None:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from page.seat import CHROMIUM, FLAGS, Seat
 from support.stack import Proxy, Stack
@@ -72,13 +72,22 @@ def proxy(bed: Stack) -> Proxy:
     return bed.start_proxy()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty tab with storage of its own."""
+@pytest.fixture(scope="module")
+def profile(browser: Browser) -> Iterator[BrowserContext]:
+    """What the tabs of a module share: the browser's processes. To start those takes a second of CPU time."""
     context = browser.new_context()
     context.set_default_timeout(60_000)
-    yield context.new_page()
+    yield context
     context.close()
+
+
+@pytest.fixture
+def page(profile: BrowserContext) -> Iterator[Page]:
+    """An empty tab. What the page stores, but for a cookie, belongs to its tab (`sessionStorage`)."""
+    yield profile.new_page()
+    for tab in profile.pages:
+        tab.close()
+    profile.clear_cookies()
 
 
 @pytest.fixture

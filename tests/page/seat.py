@@ -8,6 +8,8 @@ CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    # No renderers for what a window may need later; each took as much CPU time as the page.
+    "--disable-features=PreloadTopChromeWebUI,SpareRendererForSitePerProcess",
 ]  # fmt: skip
 
 

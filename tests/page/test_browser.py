@@ -15,7 +15,7 @@ from support.stack import ROOT, Proxy, Stack, in_background, wait_for
 
 pytestmark = pytest.mark.slow
 
-LONG = "The sea is wide and old and full of ships. " * 40
+LONG = "The sea is wide and old and full of ships. " * 14  # so long that its context is worth a file
 
 
 def test_each_model_is_shown_with_its_state(seat: Seat) -> None:

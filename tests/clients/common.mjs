@@ -7,13 +7,21 @@ import { fetch } from 'undici';
 // Node 18's own fetch forgets the signal of a request at the next garbage collection, so an abort may be lost.
 if (parseInt(process.versions.node) < 20) globalThis.fetch = fetch;
 
-export const [, , name, text = '{}'] = process.argv;
-export const order = JSON.parse(text);
+let [, , name, text = '{}'] = process.argv;
+let isServing = false;
+export let order = JSON.parse(text);
+
+/** The next order, of a process that serves one after the other. */
+export function take(next) {
+  ({ name } = next);
+  order = next;
+  isServing = true;
+}
 
 /** Runs one of the cases and prints what it returns. */
 export async function main(cases) {
   console.log(JSON.stringify(await cases[name]()));
-  process.exit(0); // stdin may still be open
+  if (!isServing) process.exit(0); // stdin may still be open
 }
 
 /** What a person is shown of an error. */

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -28,20 +29,39 @@ from systemd_llm_switch.setup.user_manager import UserManager
 SCRIPTS = Path(__file__).parents[1] / "clients"
 
 
-class Script:
-    """One of the clients; `run` is one of its cases, and what it reported."""
+class Node:
+    """A process with both clients, which runs one case after the other."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self) -> None:
+        command = ["node", str(SCRIPTS / "serve.mjs")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, order: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{json.dumps(order)}\n")
+        self.process.stdin.flush()
+        assert select.select([self.process.stdout], [], [], 60)[0], f"no report: {order}"
+        report = json.loads(self.process.stdout.readline())
+        assert "crash" not in report, report
+        return report
+
+
+class Script:
+    """One of the clients. `run` gives the report of one of its cases; `start` runs a case in a process of its own."""
+
+    def __init__(self, name: str, url: str, node: Node | None = None) -> None:
         self.name = name
         self._url = url
+        self._node = node
 
     def start(self, case: str, **order: Any) -> subprocess.Popen[str]:
         command = ["node", str(SCRIPTS / f"{self.name}.mjs"), case, json.dumps({"url": self._url, **order})]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True)
 
     def run(self, case: str, **order: Any) -> Any:
-        with ending(self.start(case, **order)) as process:
-            return report_of(process)
+        assert self._node is not None
+        return self._node.run({"script": self.name, "name": case, "url": self._url, **order})
 
 
 def report_of(process: subprocess.Popen[str], timeout_s: float = 60) -> Any:
@@ -51,9 +71,21 @@ def report_of(process: subprocess.Popen[str], timeout_s: float = 60) -> Any:
     return json.loads(output)
 
 
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    node = Node()
+    with ending(node.process):
+        yield node
+
+
 @pytest.fixture(params=["openai-node", "ai-sdk"])
-def client(request: pytest.FixtureRequest, bed: Bed) -> Script:
-    return Script(request.param, bed.url)
+def client(request: pytest.FixtureRequest, bed: Bed, node: Node) -> Script:
+    return Script(request.param, bed.url, node)
+
+
+@pytest.fixture
+def ai_sdk(bed: Bed, node: Node) -> Script:
+    return Script("ai-sdk", bed.url, node)
 
 
 @pytest.fixture
@@ -78,15 +110,15 @@ def test_a_chat_is_what_the_model_said(client: Script, plain: Any, stream: bool)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_ai_sdk_shows_what_the_model_thought(bed: Bed, stream: bool) -> None:
-    told = Script("ai-sdk", bed.url).run("chat", model="thinking", stream=stream)
+def test_the_ai_sdk_shows_what_the_model_thought(ai_sdk: Script, stream: bool) -> None:
+    told = ai_sdk.run("chat", model="thinking", stream=stream)
     assert (told["reasoning"], told["text"]) == ("Hm. Rain?", "I look it up.")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_ai_sdk_gets_its_object(bed: Bed, stream: bool) -> None:
+def test_the_ai_sdk_gets_its_object(ai_sdk: Script, stream: bool) -> None:
     """By a zod schema, of the real model and of one that formats badly."""
-    told = Script("ai-sdk", bed.url).run("objects", models=["real", "broken-json"], stream=stream)
+    told = ai_sdk.run("objects", models=["real", "broken-json"], stream=stream)
     assert told["real"]["city"] in ("Paris", "Oslo")
     assert isinstance(told["real"]["days"], int)
     assert told["broken-json"] == MEANT_CALLS[0]

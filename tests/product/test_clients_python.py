@@ -364,9 +364,10 @@ def get_weather(city: str, days: int) -> str:
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--no-stream",)])
-def test_llm_runs_malformed_calls(llm: Llm, bed: Bed, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_llm_runs_malformed_calls(llm: Llm, bed: Bed, is_streamed: bool) -> None:
     """Its functions get what the model meant, and their results reach the model."""
+    options = () if is_streamed else ("--no-stream",)
     code, output, _ = llm.run("broken-calls", "--functions", WEATHER_FUNCTION, *options)
     assert (code, output) == (0, "It rains.\n")
     results = [message["content"] for message in bed.last_body()["messages"] if message["role"] == "tool"]

@@ -444,12 +444,12 @@ def last_request(stack: Stack) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def test_a_request_is_forwarded_byte_for_byte(proxy: Proxy, stack: Stack) -> None:
-    """Nothing is parsed and written again that need not be: blanks, escapes and doubled keys stay."""
-    body = b' {"model" : "a",  "caf\\u00e9": 1.50, "x":1, "x":2, "big": 123456789012345678901234567890}\n'
+    """Nothing is parsed and written again that need not be: blanks, escapes and doubled keys stay. `stream` is set."""
+    body = b'{"model" : "a",  "caf\\u00e9": 1.50, "x":1, "x":2, "big": 123456789012345678901234567890}\n'
     assert proxy.post(CHAT, body).status == 200
     seen, headers = last_request(stack)
-    assert headers["content-length"] == str(len(body))
-    assert seen == json.loads(body)
+    assert headers["content-length"] == str(len(body) + len(b'"stream":false,'))
+    assert seen == {**json.loads(body), "stream": False}
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
@@ -657,9 +657,10 @@ def test_the_models_are_listed_as_clients_expect_them(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("asked", "found"), [("a", "a"), ("gpt-4o", "a"), ("org/name", "org/name"), ("org%2Fname", "org/name")]
 )
-def test_one_model_is_found_by_id_or_alias(proxy: Proxy, asked: str, found: str) -> None:
+@pytest.mark.parametrize("prefix", ["/v1", ""])
+def test_one_model_is_found_by_id_or_alias(proxy: Proxy, prefix: str, asked: str, found: str) -> None:
     """With a slash in it, too: the openai SDK sends it as %2F."""
-    answer = proxy.get(f"/v1/models/{asked}")
+    answer = proxy.get(f"{prefix}/models/{asked}")
     assert answer.status == 200
     assert answer.json["id"] == found
 

@@ -334,6 +334,13 @@ class TestWithoutAProxy:
         assert ran.returncode == 3
         assert "inactive" in ran.stdout
 
+    def test_status_for_programs_is_json_there_too(self, lonely: Command, stack: Stack) -> None:
+        ran = lonely.run("status", "--json")
+        assert ran.returncode == 3
+        said = json.loads(ran.stdout)
+        assert said["error"] in ran.stderr
+        assert said["models"] == {"a": {"unit": stack.units[0], "systemd": "inactive"}}
+
     def test_logs_shows_what_the_journal_has(self, lonely: Command, stack: Stack) -> None:
         (unit,) = stack.units
         stack.systemctl("start", unit)

@@ -59,13 +59,13 @@ WATCHED = "/models/sse"
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"({'|'.join(TAKEN)})", Forwarded),
     (r"(?:/v1)?/models", Models),
-    (r"/v1/models/(.+)", OneModel),
     (WATCHED, Watched),
     (r"/props", Props),
     (r"/health", Health),
     (r"/api/status", Status),
     (r"/api/load|/models/load", Load),
     (r"/api/unload|/models/unload", Unload),
+    (r"(?:/v1)?/models/(.+)", OneModel),  # below the routes of llama.cpp's router, which are no ids
     (r"/api/contexts/forget", Forget),
     (r"/api/requests/cancel", Cancel),
     (r"/api/hold", Hold),
@@ -75,7 +75,8 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     *monitoring.ROUTES,
     *page.ROUTES,
 )
-POSTED = (*FORWARDED, "/api/load", "/api/unload", "/api/hold", "/api/release", "/api/requests/cancel")
+_OWN_POSTED = ("load", "unload", "hold", "release", "contexts/forget", "requests/cancel")
+POSTED = (*FORWARDED, *(f"/api/{name}" for name in _OWN_POSTED))
 GOT = ("/v1/models", WATCHED, "/props", "/health", "/api/status", *monitoring.GOT)
 LISTED = f"POST {', '.join(POSTED)}; GET {', '.join(GOT)}; GET, POST and DELETE /upstream/MODEL/PATH"
 _LIKENESS = 0.75  # suggests a route for a missing /v1 or a typing error, but not /api/load for /api/chat

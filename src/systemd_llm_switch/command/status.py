@@ -27,7 +27,11 @@ _NO_PROBLEM = ("switched off", "a model for embeddings", "its unit was not looke
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="what /api/status answers, for programs")
+    form.add_argument(
+        "--json",
+        action="store_true",
+        help="what /api/status answers, for programs; without a proxy, what systemd reports",
+    )
     form.add_argument("--waybar", action="store_true", help="one line of JSON for Waybar and similar bars")
     add_config_argument(parser)
 
@@ -46,8 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.waybar:
             return _bar("down", str(error))
         print(error, file=sys.stderr)
-        if not arguments.json:
-            _show_units(config)
+        _show_units(config, str(error) if arguments.json else None)
         return NO_PROXY
     if arguments.waybar:
         return _bar(*_bar_state(status))
@@ -98,16 +101,20 @@ def _row(name: str, model: Json) -> tuple[str, ...]:
     )
 
 
-def _show_units(config: Config) -> None:
-    """Shows what systemd reports, because the proxy cannot be asked."""
+def _show_units(config: Config, json_error: str | None) -> None:
+    """Shows what systemd reports, because the proxy cannot be asked: as JSON with this error, or as a table."""
     from systemd_llm_switch.systemd.manager import Systemd, SystemdError
 
     try:
         states = Systemd().show(model.unit for model in config.models.values())
     except SystemdError as error:
         print(error, file=sys.stderr)
+        states = {}
+    rows = [(it.id, it.unit, states[it.unit].describe() if states else "unknown") for it in config.models.values()]
+    if json_error is not None:
+        models = {name: {"unit": unit, "systemd": state} for name, unit, state in rows}
+        print(as_json({"error": json_error, "models": models}))
         return
-    rows = [(model.id, model.unit, states[model.unit].describe()) for model in config.models.values()]
     print("What systemd reports of the models' units:")
     print(table(("MODEL", "UNIT", "STATE"), rows))
 

@@ -135,7 +135,8 @@ def to_backend(
     force: Mapping[str, object],
     stream: bool = False,
 ) -> bytes:
-    """The bytes for the backend: the client's own bytes, unless something must change.
+    """The bytes for the backend: the client's own bytes, unless something must change. A chat or a completion says
+    `"stream": false`, unless its reply is passed on live, because not every backend takes that for granted.
 
     `body` is the request's, or a repaired copy of it. `params` are defaults; `force` overrides the request. A form is
     passed on unchanged, because it contains files.
@@ -151,20 +152,34 @@ def to_backend(
     if stream:
         if request.is_repairable:
             changed["stream_options"] = {"include_usage": True}  # the journal needs it, even if the client does not
-    elif body.get("stream") or "stream_options" in body:
+    elif _asks_for_stream(request, body):
         changed["stream"] = False
     choice = changed.get("tool_choice", body.get("tool_choice"))
     if isinstance(choice, dict) and request.is_chat:
         changed |= _as_only_tool(choice, changed.get("tools", body.get("tools")))
+    needs_word = request.is_repairable and not stream and "stream" not in body
     if not changed and body is request.body:
-        return request.raw
+        return _with_stream_off(request.raw) if needs_word else request.raw
     sent = body | changed
+    if needs_word:
+        sent["stream"] = False
     if not stream:
         sent.pop("stream_options", None)
     try:
         return dump(sent)
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error
+
+
+def _asks_for_stream(request: Request, body: Json) -> bool:
+    """Whether the backend could stream if it got this body as it is."""
+    is_unclear = request.is_repairable and body.get("stream", False) is None
+    return bool(body.get("stream")) or "stream_options" in body or is_unclear
+
+
+def _with_stream_off(raw: bytes) -> bytes:
+    """The same object with one more field. Nothing is parsed or written anew: the body may be large."""
+    return b'{"stream":false,' + raw.lstrip().removeprefix(b"{")
 
 
 def _merged_options(*layers: Mapping[str, object]) -> Json:

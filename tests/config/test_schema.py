@@ -52,6 +52,11 @@ def test_each_key_has_its_field(table: dict[str, Any], record: type[Any]) -> Non
     assert set(table) <= {field.name for field in dataclasses.fields(record)}
 
 
+def test_the_keys_of_a_section_within_a_section_show_their_defaults() -> None:
+    contexts = SCHEMA["properties"]["server"]["properties"]["contexts"]["properties"]
+    assert {name: key["default"] for name, key in contexts.items()} == dataclasses.asdict(ContextSettings())
+
+
 JSON_VALUES: list[Any] = [True, 0, 1, 0.5, -1, 70_000, "", "x", "x.service", [], ["x"], [1], {}, None, "http://h:1"]
 
 

@@ -72,6 +72,14 @@ def test_a_conversation_survives_a_switch(stack: Stack, models: dict[str, Any], 
     assert totals["saved_s"] > 0
 
 
+def test_a_short_prompt_is_left_alone_and_the_journal_says_so(stack: Stack, models: dict[str, Any]) -> None:
+    proxy = stack.run(models)
+    first = ask(proxy, TITLE)
+    assert "restore" not in first.headers["server-timing"]  # there was nothing to wait for
+    proxy.chat("b")
+    assert re.search(r"context_skipped model=a reason='\d+ tokens are too few'", proxy.log)
+
+
 def saved_tokens(proxy: Proxy) -> int:
     return int(re.findall(r"context_saved model=a slot=\d+ tokens=(\d+)", proxy.log)[-1])
 

@@ -29,6 +29,9 @@ def test_llama_servers_own_page_comes_compressed(stack: Stack, real_unit: Callab
     answer = proxy.get("/upstream/a/", headers=GZIP)
     assert (answer.status, answer.headers["content-encoding"]) == (200, "gzip")
     assert b"<!doctype html>" in gzip.decompress(answer.body)
+    plain = proxy.get("/upstream/a/")  # a client that takes no gzip, as curl
+    assert (plain.status, plain.headers.get("content-encoding")) == (200, None)
+    assert plain.body == gzip.decompress(answer.body)
 
 
 def test_the_page_without_its_slash_leads_to_the_one_with_it(proxy: Proxy) -> None:

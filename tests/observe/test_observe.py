@@ -77,9 +77,29 @@ def test_a_failed_request_is_listed_with_its_error(proxy: Proxy) -> None:
     assert (found["status"], found["error"]) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "501", "x", "9" * 50])
-def test_a_limit_that_makes_no_sense_is_refused(proxy: Proxy, limit: str) -> None:
-    assert proxy.get(f"/api/requests?limit={limit}").error["param"] == "limit"
+def test_a_limit_that_makes_no_sense_is_refused(proxy: Proxy) -> None:
+    for limit in ("0", "000", "-1", "1.5", "x"):
+        assert proxy.get(f"/api/requests?limit={limit}").error["param"] == "limit"
+
+
+def test_a_larger_limit_than_there_are_requests_and_lines_gives_all(proxy: Proxy) -> None:
+    proxy.chat("nobody")
+    wait_for(lambda: proxy.get("/api/requests").json)
+    for number in ("501", "007", "9" * 5000):
+        assert len(proxy.get(f"/api/requests?limit={number}").json) == 1
+        assert proxy.get(f"/api/logs?lines={number}").json["lines"]
+
+
+@pytest.mark.parametrize("streaming", ["buffered", "live"])
+def test_the_time_to_the_first_words_is_known_of_each_stream_and_of_nothing_else(stack: Stack, streaming: str) -> None:
+    proxy = stack.run({"a": stack.standin("a")}, streaming=streaming)
+    proxy.chat("a")
+    proxy.chat("a", stream=True)
+    streamed, whole = wait_for(lambda: len(it := proxy.get("/api/requests").json) == 2 and it)
+    assert whole["first_token_ms"] is None
+    assert streamed["first_token_ms"] >= 0
+    series = 'llm_switch_time_to_first_token_seconds_count{model="a"} 1.0'
+    wait_for(lambda: series in proxy.get("/metrics").body.decode())
 
 
 def test_a_watcher_gets_the_status_first_and_then_what_happens(proxy: Proxy) -> None:

@@ -166,14 +166,15 @@ class Upstream(Handler):
 
     def pass_on(self, method: str, body: bytes) -> Sendable:
         model, path = split_upstream(web.ctx.env[RAW_PATH], self.services.live.current())
-        message = Message(method, path + web.ctx.query, body, self.content_type, tuple(self.fields_to_pass()))
+        message = Message(method, path + web.ctx.query, body, self.content_type, tuple(self.fields_to_pass(method)))
+        takes_gzip = "gzip" in self.read_header("Accept-Encoding")
         with ExitStack() as stack:
             stack.enter_context(self.services.unqueued())
-            return self.services.proxy.passing.as_it_comes(model, message, self.client, stack)
+            return self.services.proxy.passing.as_it_comes(model, message, self.client, stack, takes_gzip=takes_gzip)
 
-    def fields_to_pass(self) -> Iterator[tuple[str, str]]:
-        """llama-server has its page only compressed, and knows a conversation by a field."""
-        if "gzip" in self.read_header("Accept-Encoding"):
+    def fields_to_pass(self, method: str) -> Iterator[tuple[str, str]]:
+        """llama-server has its page only compressed, whoever asks for it, and knows a conversation by a field."""
+        if method == "GET":
             yield "Accept-Encoding", "gzip"
         conversation = self.read_header(_CONVERSATION)
         if _CONVERSATION_ID.fullmatch(conversation):

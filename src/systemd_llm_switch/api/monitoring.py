@@ -51,7 +51,7 @@ class Observing(Handler):
     """Base of these routes."""
 
     def read_count(self, name: str, default: int, most: int) -> int:
-        """A number in the query.
+        """A number in the query. One that is larger than `most` asks for all there is.
 
         Raises:
             InvalidRequest
@@ -59,9 +59,10 @@ class Observing(Handler):
         text = self.read_query(name)
         if not text:
             return default
-        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
-            raise InvalidRequest(f"`{name}` must be a whole number from 1 to {most}, not {quoted(text)}", param=name)
-        return int(text)
+        digits = text.lstrip("0")
+        if not text.isdecimal() or not digits:
+            raise InvalidRequest(f"`{name}` must be a whole number above 0, not {quoted(text)}", param=name)
+        return min(int(digits[:9]), most)
 
     def watch(self, open_watcher: Callable[[ExitStack], Watcher]) -> Watch:
         """Takes a seat and makes a watcher with `open_watcher`; the stack ends both.

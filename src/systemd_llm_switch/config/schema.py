@@ -46,7 +46,8 @@ def _object_schema(keys: Mapping[str, Key], record: type[Any] | None) -> Json:
     for name, key in keys.items():
         default = defaults.get(name)
         is_shown = isinstance(default, str | int | float) and not (record is Model and name in _OF_THE_SERVER)
-        properties[name] = _key_schema(key, None) | ({"default": default} if is_shown else {})
+        own_record = type(default) if dataclasses.is_dataclass(default) else None
+        properties[name] = _key_schema(key, own_record) | ({"default": default} if is_shown else {})
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

@@ -58,6 +58,8 @@ class Restoring:
         began = time.monotonic()
         session = self._session
         chosen = plan(session.entries, wanted)
+        if chosen.first is None and not chosen.others:
+            return Restored(0, 0, 0.0)
         try:
             if chosen.first is not None:
                 bound_s = min(_LONGEST_S, max(_SHORTEST_BOUND_S, chosen.first.read_s / 2))

@@ -48,6 +48,9 @@ class Saving:
         """Saves the conversations that matter most."""
         session = self._session
         conversations = session.take_conversations()
+        short = session.take_longest_short()
+        if not conversations and short:
+            self._log_skipped(session.rates.judge(short).reason or "")
         try:
             worths = [(it, session.rates.judge(it.tokens)) for it in conversations]
             bound_s = max((worth.bound_s for _, worth in worths if worth.reason is None), default=_LIST_TIMEOUT_S)

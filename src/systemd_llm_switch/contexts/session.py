@@ -32,6 +32,7 @@ class Session:
         self._lock = threading.Lock()
         self._conversations = Conversations()
         self._awaited: list[Awaited] = []
+        self._longest_short = 0
 
     @property
     def unit(self) -> str:
@@ -50,6 +51,7 @@ class Session:
         if timings.prompt < FEWEST_TOKENS:
             with self._lock:
                 self._conversations.note_another()
+                self._longest_short = max(self._longest_short, timings.prompt)
             return None
         known = beginning()
         with self._lock:
@@ -78,6 +80,13 @@ class Session:
         with self._lock:
             conversations, self._conversations = self._conversations, Conversations()
             return conversations.most_wanted()
+
+    def take_longest_short(self) -> int:
+        """The tokens of the longest prompt that was too short to be kept; 0 if there was none. The session forgets
+        it."""
+        with self._lock:
+            tokens, self._longest_short = self._longest_short, 0
+            return tokens
 
 
 class Verdict:

@@ -385,6 +385,7 @@ class Forwarding:
             self._send(reply.status, (JSON_TYPE,), dialect.whole(parsed, body))
             return
         frames = b"".join(sse_frames(parsed, self._request.is_chat, self._request.wants_usage))
+        self._record.note_first_token()
         if self._responder.has_started:
             self._finish_stream(200, frames)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http import HTTPStatus
@@ -11,7 +12,7 @@ from http import HTTPStatus
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
-from systemd_llm_switch.errors import BackendTimeout, ClientGone, ProxyError
+from systemd_llm_switch.errors import BackendError, BackendTimeout, ClientGone, ProxyError
 from systemd_llm_switch.forward.answer import Answer, Sendable, Start
 from systemd_llm_switch.forward.attempt import lost_backend, max_reply_bytes, too_large, wrong_key
 from systemd_llm_switch.switching.switcher import Switcher
@@ -19,6 +20,8 @@ from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
+_GZIP = ("Content-Encoding", "gzip")
+_GZIP_WBITS = 16 + zlib.MAX_WBITS
 _LIVE_HEADERS = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
 
 
@@ -38,8 +41,11 @@ class Passing:
         with ExitStack() as stack:
             return self._read(model, self._open(model, message, client, timeout_s, stack))
 
-    def as_it_comes(self, model: Model, message: Message, client: Client, stack: ExitStack) -> Sendable:
-        """The reply; events are passed on while they are written. `stack` is closed when all is sent.
+    def as_it_comes(
+        self, model: Model, message: Message, client: Client, stack: ExitStack, *, takes_gzip: bool
+    ) -> Sendable:
+        """The reply; events are passed on while they are written. `stack` is closed when all is sent. Without
+        `takes_gzip`, a compressed reply is unpacked.
 
         Raises: as `whole` does; `stack` is then its caller's.
         """
@@ -47,7 +53,8 @@ class Passing:
         with ExitStack() as own:
             exchange = self._open(model, message, client, None, own)
             if not exchange.is_event_stream:
-                return self._read(model, exchange)
+                answer = self._read(model, exchange)
+                return answer if takes_gzip else self._unzipped(model, answer)
             stack.push(own.pop_all())
             return _Relay(self, model, exchange, stack.pop_all())
 
@@ -67,6 +74,25 @@ class Passing:
             raise wrong_key(model)
         encoding = (("Content-Encoding", exchange.content_encoding),) if exchange.content_encoding else ()
         return Answer(reply.status, (("Content-Type", reply.content_type), *encoding), reply.body)
+
+    def _unzipped(self, model: Model, answer: Answer) -> Answer:
+        """
+        Raises:
+            BackendError: the reply is not sound gzip, or too large.
+        """
+        if _GZIP not in answer.headers:
+            return answer
+        member = zlib.decompressobj(_GZIP_WBITS)
+        server = self._live.latest.server
+        try:
+            body = member.decompress(answer.body, max_reply_bytes(server))
+        except zlib.error as error:
+            raise BackendError(f"the reply of {model.id!r} is not valid gzip: {error}") from error
+        if member.unconsumed_tail:
+            raise too_large(model, server)
+        if not member.eof:
+            raise BackendError(f"the reply of {model.id!r} is not valid gzip: its end is missing")
+        return answer._replace(headers=tuple(it for it in answer.headers if it != _GZIP), body=body)
 
     @contextmanager
     def translating(self, model: Model) -> Iterator[None]:

@@ -31,7 +31,7 @@ class Record:
     began: float = field(default_factory=time.monotonic)
     backend_s: float = 0.0
     first_token_s: float | None = None
-    """From the request's arrival to the first bytes of a live stream; None for a reply that came as a whole."""
+    """From the request's arrival to the first words of its stream; None without a stream."""
     usage: Json = field(default_factory=dict)
     timings: Json = field(default_factory=dict)
     """llama-server's own measures of the reply: prompt_n, cache_n, prompt_per_second, predicted_n and so on."""
@@ -44,7 +44,7 @@ class Record:
         return queue_s * 1000, switch_s * 1000, self.backend_s * 1000
 
     def note_first_token(self) -> None:
-        """The first bytes of a live stream came."""
+        """The first words of a stream go to the client."""
         if self.first_token_s is None:
             self.first_token_s = time.monotonic() - self.began
 

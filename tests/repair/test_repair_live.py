@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ _NOT_OF_A_STREAM = (
     "call_that_is_no_function", "level_between_is_missing", "everything_is_missing",
     # Their thoughts have gone out as text when their end comes.
     "orphan_think_end", "qwen35_think_then_call", "m3_toolcall_thinking", "minimax_m3_thoughts_without_their_start",
-    "think_end_json_close", "thoughts_with_json_in_them",
+    "think_end_json_close", "thoughts_with_json_in_them", "misspelled_end_of_thoughts",
 )  # fmt: skip
 _CALL = '{"name": "read_file", "arguments": {"path": "a"}}'
 _PARTS = (
@@ -70,7 +71,13 @@ def test_most_of_the_corpus_can_be_streamed() -> None:
     assert len(CASES) > 500
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("size", [1, 7])
+def test_every_case_of_the_corpus_says_the_same_in_pieces_of_one_size(size: int) -> None:
+    wrong = [it.name for it in CASES if _streamed(it.reply, it.facts, [size]) != _finished(it.reply, it.facts)]
+    assert wrong == []
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=st.sampled_from(CASES), pieces=sizes)
 def test_a_streamed_case_of_the_corpus_says_the_same(case: Case, pieces: list[int]) -> None:
     assert _streamed(case.reply, case.facts, pieces) == _finished(case.reply, case.facts)

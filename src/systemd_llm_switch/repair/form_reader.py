@@ -298,8 +298,8 @@ def _ended_before(text: str, form: Form, end: int) -> bool:
 
 
 def _with_ends_before(text: str, form: Form, start: int) -> int:
-    """Where the leak starts with the end tokens of its form that stand right before it by mistake, on lines of their
-    own: behind words they may be the words' own.
+    """Where the leak starts with the end tokens of its form that stand right before it by mistake. Tags are taken only
+    on lines of their own: behind words they may be the words' own.
     """
     at = start
     for _ in range(_MAX_TOKENS):
@@ -309,6 +309,6 @@ def _with_ends_before(text: str, form: Form, start: int) -> int:
         if token is None:
             break
         at = first + len(before) - len(token)
-        if not text[first:at].rpartition("\n")[2].strip():
+        if token.startswith("<|") or not text[first:at].rpartition("\n")[2].strip():
             start = at
     return start

@@ -55,7 +55,7 @@ _BARE = {form.name: re.compile("|".join(form.bare)) for form in FORMS if form.ba
 _NAME_BEFORE = re.compile(r"(?<![\w./:-])(?P<name>[\w./-]{1,99}+)(?>(?::\d{1,4}+)?)\s{0,3}+\Z")
 NAMESPACES = ("functions.", "default_api.", "tools.")
 _LONGEST_NAME = 120
-_NAME_AND_OBJECT = re.compile(r"(?>(?:functions\.)?)(?P<name>[\w.-]{1,99}+)\s*+(?=\{)")
+_NAME_AND_OBJECT = re.compile(r"(?>(?:functions\.)?)(?P<name>[\w.-]{1,99}+)(?>(?::\d{1,4}+)?)\s*+(?=\{)")
 _NAME_AND_PARENTHESIS = re.compile(r"(?P<name>[\w.-]{1,99}+)(?=\([^\n]*+\Z)")
 _PYTHON_END = re.compile(r"(\s*+\]?+)\s*+<\|(?:tool_call_end|python_end|eom|eot)\|>")
 """What says that a call in Python whose start was lost is one."""

@@ -151,7 +151,7 @@ FORMS = (
         "parameters",
         opens=(*_HERMES_OPENS, "<seed:tool_call>"),
         head=rf"<?+(?:function_call|function|tool_call|tool_use|tool)(?:\s{{0,3}}+[=:]\s{{0,3}}+|\s{{1,9}}+name=)[\"']?{NAME}[\"']?\s*+"
-        r"(?:>|(?=<parameter))",
+        r"(?:>|(?=<parameter)|,?+\s*+(?=\{))",
         ends=("</function>", *_HERMES_ENDS, "</seed:tool_call>"),
         bare=(r"<(?:function_call|function|tool_call|tool_use|tool)(?:\s{0,3}[=:]|\s{1,9}name=)",),
         in_any=True,

@@ -33,6 +33,15 @@ _PRESENTS = re.compile(
 )
 _EXAMPLE = re.compile(r"\W*(?:an? )?(?:example|sample)\b[^:]{0,60}+:\Z", re.I)
 _TELLS_HOW = re.compile(r"\W*(?:(?:if|when|whenever) you\b|to call\b)", re.I)
+_REPORTS = re.compile(
+    r"\b(?:models?|parsers?|templates?|logs?|issues?|reply|replies|servers?|it)\b(?: \S+){0,2}?"
+    r" (?:writes?|wrote|says?|said|shows?|prints?|printed|answers?|answered|emits?|emitted|outputs?|produce[sd]?|return(?:s|ed)|generate[sd]|has|had|contain(?:s|ed))"
+    r"(?:(?: \w+){0,2}? (?:this|the following|such)\b[^:]{0,60})?:\Z",
+    re.I,
+)
+"""What somebody else wrote comes next."""
+_GOES_ON = re.compile(r"(?:which|is|are|was|as (?:the|in|shown)|so (?:the|that))\b|[,;.](?=\s|\Z)")
+"""The sentence that the call is part of goes on behind it."""
 _FORBIDS = re.compile(r"\b(?:never|do not|don't|must not|avoid)\b", re.I)
 _ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag|block)\b", re.I)
 _ABOUT_FORMS = re.compile(r"\b(?:parsers?|templates?|models?|prompts?|formats?|syntax|texts?|traces?|logs?)\b", re.I)
@@ -74,7 +83,7 @@ def _verdict(sentence: str) -> bool | None:
         if _SHOWS.search(sentence):
             return True if _OF_FORM.search(sentence) or _PRESENTS.search(sentence) else None
         return bool((is_about or leads) and _PRESENTS.search(sentence))
-    if _PRESENTS.search(sentence) or _EXAMPLE.match(sentence):
+    if _PRESENTS.search(sentence) or _EXAMPLE.match(sentence) or _REPORTS.search(sentence):
         return True
     if leads and ((_FORBIDS.search(sentence) and not speaks_of_itself) or (is_about and _TELLS_HOW.match(sentence))):
         return True
@@ -86,6 +95,8 @@ def _verdict(sentence: str) -> bool | None:
 def explains(after: str) -> bool:
     """Whether the words behind a call explain it."""
     line = after.lstrip().partition("\n")[0][:_MAX_AFTER]
+    if _GOES_ON.match(line):
+        return True
     if not _EXPLAINED.search(line) or _INTENDS.search(line) or _WILL.search(line):
         return False
     return bool(_ABOUT_CALLS.search(line) or _ABOUT_FORMS.search(line) or _EXPLAINS.search(line))

@@ -77,7 +77,8 @@ def parameters(source: Source, name: str, start: int) -> Found:
     start, _ = _behind_wrappers(source, name, start)
     json_start = source.skip(start)
     if text[json_start : json_start + 1] == "{":
-        return json_behind_name(source, name, json_start)
+        calls, end = json_behind_name(source, name, json_start)
+        return calls, end + text.startswith(">", end)  # the call's own tag, if it ends behind the object
     declared = source.members(name)
     within, at = _elements(source, name, start, _CALL_END)
     if within:

@@ -22,7 +22,7 @@ _ENVELOPE = frozenset({"type", "id", "index", "tool_call_id"})
 _KNOWN_KEYS = _ENVELOPE.union(NAME_KEYS, ARGUMENT_KEYS)
 _BEHIND_JSON = re.compile(
     r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/[\w.-]{1,99}+|TOOL_CALLS?|END_TOOL_REQUEST|TOOL_REQUEST_END)\]"
-    r"|[;,\]{)]|```|\Z)|[ \t]*+\n"
+    r"|[;,\]{)]|```|[\w.-]{1,99}+\[ARGS\]|>|\Z)|[ \t]*+\n"
 )
 _SURPLUS = re.compile(r"(?>(?:\s*+[}\]])+)(?=\s*+(?:<|\[|```|\Z))")
 _BEHIND_OBJECT = re.compile(rf"{_SURPLUS.pattern}|{_BEHIND_JSON.pattern}")
@@ -314,8 +314,9 @@ def calls_in(source: Source, value: object, reading: Reading, is_marked: bool) -
         return [call for calls in found for call in calls] if all(found) else []
     if not isinstance(value, dict):
         return []
-    if isinstance(function := value.get("function"), dict):
-        value = function
+    for key in ("function", "function_call"):
+        if isinstance(function := value.get(key), dict):
+            value = function
     name_key = next((key for key in NAME_KEYS if isinstance(value.get(key), str)), None)
     if name_key is None or _is_schema(value.get("parameters")):
         return []

@@ -35,7 +35,8 @@ _EXAMPLE = re.compile(r"\W*(?:an? )?(?:example|sample)\b[^:]{0,60}+:\Z", re.I)
 _TELLS_HOW = re.compile(r"\W*(?:(?:if|when|whenever) you\b|to call\b)", re.I)
 _REPORTS = re.compile(
     r"\b(?:models?|parsers?|templates?|logs?|issues?|reply|replies|servers?|it)\b(?: \S+){0,2}?"
-    r" (?:writes?|wrote|says?|said|shows?|prints?|printed|answers?|answered|emits?|emitted|outputs?|produce[sd]?|return(?:s|ed)|generate[sd]|has|had|contain(?:s|ed))"
+    r" (?:writes?|wrote|says?|said|shows?|prints?|printed|answers?|answered|emits?|emitted|outputs?|produce[sd]?"
+    r"|return(?:s|ed)|generate[sd]|has|had|contain(?:s|ed))"
     r"(?:(?: \w+){0,2}? (?:this|the following|such)\b[^:]{0,60})?:\Z",
     re.I,
 )

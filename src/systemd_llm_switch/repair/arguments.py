@@ -196,6 +196,8 @@ class _Attempt:
             return inner.decoded(reading.value, encodings)
         if type(reading.value) is list and (member := self.only_list(reading.value)):
             return _Found({member: reading.value}, (_SYNTAX, _WRAPPER), reading)
+        if type(reading.value) is list and len(reading.value) == 1 and type(reading.value[0]) is dict:
+            return _Found(reading.value[0], (_SYNTAX, _WRAPPER), reading)
         if type(reading.value) is not dict:
             raise Unreadable("not an object")
         return _Found(reading.value, (_SYNTAX,), reading)

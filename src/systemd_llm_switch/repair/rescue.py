@@ -34,6 +34,7 @@ _MAX_END_TOKENS = 8
 _MAX_SENTENCE = 400
 _SHOWN_LINE = re.compile(r"\s*+(?:[>|]|[-*+] |\d{1,9}+[.)] )")
 """A line of a block quote, a table or a list."""
+_LETTER_OR_QUOTE = re.compile(r"[\w`\"'“”‘’«»(\[{<]")
 _SENTENCE_ENDS = (".", "!", "?", ":", "…")
 _CALL_NAMES = frozenset(map(fold, (*NAME_KEYS, *ARGUMENT_KEYS, "type", "id")))
 _Made = tuple[Call, tuple[Repair, ...]]
@@ -188,7 +189,9 @@ class _Rescue:
         ends_line = is_last or "\n" in after[: len(after) - len(after.lstrip())]
         if line_before.strip():
             is_glued = line_before[-1].isalnum() or line_before.endswith(_SENTENCE_ENDS)
-            is_spoken = is_last and line_before.rstrip().endswith(_SENTENCE_ENDS)
+            words = line_before.rstrip("*_ \t")
+            is_symbol = not _LETTER_OR_QUOTE.search(line_before)
+            is_spoken = is_last and (words.endswith(_SENTENCE_ENDS) or is_symbol or surroundings.intends(line_before))
             is_shown = _SHOWN_LINE.match(line_before) is not None
             is_alone = is_special and is_last
             if is_shown or not ends_line or not (is_alone or is_glued or is_spoken):

@@ -12,10 +12,11 @@ _MAX_WORDS = 500
 _MAX_AFTER = 400
 _MAX_SENTENCES = 8
 _SENTENCE = re.compile(r"[^.!?。！？]*+(?>(?:[.!?。！？]++(?!\s|\Z)[^.!?。！？]*+)*)[.!?。！？]*+")
+_NOT_YET = r"(?!would|could|might|do not|don't|never)"
 _INTENDS = re.compile(
     r"\b(?:let me|let's|let us|going to|i(?:'ll|’ll|'m|’m| am| will| need to| should| must| have to| want to"
-    r"| would need to| can now))\b|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?[a-z]+\b"
-    r"|\A\W*(?:now )?i (?!would|could|might|do not|don't|never)[a-z]+\b",
+    rf"| would need to| can now))\b|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?{_NOT_YET}[a-z]+\b"
+    rf"|\A\W*(?:now )?i {_NOT_YET}[a-z]+\b",
     re.I,
 )
 """What somebody says who is about to act."""
@@ -91,6 +92,12 @@ def _verdict(sentence: str) -> bool | None:
     if _EXPLAINS.search(sentence) and (is_about or (leads and _ABOUT_FORMS.search(sentence))):
         return True
     return False if speaks_of_itself else None
+
+
+def intends(line: str) -> bool:
+    """Whether an unfinished sentence on the call's own line says that somebody is about to act."""
+    sentences = [found[0].strip() for found in _SENTENCE.finditer(line[-_MAX_WORDS:]) if found[0].strip()]
+    return bool(sentences) and _verdict(sentences[-1]) is False and _INTENDS.search(sentences[-1]) is not None
 
 
 def explains(after: str) -> bool:

@@ -55,6 +55,9 @@ _EXPLAINS = re.compile(
 )
 _SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|my|me|sorry|apolog\w+)\b", re.I)
 _EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
+_INTERJECTION = re.compile(
+    r"\W*(?:okay|ok|sure|alright|all right|great|right|yes|well|perfect|understood|got it)\W*", re.I
+)
 _WILL = re.compile(r"\bwill (?!be\b)", re.I)
 _THOUGHT_LINE = re.compile(r"(?:\n|\A)Thought:[^\n]*+\Z")
 
@@ -97,6 +100,8 @@ def _verdict(sentence: str) -> bool | None:
 def intends(line: str) -> bool:
     """Whether an unfinished sentence on the call's own line says that somebody is about to act."""
     sentences = [found[0].strip() for found in _SENTENCE.finditer(line[-_MAX_WORDS:]) if found[0].strip()]
+    if _INTERJECTION.fullmatch(line):
+        return True
     return bool(sentences) and _verdict(sentences[-1]) is False and _INTENDS.search(sentences[-1]) is not None
 
 

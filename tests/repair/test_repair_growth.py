@@ -38,7 +38,8 @@ MANY_TOKENS = 60
 BOUNDED = {"_ESCAPED_LAST_QUOTE", "_LAST_CLOSERS", "_END_MARK", "_EXPLAINED", "_EXAMPLE", "_EXPLAINS", "_ABOUT_CALLS",
            "_INTENDS", "_CONDITION", "_SHOWS", "_OF_FORM", "_PRESENTS", "_TELLS_HOW", "_FORBIDS", "_ABOUT_FORMS",
            "_SPEAKS_OF_ITSELF", "_WILL", "_SENTENCE", "_THOUGHT_LINE", "_CUT_TAG",
-           "_REPORTS", "_GOES_ON", "_INTERJECTION"}  # fmt: skip
+           "_REPORTS", "_GOES_ON", "_INTERJECTION",
+           "_SUPPOSES", "_LEADS_TO_TEXT", "_ACTS"}  # fmt: skip
 """These are used on a few hundred characters alone."""
 BOUNDED_LENGTHS = (100,)
 COMMON = (" ", "\n", "\t", "a", "1", '"', "'", "\\", "{", "}", "[", "]", ":", ",", "<", ">", "/", "|", "`", "```", "#",

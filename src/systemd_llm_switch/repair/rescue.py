@@ -35,7 +35,7 @@ _MAX_SENTENCE = 400
 _SHOWN_LINE = re.compile(r"\s*+(?:[>|]|[-*+] |\d{1,9}+[.)] )")
 """A line of a block quote, a table or a list."""
 _LETTER_OR_QUOTE = re.compile(r"[\w`\"'“”‘’«»(\[{<]")
-_SENTENCE_ENDS = (".", "!", "?", ":", "…")
+_SENTENCE_ENDS = (".", "!", "?", ":", "…", "。", "！", "？", "：")
 _CALL_NAMES = frozenset(map(fold, (*NAME_KEYS, *ARGUMENT_KEYS, "type", "id")))
 _Made = tuple[Call, tuple[Repair, ...]]
 

@@ -14,8 +14,9 @@ _MAX_SENTENCES = 8
 _SENTENCE = re.compile(r"[^.!?。！？]*+(?>(?:[.!?。！？]++(?!\s|\Z)[^.!?。！？]*+)*)[.!?。！？]*+")
 _NOT_YET = r"(?!would|could|might|do not|don't|never)"
 _INTENDS = re.compile(
-    r"\b(?:let me|let's|let us|going to|i(?:'ll|’ll|'m|’m| am| will| need to| should| must| have to| want to"
-    rf"| would need to| can now))\b|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?{_NOT_YET}[a-z]+\b"
+    r"\b(?:let me|let's|let us|going to|(?:i|we)(?:'ll|’ll|'m|’m|'re|’re| am| are| will| need to| should| must| have to"
+    r"| want to| would need to| can now)(?! (?:not|never)\b))\b"
+    rf"|\b(?:so|and|then|first|next|now|therefore|,) i (?:now |will )?{_NOT_YET}[a-z]+\b"
     rf"|\A\W*(?:now )?i {_NOT_YET}[a-z]+\b",
     re.I,
 )
@@ -49,10 +50,18 @@ _ABOUT_CALLS = re.compile(r"\b(?:tool|function)s?\b|\bcalls?\b|\b(?:xml|json|tag
 _ABOUT_FORMS = re.compile(r"\b(?:parsers?|templates?|models?|prompts?|formats?|syntax|texts?|traces?|logs?)\b", re.I)
 """Nouns of an explanation, too, but only where a colon leads to what it explains."""
 _EXPLAINS = re.compile(
-    r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|as follows|in this form|would|could|might|should|do not"
-    r"|don't|never|instead of|you (?:can|must|may|need)|example|sample|placeholder)\b",
+    r"\b(?:looks? like|format(?:ted)?|syntax|form of|written as|as follows|in this form|example|sample|placeholder)\b",
     re.I,
 )
+_SUPPOSES = re.compile(r"\b(?:would|could|might|should|can|may|must|instead of|you (?:can|must|may|need))\b", re.I)
+_LEADS_TO_TEXT = re.compile(
+    r"\b(?<!be )(?:as|like|with|be|is|so|say|write|emit|output|send|produce|generate|look|read|accept|take):?\Z"
+    r"|\bfollowing\b"
+    r"|\b(?:this|the|an?) (?:text|call|form|format|line|block|tag)(?: \w+){0,2}:?\Z",
+    re.I,
+)
+_ACTS = re.compile(r"\W*(?!(?:during|nothing|something|everything|string|following)\b)[a-z]{2,}+(?<=ing)\b", re.I)
+"""The sentence of somebody who reports what is being done: "Checking the format"."""
 _SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|my|me|sorry|apolog\w+)\b", re.I)
 _EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
 _INTERJECTION = re.compile(
@@ -92,8 +101,10 @@ def _verdict(sentence: str) -> bool | None:
         return True
     if leads and ((_FORBIDS.search(sentence) and not speaks_of_itself) or (is_about and _TELLS_HOW.match(sentence))):
         return True
-    if _EXPLAINS.search(sentence) and (is_about or (leads and _ABOUT_FORMS.search(sentence))):
-        return True
+    if (is_about or (leads and _ABOUT_FORMS.search(sentence))) and not _ACTS.match(sentence):
+        is_supposed = _SUPPOSES.search(sentence) or _FORBIDS.search(sentence)
+        if (is_supposed and _LEADS_TO_TEXT.search(sentence)) or _EXPLAINS.search(sentence):
+            return True
     return False if speaks_of_itself else None
 
 

@@ -33,8 +33,6 @@ MARK_FOR = {
     "gemma_file": "real",
 }
 
-WITH_CLIENTS = ("test_clients_apis.py", "test_clients_python.py", "test_real_models.py")
-
 # How long a test takes, roughly. Workers begin with the longest files, so that all end at about the same time.
 WEIGHTS = {"pure": 1, "systemd": 20, "real": 50, "slow": 500}
 
@@ -47,9 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Spares a pure run the clients' imports, which take seconds in each worker: these files hold no pure test."""
+    """Spares a pure run the imports of product/, whose clients take seconds in each worker: it holds no pure test."""
     is_pure = str(config.option.markexpr).startswith("pure")
-    return True if is_pure and collection_path.name in WITH_CLIENTS else None
+    return True if is_pure and collection_path.name == "product" else None
 
 
 def _is_same_as_buffered(item: pytest.Item) -> bool:
@@ -70,6 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in marks:
             item.add_marker(mark)
         if not any(item.get_closest_marker(mark) for mark in ("systemd", "real", "slow")):
+            assert item.path.parent.name != "product", f"{item.nodeid} is pure: a pure run would not collect it"
             item.add_marker("pure")
     if workers.is_worker():
         weights = Counter[Path]()

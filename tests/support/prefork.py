@@ -45,12 +45,13 @@ class Forked:
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        with contextlib.suppress(ProcessLookupError):  # reaped by another thread
-            handle = os.pidfd_open(self.pid)
-            try:
-                select.select([handle], [], [], timeout)
-            finally:
-                os.close(handle)
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # reaped by another thread
+                handle = os.pidfd_open(self.pid)
+                try:
+                    select.select([handle], [], [], timeout)
+                finally:
+                    os.close(handle)
         code = self.poll()
         if code is None:
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)

@@ -75,7 +75,7 @@ complete -c llm-switch -n '_shtab_llm_switch_using ps' -l waybar -d 'one line of
 complete -c llm-switch -n '_shtab_llm_switch_using ps' -l config -x -d 'the proxy'"'"'s config: its address and its key; as for serve'
 complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a models -d 'List the configured models.'
 complete -c llm-switch -n '_shtab_llm_switch_using models' -s h -l help -d 'show this help message and exit'
-complete -c llm-switch -n '_shtab_llm_switch_using models' -l json -d 'what /v1/models answers, for programs'
+complete -c llm-switch -n '_shtab_llm_switch_using models' -l json -d 'what /v1/models answers, for programs; without a proxy, what systemd reports'
 complete -c llm-switch -n '_shtab_llm_switch_using models' -l config -x -d 'the proxy'"'"'s config: its address and its key; as for serve'
 complete -c llm-switch -n '_shtab_llm_switch_using; and test $_shtab_llm_switch_npos -eq 0' -a load -d 'Load a model.'
 complete -c llm-switch -n '_shtab_llm_switch_using load' -s h -l help -d 'show this help message and exit'

@@ -321,7 +321,7 @@ class TestWithoutAProxy:
 
     @pytest.mark.parametrize(
         "words",
-        ["models", "metrics", "load a", "unload", "hold", "release", "requests", "chat a x", "forget"],
+        ["metrics", "load a", "unload", "hold", "release", "requests", "chat a x", "forget"],
     )
     def test_a_verb_says_where_it_looked_and_what_to_do(self, lonely: Command, words: str) -> None:
         ran = lonely.run(*words.split())
@@ -329,13 +329,15 @@ class TestWithoutAProxy:
         assert "no proxy answers at http://127.0.0.1:" in ran.stderr
         assert "systemctl --user start llm-switch.service" in ran.stderr
 
-    def test_status_shows_what_systemd_says(self, lonely: Command) -> None:
-        ran = lonely.run("status")
+    @pytest.mark.parametrize("verb", ["status", "models"])
+    def test_what_systemd_reports_is_shown(self, lonely: Command, verb: str) -> None:
+        ran = lonely.run(verb)
         assert ran.returncode == 3
         assert "inactive" in ran.stdout
 
-    def test_status_for_programs_is_json_there_too(self, lonely: Command, stack: Stack) -> None:
-        ran = lonely.run("status", "--json")
+    @pytest.mark.parametrize("verb", ["status", "models"])
+    def test_for_programs_it_is_json_there_too(self, lonely: Command, stack: Stack, verb: str) -> None:
+        ran = lonely.run(verb, "--json")
         assert ran.returncode == 3
         said = json.loads(ran.stdout)
         assert said["error"] in ran.stderr

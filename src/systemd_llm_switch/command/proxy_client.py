@@ -132,16 +132,26 @@ def client_of(config: Config) -> ProxyClient:
     return ProxyClient(config.server.host, config.server.port, key)
 
 
-def run_with_proxy(arguments: argparse.Namespace, do: Callable[[ProxyClient], int | None]) -> int:
-    """Calls `do` with the running proxy, and prints errors to stderr. Returns the exit code."""
+def run_with_proxy(
+    arguments: argparse.Namespace,
+    do: Callable[[ProxyClient], int | None],
+    without: Callable[[Config, str], None] | None = None,
+) -> int:
+    """Calls `do` with the running proxy, and prints errors to stderr. If no proxy answers, calls `without` with that
+    error. Returns the exit code."""
     try:
-        return do(client_of(configured(arguments))) or DONE
+        config = configured(arguments)
     except ConfigError as error:
         return complain(f"the config cannot be used: {error}", FAILED)
+    try:
+        return do(client_of(config)) or DONE
     except Refused as error:
         return complain(error_lines(str(error)), FAILED)
     except NoProxy as error:
-        return complain(str(error), NO_PROXY)
+        complain(str(error), NO_PROXY)
+        if without is not None:
+            without(config, str(error))
+        return NO_PROXY
     except KeyboardInterrupt:
         return complain("", FAILED)
     except BrokenPipeError:  # `llm-switch logs | head`

@@ -18,7 +18,8 @@ from systemd_llm_switch.command.proxy_client import (
     configured,
 )
 from systemd_llm_switch.command.tables import as_json, clock, duration, error_lines, number, since, size, table
-from systemd_llm_switch.config.records import Config, ConfigError
+from systemd_llm_switch.command.units_alone import show_units
+from systemd_llm_switch.config.records import ConfigError
 
 _LOADED = ("ready", "draining")
 # What the status says of contexts that are not kept for a good reason.
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.waybar:
             return _bar("down", str(error))
         print(error, file=sys.stderr)
-        _show_units(config, str(error) if arguments.json else None)
+        show_units(config, str(error) if arguments.json else None)
         return NO_PROXY
     if arguments.waybar:
         return _bar(*_bar_state(status))
@@ -99,24 +100,6 @@ def _row(name: str, model: Json) -> tuple[str, ...]:
         "-" if last_load is None else duration(last_load),
         kept,
     )
-
-
-def _show_units(config: Config, json_error: str | None) -> None:
-    """Shows what systemd reports, because the proxy cannot be asked: as JSON with this error, or as a table."""
-    from systemd_llm_switch.systemd.manager import Systemd, SystemdError
-
-    try:
-        states = Systemd().show(model.unit for model in config.models.values())
-    except SystemdError as error:
-        print(error, file=sys.stderr)
-        states = {}
-    rows = [(it.id, it.unit, states[it.unit].describe() if states else "unknown") for it in config.models.values()]
-    if json_error is not None:
-        models = {name: {"unit": unit, "systemd": state} for name, unit, state in rows}
-        print(as_json({"error": json_error, "models": models}))
-        return
-    print("What systemd reports of the models' units:")
-    print(table(("MODEL", "UNIT", "STATE"), rows))
 
 
 # --- Waybar: https://github.com/Alexays/Waybar/wiki/Module:-Custom ----------------------------------

@@ -43,11 +43,11 @@ def test_the_check_of_a_config_does_not_load_the_proxy() -> None:
     assert not {"api", "forward", "http_server"} & loaded_by("systemd_llm_switch.command.serve")
 
 
-@pytest.mark.parametrize("library", ["charset_normalizer", "prometheus_client", "json_repair"])
-def test_serving_does_not_load_a_library_that_most_requests_do_not_need(library: str) -> None:
+def test_serving_does_not_load_a_library_that_most_requests_do_not_need() -> None:
     """Each of them takes some MiB."""
-    ran = run(code=f"import sys, systemd_llm_switch.command.serve; print({library!r} in sys.modules)")
-    assert (ran.stdout, ran.stderr) == ("False\n", "")
+    ran = run(code="import sys, systemd_llm_switch.command.serve; print(*sys.modules)")
+    assert ran.stderr == ""
+    assert not {"charset_normalizer", "prometheus_client", "json_repair"} & set(ran.stdout.split())
 
 
 @pytest.mark.parametrize("verb", ["setup", "check", "demo", "uninstall"])

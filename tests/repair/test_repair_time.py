@@ -15,9 +15,9 @@ from support.replies import calling, plenty, saying
 from systemd_llm_switch.forward.live_reply import LiveReply
 from systemd_llm_switch.repair import Budget, RequestFacts, parse_reply, repair_history, repair_reply
 
-SMALL, LARGE = 50_000, 200_000
+SMALL, LARGE = 30_000, 120_000
 MAX_RATIO = 10  # four would be linear; the rest is noise of a shared machine
-NOISE_S = 0.008
+NOISE_S = 0.003
 BOUND_S = 5.0
 FILES = next(case for case in load_cases() if case.raw.get("tools") == "files").facts
 JSON = RequestFacts(wants_json=True)

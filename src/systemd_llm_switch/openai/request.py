@@ -146,6 +146,25 @@ def to_backend(
     """
     if request.is_form:
         return request.raw
+    changed = _changed(request, body, params, force, stream)
+    lacks_stream = request.is_repairable and not stream and "stream" not in body
+    if not changed and body is request.body:
+        return _with_stream_off(request.raw) if lacks_stream else request.raw
+    sent = body | changed
+    if lacks_stream:
+        sent["stream"] = False
+    if not stream:
+        sent.pop("stream_options", None)
+    try:
+        return dump(sent)
+    except RecursionError as error:
+        raise InvalidJson("the request body is nested too deeply") from error
+
+
+def _changed(
+    request: Request, body: Json, params: Mapping[str, object], force: Mapping[str, object], stream: bool
+) -> Json:
+    """The fields that the backend gets with another value than the client sent."""
     changed = {name: value for name, value in params.items() if name not in body} | dict(force)
     if _TEMPLATE_OPTIONS in changed or _TEMPLATE_OPTIONS in params:
         changed |= _merged_options(params, body, force)
@@ -157,18 +176,7 @@ def to_backend(
     choice = changed.get("tool_choice", body.get("tool_choice"))
     if isinstance(choice, dict) and request.is_chat:
         changed |= _as_only_tool(choice, changed.get("tools", body.get("tools")))
-    needs_word = request.is_repairable and not stream and "stream" not in body
-    if not changed and body is request.body:
-        return _with_stream_off(request.raw) if needs_word else request.raw
-    sent = body | changed
-    if needs_word:
-        sent["stream"] = False
-    if not stream:
-        sent.pop("stream_options", None)
-    try:
-        return dump(sent)
-    except RecursionError as error:
-        raise InvalidJson("the request body is nested too deeply") from error
+    return changed
 
 
 def _asks_for_stream(request: Request, body: Json) -> bool:

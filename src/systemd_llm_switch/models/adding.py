@@ -24,7 +24,7 @@ def add(plan: Plan, places: Places, systemd: Systemctl, use: Callable[[], None])
     Raises:
         SetupError, OSError, KeyboardInterrupt, and what `use` raises.
     """
-    with only_one(places) as missing, Undo() as undo:
+    with only_one(places, uses_clone=False) as missing, Undo() as undo:
         ledger = Ledger.load(places)
         check_free(plan.unit, load(plan.config), ledger, places, systemd)
         _remove_leftover(plan.unit, ledger, places, systemd)
@@ -109,7 +109,7 @@ def remove(name: str, unit: str, config: Path, places: Places, systemd: Systemct
     Raises:
         SetupError, OSError
     """
-    with only_one(places), without_interrupts():
+    with only_one(places, uses_clone=False), without_interrupts():
         ledger = Ledger.load(places)
         text = config.read_bytes().decode()
         if name in load(config).models:

@@ -14,9 +14,10 @@ from systemd_llm_switch.setup.places import Places, SetupError
 
 
 @contextlib.contextmanager
-def only_one(places: Places) -> Iterator[list[Path]]:
-    """Holds the locks of this user's set-up and of the clone. Yields the folders of ours that were not there before;
-    if nothing is recorded in the end, those that are empty are removed.
+def only_one(places: Places, *, uses_clone: bool = True) -> Iterator[list[Path]]:
+    """Holds the lock of this user's set-up and, with `uses_clone`, that of the clone, which other users may share.
+    Yields the folders of ours that were not there before; if nothing is recorded in the end, those that are empty are
+    removed.
 
     Raises:
         SetupError: another set-up holds it; the message says which process.
@@ -24,7 +25,7 @@ def only_one(places: Places) -> Iterator[list[Path]]:
     missing = [folder for folder in places.folders if not folder.exists()]
     places.own_data.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        for folder in filter(None, (places.own_data, places.checkout)):
+        for folder in filter(None, (places.own_data, places.checkout if uses_clone else None)):
             descriptor = _lock(folder, places)
             held.callback(os.close, descriptor)
         try:

@@ -181,6 +181,7 @@ class Switcher:
             if self._residents.get(unit) is not resident or self._is_changing(unit):
                 return  # this is known already, or the switch in progress reports it when it ends
             del self._residents[unit]
+            self._unloadings.note_stopped((unit,))  # before the decision, which may load it again
             actions = self._scheduler.lost(unit, time.monotonic())
             self._begin(actions)
         resident.backend.drop_idle()

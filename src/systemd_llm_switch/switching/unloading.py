@@ -33,7 +33,8 @@ class Unloading:
             raise self._error
 
     def note_stopped(self, units: Collection[str]) -> None:
-        """These units were stopped, and systemd confirmed it; a request may have loaded them again already."""
+        """These units were stopped, and systemd confirmed it, or their process is gone; a request may have loaded them
+        again already."""
         if self._units is not None:
             self._units.difference_update(units)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,10 @@ class Watcher:
         self._connection.close()
 
     def lines(self) -> Iterator[str]:
-        """What comes, until the stream ends."""
+        """What comes, until the stream ends. Fails after a minute, since comments would keep it waiting for ever."""
+        deadline = time.monotonic() + 60
         while line := self.reply.readline():
+            assert time.monotonic() < deadline, "the event did not come"
             yield line.decode().strip()
 
     def events(self) -> Iterator[dict[str, Any]]:

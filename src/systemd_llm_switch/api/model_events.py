@@ -54,8 +54,9 @@ class ModelEvents:
             self._places.release()
 
     def _watch(self, client: Client, write: Write) -> None:
-        write(KEEP_ALIVE)  # sends the head
-        known, heard_at = self._look(), time.monotonic()
+        known = self._look()  # before the head, after which a client may expect every change
+        write(KEEP_ALIVE)
+        heard_at = time.monotonic()
         while not self._switcher.is_closing:
             Signal().wait(client, _LOOK_EVERY_S)
             now = self._look()

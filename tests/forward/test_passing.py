@@ -18,7 +18,7 @@ KEY = {"Authorization": "Bearer sk-mine"}
 
 @pytest.fixture
 def proxy(stack: Stack) -> Proxy:
-    proxy = stack.run({"a": stack.standin("a"), "org/a": stack.standin("slash")})
+    proxy = stack.run({"a": stack.standin("a"), "org/a": stack.standin("slash")}, max_reply_mb=1)
     proxy.chat("a")
     return proxy
 
@@ -32,6 +32,30 @@ def test_llama_servers_own_page_comes_compressed(stack: Stack, real_unit: Callab
     plain = proxy.get("/upstream/a/")  # a client that takes no gzip, as curl
     assert (plain.status, plain.headers.get("content-encoding")) == (200, None)
     assert plain.body == gzip.decompress(answer.body)
+
+
+ZIPPED = gzip.compress(b'{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("zipped", "words"),
+    [
+        (ZIPPED[:-4], "is not valid gzip: its end is missing"),
+        (b"no gzip", "is not valid gzip"),
+        (ZIPPED * 2, "something follows its end"),
+        (gzip.compress(bytes(2_000_000)), "is larger than 1 MB (server.max_reply_mb)"),
+    ],
+    ids=["cut", "other", "two", "bomb"],
+)
+def test_what_is_unpacked_for_a_client_is_bounded_and_sound(proxy: Proxy, zipped: bytes, words: str) -> None:
+    answer = proxy.post("/upstream/a/v1/chat/completions", chat("a", standin={"zipped": zipped.hex()}))
+    assert (answer.status, answer.error["code"]) == (502, "backend_error")
+    assert words in answer.error["message"]
+
+
+def test_a_compressed_reply_is_unpacked_for_a_client_that_takes_none(proxy: Proxy) -> None:
+    answer = proxy.post("/upstream/a/v1/chat/completions", chat("a", standin={"zipped": ZIPPED.hex()}))
+    assert (answer.status, answer.json, answer.headers.get("content-encoding")) == (200, {"a": 1}, None)
 
 
 def test_the_page_without_its_slash_leads_to_the_one_with_it(proxy: Proxy) -> None:

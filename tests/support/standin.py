@@ -16,6 +16,7 @@ A request's body may carry `"standin": {…}` (the proxy passes unknown fields t
     until_released  wait until `GET /standin/release`, which ends `--load-s`, too
     status    the reply's HTTP status     message  the reply's message object
     finish    its finish_reason           cut      close the connection in the middle of the body
+    zipped    the reply's body in hexadecimal digits, which is said to be gzip
     template, completion   what /apply-template and /completion tell
     early_s   send the reply's headers, and the body that much later
     half_s    send the reply's headers and half of its body, and the rest that much later
@@ -189,6 +190,8 @@ class Handler(socketserver.StreamRequestHandler):
             os._exit(orders["crash"])
         if body.get("stream") and orders.get("status", 200) < 400:
             self.stream(body, orders)
+        elif "zipped" in orders:
+            self.reply(200, bytes.fromhex(orders["zipped"]), orders)
         elif "raw" in orders:
             self.reply(orders.get("status", 200), orders["raw"].encode())
         elif orders.get("cut"):
@@ -288,7 +291,11 @@ class Handler(socketserver.StreamRequestHandler):
 
     def reply(self, status: int, value: Any, orders: dict[str, Any] | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        head = f"HTTP/1.1 {status} Standin\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        encoding = "Content-Encoding: gzip\r\n" if orders and "zipped" in orders else ""
+        head = (
+            f"HTTP/1.1 {status} Standin\r\nContent-Type: application/json\r\n{encoding}"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
         wire = head.encode() + data
         for order, count in (("early_s", len(head)), ("half_s", len(head) + len(data) // 2)):
             if orders and order in orders:

@@ -22,6 +22,7 @@ SLOT_VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
 _NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
 # These do not name the model's file, so it cannot be checked later whether it is still the same.
+_USUAL_PORT = 8080
 _UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
 
 
@@ -90,6 +91,14 @@ class Command:
         except OSError:
             return False
         return command_line == b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in self.arguments)
+
+    @property
+    def port(self) -> int | None:
+        """The port that its words name, llama-server's own without one; None if it is not a number."""
+        named = self.option("--port")
+        if named is None:
+            return _USUAL_PORT
+        return int(named) if named.isascii() and named.isdecimal() and len(named) <= 5 else None
 
     def option(self, *flags: str) -> str | None:
         """The value of the last of these flags, which is the one that llama-server uses."""

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http import HTTPStatus
 
+from systemd_llm_switch import zipped
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Exchange, Message, ReplyTooLarge
 from systemd_llm_switch.config.file import LiveConfig
 from systemd_llm_switch.config.records import Model
 from systemd_llm_switch.errors import BackendError, BackendTimeout, ClientGone, ProxyError
 from systemd_llm_switch.forward.answer import Answer, Sendable, Start
 from systemd_llm_switch.forward.attempt import lost_backend, max_reply_bytes, too_large, wrong_key
+from systemd_llm_switch.quoting import printable
 from systemd_llm_switch.switching.switcher import Switcher
 from systemd_llm_switch.waiting import Client
 
 log = logging.getLogger(__name__)
 
 _GZIP = ("Content-Encoding", "gzip")
-_GZIP_WBITS = 16 + zlib.MAX_WBITS
 _LIVE_HEADERS = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
 
 
@@ -82,16 +82,13 @@ class Passing:
         """
         if _GZIP not in answer.headers:
             return answer
-        member = zlib.decompressobj(_GZIP_WBITS)
         server = self._live.latest.server
         try:
-            body = member.decompress(answer.body, max_reply_bytes(server))
-        except zlib.error as error:
-            raise BackendError(f"the reply of {model.id!r} is not valid gzip: {error}") from error
-        if member.unconsumed_tail:
-            raise too_large(model, server)
-        if not member.eof:
-            raise BackendError(f"the reply of {model.id!r} is not valid gzip: its end is missing")
+            body = zipped.unzip(answer.body, max_reply_bytes(server))
+        except zipped.TooLargeUnzipped as error:
+            raise too_large(model, server) from error
+        except zipped.NotGzip as error:
+            raise BackendError(f"the reply of {model.id!r} is not valid gzip: {printable(str(error))}") from error
         return answer._replace(headers=tuple(it for it in answer.headers if it != _GZIP), body=body)
 
     @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpRequestParser
 
+from systemd_llm_switch import zipped
 from systemd_llm_switch.errors import QueueFull, RequestTooLarge
 from systemd_llm_switch.http_server.head import MalformedRequest
 from systemd_llm_switch.http_server.reading import RequestReader, Truncated
@@ -25,10 +25,7 @@ _MAX_LINE_BYTES = 8192
 _MAX_EXTRA_BYTES = 64 * 1024
 _SIZE_LINE_BYTES = len("00000000\r\n")
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-_GZIP_WBITS = 31
 _READ_BYTES = 256 * 1024
-_PIECE_BYTES = 1 << 20
-_ZIPPED_BYTES = 64 * 1024
 GZIP = ("gzip", "x-gzip")
 IDENTITY = ("", "identity")
 
@@ -172,33 +169,15 @@ def check_encoding(encoding: str) -> None:
 
 
 def unzip(raw: bytes, limit: int, charge: Charge) -> bytes:
-    """The decompressed gzip body. It must be one member, because many small members would take long for few bytes.
+    """The decompressed gzip body.
 
     Raises:
         MalformedRequest, RequestTooLarge, and what `charge` raises, which is called for each piece.
     """
-    body = io.BytesIO()
-    member = zlib.decompressobj(_GZIP_WBITS)
     try:
-        for start in range(0, len(raw), _ZIPPED_BYTES):
-            if member.eof:
-                raise _not_gzip("something follows its end")
-            zipped = raw[start : start + _ZIPPED_BYTES]
-            while zipped:
-                piece = member.decompress(zipped, _PIECE_BYTES)
-                zipped = member.unconsumed_tail
-                if body.tell() + len(piece) > limit:
-                    raise RequestTooLarge(limit / 1e6)
-                charge(len(piece))
-                body.write(piece)
-    except zlib.error as error:
-        raise _not_gzip(printable(str(error))) from error
-    if not member.eof:
-        raise _not_gzip("its end is missing")
-    if member.unused_data:
-        raise _not_gzip("something follows its end")
-    return body.getvalue()
-
-
-def _not_gzip(reason: str) -> MalformedRequest:
-    return MalformedRequest(HTTPStatus.BAD_REQUEST, f"the body is not valid gzip: {reason}")
+        return zipped.unzip(raw, limit, charge)
+    except zipped.TooLargeUnzipped as error:
+        raise RequestTooLarge(limit / 1e6) from error
+    except zipped.NotGzip as error:
+        message = f"the body is not valid gzip: {printable(str(error))}"
+        raise MalformedRequest(HTTPStatus.BAD_REQUEST, message) from error

@@ -44,7 +44,9 @@ def naming(body: bytes, model_id: str) -> bytes:
     except (ValueError, RecursionError):
         return body
     is_other = isinstance(reply, dict) and reply.get("model", model_id) != model_id
-    return dump(reply | {"model": model_id}) if is_other else body
+    if not is_other:
+        return body
+    return renamed(body, model_id) or dump(reply | {"model": model_id})
 
 
 def renamed(body: bytes, model_id: str) -> bytes | None:

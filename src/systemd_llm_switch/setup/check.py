@@ -18,7 +18,7 @@ from systemd_llm_switch.setup.model_files import missing_parts
 from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.running_proxy import UNIT, OtherProgram, ProxyConfig, ProxyStatus
 from systemd_llm_switch.setup.systemctl import Systemctl
-from systemd_llm_switch.setup.unit_files import exec_start, expand, model_in, port_in, wanted_model
+from systemd_llm_switch.setup.unit_files import exec_start, expand, model_in, wanted_model
 
 _LONGEST_ERROR = 400  # characters; the journal has the rest
 
@@ -175,7 +175,7 @@ def _of_flags(model: _Model, program: Path) -> Iterator[Finding]:
 
 def _of_port(model: _Model, config: ProxyConfig, places: Places) -> Iterator[Finding]:
     """The model listens on another port than the proxy asks, so a request would wait until `health_timeout`."""
-    listens, asked = port_in(model.words), urlsplit(model.url).port
+    listens, asked = Command.of(model.words).port, urlsplit(model.url).port
     if asked is not None and listens is not None and listens != asked and "LLAMA_ARG_PORT" not in model.text:
         what = f"{model.id}: the proxy asks {model.url}, but {model.unit} listens on port {listens}"
         yield Finding(what, f"set --port {asked} in the unit, or llama_url in {places.short(config.path)}")

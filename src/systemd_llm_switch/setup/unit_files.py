@@ -129,15 +129,6 @@ def expand(word: str, home: Path) -> str:
     return re.sub("%[h%]", lambda found: str(home) if found[0] == "%h" else "%", word)
 
 
-def port_in(words: list[str]) -> int | None:
-    """The port in these words of llama-server's command line: 8080 if they have none; None if it is not a number."""
-    given = [value for option, value in pairwise(words) if option == "--port"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--port=")]
-    if not given:
-        return 8080
-    return int(given[-1]) if given[-1].isdecimal() and len(given[-1]) <= 5 else None
-
-
 def exec_start(text: str) -> list[str]:
     """The words of the last ExecStart=, unquoted; specifiers stay as they are. Empty if the quotes do not match."""
     joined = re.sub(r"\\\n\s*", " ", text)

@@ -34,11 +34,11 @@ def elsewhere(status: UnitStatus, url: str) -> Elsewhere | None:
     if not is_here or not _says_all(status):
         return None
     command = Command.of_status(status)
-    port, host = command.option("--port"), _address(command.option("--host") or "")
-    if port is None or not (port.isascii() and port.isdecimal() and len(port) <= 5):
+    port, host, wanted = command.port, _address(command.option("--host") or ""), parts.port or 80
+    if port is None or command.option("--port") is None:
         return None
-    if int(port) != (parts.port or 80):
-        return Elsewhere("--port", port, str(parts.port or 80))
+    if port != wanted:
+        return Elsewhere("--port", str(port), str(wanted))
     if host is not None and asked is not None and host != asked and not host.is_unspecified:
         return Elsewhere("--host", str(host), str(asked))
     return None

@@ -1,4 +1,4 @@
-"""Unpacks gzip from a stranger, bounded in size. Pure."""
+"""Unpacks gzip that a client or a backend sent, bounded in size. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NotGzip(ValueError):
 
 
 class TooLargeUnzipped(ValueError):
-    """There is more than allowed."""
+    """The unpacked bytes are more than allowed."""
 
 
 def unzip(raw: bytes, limit: int, charge: Callable[[int], None] = lambda _: None) -> bytes:

@@ -145,7 +145,8 @@ class Contexts:
         return unit in self._sessions
 
     def note_chat(self, unit: str, message: bytes) -> None:
-        """A chat was answered; `message` is the body that the backend got. Reads it, so the client goes first."""
+        """A chat was answered; `message` is the body that the backend got. Parses it: call this when the client has its
+        answer."""
         if self._is_warmed(unit):
             self._warming.note(unit, message)
 

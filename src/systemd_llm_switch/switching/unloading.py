@@ -16,7 +16,7 @@ class Unloading:
     """
 
     def __init__(self, units: Collection[str] | None) -> None:
-        self._units = None if units is None else set(units)  # that have not been gone since the wait began
+        self._units = None if units is None else set(units)  # those that must still stop
         self._error: ProxyError | None = None
         self._signal = Signal()
 
@@ -39,7 +39,7 @@ class Unloading:
             self._units.difference_update(units)
 
     def note_loaded(self, units: Collection[str]) -> None:
-        """No other units are loaded; a request may load more later, which this wait is not for."""
+        """Only these units are loaded. A request may load others later; this wait is not for those."""
         if self._units is not None:
             self._units.intersection_update(units)
 

@@ -113,6 +113,13 @@ def test_a_hold_that_pauses_chats_lets_an_answer_go_on_afterwards(seat: Seat, be
     expect(seat.role("chat-state")).to_contain_text("holding · ")
 
 
+def test_how_fast_a_model_wrote_is_shown_although_no_status_follows(seat: Seat) -> None:
+    """The last status may be older than the end of the request."""
+    note = "async () => (await import('/static/models.js')).noteRate({model: 'talker', tokens_per_s: 5})"
+    seat.page.evaluate(note)
+    expect(seat.model("talker").locator('[data-part="rate"]')).to_have_text("5.0")
+
+
 def test_a_real_model_answers_in_the_chat(seat: Seat) -> None:
     seat.say("Say hello.", "real")
     expect(seat.role("chat-state")).to_contain_text("tokens/s")

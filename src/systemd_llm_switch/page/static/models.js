@@ -19,12 +19,14 @@ const ANNOUNCED = new Set(["ready", "failed", "stopped"]);
 const rates = new Map();
 let known = {};
 
-/** A finished request says how fast its model wrote. */
+/** A finished request says how fast its model wrote. Shown at once: no other status may come after it. */
 export function noteRate(request) {
   if (request.tokens_per_s === null) return;
   const list = rates.get(request.model) ?? [];
   list.push(request.tokens_per_s);
   rates.set(request.model, list.slice(-MOST_RATES));
+  const card = [...role("models").children].find((it) => it.dataset.model === request.model);
+  if (card) showRate(card, request.model);
 }
 
 /** The last requests are about to be noted from the beginning. */

@@ -115,9 +115,12 @@ def test_a_hold_that_pauses_chats_lets_an_answer_go_on_afterwards(seat: Seat, be
 
 def test_how_fast_a_model_wrote_is_shown_although_no_status_follows(seat: Seat) -> None:
     """The last status may be older than the end of the request."""
-    note = "async () => (await import('/static/models.js')).noteRate({model: 'talker', tokens_per_s: 5})"
-    seat.page.evaluate(note)
-    expect(seat.model("talker").locator('[data-part="rate"]')).to_have_text("5.0")
+    expect(seat.model("talker")).to_be_visible()
+    shown = seat.page.evaluate("""async () => {
+        (await import("/static/models.js")).noteRate({ model: "talker", tokens_per_s: 5 });
+        return document.querySelector('[data-model="talker"] [data-part="rate"]').textContent;
+    }""")
+    assert shown == "5.0"
 
 
 def test_a_real_model_answers_in_the_chat(seat: Seat) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -217,15 +217,14 @@ def leads_to(link: Path, target: Path) -> bool:
 def write(path: Path, text: str, mode: int = 0o644) -> None:
     """Writes all or nothing: a full disk or a signal never leaves half a file. Follows no link."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # known before it exists: a signal may come then
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with fresh.open("x", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(text)
-            os.fchmod(descriptor, mode)
-        Path(fresh).replace(path)
+        fresh.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(fresh).unlink()
+        fresh.unlink(missing_ok=True)
         raise
 
 

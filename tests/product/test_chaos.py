@@ -60,7 +60,7 @@ FAIR = {
 ACCOUNTED = {"ok", "dropped", "no proxy", "the backend's own error", "model_not_found, as configured", *FAIR}
 # The pool keeps the threads of its busiest moment: two of its steps more than a fresh one after the same burst.
 BURST, THREADS_STEP = 80, 48
-GROWTH_MIB = 10  # about a fifth
+MOST_GROWTH = 1.2
 MAX_LINE_BYTES = 2000
 # The journal line follows the answer. Where the proxy was killed between the two, there is none.
 KILLED_S = 2.0
@@ -198,7 +198,7 @@ class World:
         return self.stack.proxies[-1]
 
     def start_proxy(self) -> None:
-        # As in the proxy's unit: glibc's arenas, one a thread, are no growth, but look like it.
+        # As in the proxy's unit: otherwise glibc's arenas, one a thread, look like growth.
         env = {"MALLOC_ARENA_MAX": "2"}
         proxy = self.stack.start_proxy("--port", str(self.proxy_port), wait=False, env=env)
         proxy.port = self.proxy_port
@@ -565,7 +565,7 @@ def _faults_of(world: World, after: Footprint, fresh: Footprint) -> Iterator[str
     is_more = after.threads > fresh.threads + THREADS_STEP
     if is_more or after.children or after.descriptors != fresh.descriptors:
         yield f"left over in the proxy: {after}, a fresh one: {fresh}"
-    if after.mib > fresh.mib + GROWTH_MIB:
+    if after.mib > fresh.mib * MOST_GROWTH:
         yield f"memory grew: {after.mib} MiB, a fresh proxy: {fresh.mib}"
     for name, unit in world.units.items():
         if world.stack.active_state(unit) not in ("inactive", "failed"):

@@ -31,7 +31,7 @@ from support.ports import free_port as free_port  # the tests take it from here
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
 
-
+_READ_AT_START = {"PYTHONPATH", "MALLOC_ARENA_MAX"}  # by Python and by glibc
 PATIENCE_S = 60  # so long that only a claim that never comes true reaches it, on a busy machine, too
 
 
@@ -279,8 +279,8 @@ def _compiled(script: Path) -> str:
 def _start(
     words: list[str], env: dict[str, str], own: dict[str, str], log: IO[bytes]
 ) -> subprocess.Popen[bytes] | prefork.Forked:
-    """A proxy's process. It is a new one if the test wants another PYTHONPATH, which is read before anything else."""
-    if "PYTHONPATH" not in own:
+    """A proxy's process. It is a new one if the test sets what only the start of a process reads."""
+    if not own.keys() & _READ_AT_START:
         return prefork.start(words, env | own, log)
     command = [sys.executable, "-m", "systemd_llm_switch", *words]
     return subprocess.Popen(command, env=env | own, stderr=log, stdout=log)

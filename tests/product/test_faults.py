@@ -89,6 +89,7 @@ def test_a_model_that_never_gets_ready_is_a_504_and_is_stopped(stack: Stack) -> 
     assert "1 s" in answer.error["message"]
     assert "still fetching" in answer.error["message"]
     assert stack.active_state(unit) in ("inactive", "failed")
+    assert answer.timing("switch") >= 1000 > answer.timing("queue")
 
 
 def test_a_missing_unit_is_named(stack: Stack) -> None:

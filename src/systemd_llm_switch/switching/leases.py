@@ -96,9 +96,12 @@ class Lease:
         self.queue_s = max(0.0, time.monotonic() - self.submitted - self.switch_s)
         self._signal.set()
 
-    def reject(self, error: ProxyError) -> None:
-        """The wait is over, and the model cannot be used."""
-        self.queue_s = time.monotonic() - self.submitted
+    def reject(self, error: ProxyError, began: float | None = None) -> None:
+        """The wait is over, and the model cannot be used. `began` is when the switch began that failed, if one did
+        (`time.monotonic`)."""
+        now = time.monotonic()
+        self.switch_s = 0.0 if began is None else now - max(began, self.submitted)
+        self.queue_s = now - self.submitted - self.switch_s
         self._error = error
         self._signal.set()
 
@@ -156,15 +159,16 @@ class Leases:
         """All leases, granted or not."""
         return list(self._leases.values())
 
-    def perform(self, action: Grant | Reject | Interrupt, config: Config) -> None:
-        """Resolves or interrupts a lease, as was decided."""
+    def perform(self, action: Grant | Reject | Interrupt, config: Config, began: float | None = None) -> None:
+        """Resolves or interrupts a lease, as was decided. `began` is when the switch began whose end led to this."""
         lease = self._leases.get(action.ticket)
         if lease is None:
             return  # it was given back meanwhile
         if isinstance(action, Grant):
             lease.grant()
         elif isinstance(action, Reject):
-            lease.reject(rejection(action, lease.model, config))
+            failed = began if action.reason is Reason.START_FAILED else None
+            lease.reject(rejection(action, lease.model, config), failed)
         else:
             lease.interrupt(interruption(lease.model))
 

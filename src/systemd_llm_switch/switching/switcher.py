@@ -385,11 +385,12 @@ class Switcher:
         loaded = self._scheduler.residents
         self._unloadings.resolve(loaded, self._scheduler.on_hold, closing, is_switching=self.is_switching)
 
-    def _perform(self, actions: Sequence[Action]) -> None:
-        """Performs actions. The caller must not hold the lock."""
+    def _perform(self, actions: Sequence[Action], began: float | None = None) -> None:
+        """Performs actions. The caller must not hold the lock. `began` is when the switch began whose end led to
+        them."""
         for action in actions:
             if isinstance(action, Grant | Reject | Interrupt):
-                self._leases.perform(action, self._config)
+                self._leases.perform(action, self._config, began)
             elif isinstance(action, HoldEnded):
                 log.info("hold_ended")
                 self._end_pauses()
@@ -403,7 +404,7 @@ class Switcher:
                 self._run = None
                 actions = self._conclude(run, outcome)
                 self._begin(actions)
-            self._perform(actions)
+            self._perform(actions, run.began)
 
     def _conclude(self, run: SwitchRun, outcome: SwitchOutcome) -> list[Action]:
         """Notes what is loaded now, and returns the scheduler's actions. The caller must hold the lock."""

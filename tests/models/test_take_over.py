@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from models.conftest import Person
+from systemd_llm_switch.command import take_over
+from systemd_llm_switch.command.add_one import Adder, Source
+from systemd_llm_switch.models.adding import AddedAlready
+from systemd_llm_switch.setup.places import Places
 
 SWAP = """\
 globalTTL: 600
@@ -100,14 +105,35 @@ def test_two_names_with_one_unit_are_noticed_in_a_dry_run(person: Person, model_
 
 
 def test_an_interrupt_leaves_the_models_that_were_added(person: Person, model_file: Path) -> None:
-    """And nothing of the one that was being added."""
+    """And nothing of the one that was being added, unless the signal came when that was done."""
     path = person.home / "models.ini"
-    path.write_text(PRESETS.format(name="one", file=model_file) + PRESETS.format(name="two", file=model_file))
+    path.write_text("\n".join(PRESETS.format(name=name, file=model_file) for name in ("one", "two", "three")))
     code, said = person.interrupt("two.service", "add", "--from-presets", str(path), "--no-try")
     assert code == 1, said
-    assert "1 added: one" in said
-    assert person.models() == ["mine", "one"]
-    assert not (person.home / ".config/systemd/user/two.service").is_symlink()
+    added = re.search(r"\d added: (.+)", said)
+    assert added, said
+    assert added[1] in ("one", "one, two")
+    assert person.models() == ["mine", *added[1].split(", ")]
+    linked = person.home / ".config/systemd/user"
+    assert [(linked / f"{name}.service").is_symlink() for name in ("two", "three")] == ["two" in added[1], False]
+
+
+class Interrupted(Adder):
+    """A signal comes when the first model is added already."""
+
+    def add(self, source: Source) -> None:
+        raise AddedAlready
+
+
+def test_an_interrupt_that_comes_too_late_ends_only_the_rest(
+    person: Person, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = person.home / "models.ini"
+    path.write_text("\n".join(PRESETS.format(name=name, file=model_file) for name in ("one", "two")))
+    adder = Interrupted(Places.of(person.env), person.env, None, None, str(person.config), is_dry=False)
+    with pytest.raises(KeyboardInterrupt):
+        take_over.run(adder, None, path)
+    assert "1 added: one\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["models: [", "a: &a [x]\nmodels: *b\n", "x: 1\n"])

@@ -274,7 +274,7 @@ def test_a_stopped_process_that_reads_no_large_request_is_a_504_and_is_restarted
     unit = stack.standin("m")
     proxy = stack.run({"m": unit}, request_timeout=3)
     assert proxy.chat("m").status == 200
-    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    stack.freeze_main(unit)
     answer = proxy.chat("m", LARGE, stream=is_streamed)
     if is_streamed:
         assert answer.body.startswith(b": keep-alive\n\n")
@@ -289,7 +289,7 @@ def test_a_large_request_that_is_dropped_while_it_is_sent_is_noticed(stack: Stac
     unit = stack.standin("m")
     proxy = stack.run({"m": unit})
     assert proxy.chat("m").status == 200
-    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    stack.freeze_main(unit)
     sock = _send_chat(proxy.port, "m", LARGE)
     wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 1)
     time.sleep(1)  # until the kernel takes no more
@@ -303,8 +303,7 @@ def test_a_large_request_under_which_the_process_ends_is_served_by_the_next(stac
     unit = stack.standin("m")
     proxy = stack.run({"m": unit})
     assert proxy.chat("m").status == 200
-    pid = stack.main_pid(unit)
-    os.kill(pid, signal.SIGSTOP)
+    pid = stack.freeze_main(unit)
     with in_background(lambda: proxy.chat("m", LARGE)) as results:
         wait_for(lambda: proxy.status()["models"]["m"]["in_flight"] == 1)
         time.sleep(1)  # until the kernel takes no more
@@ -320,7 +319,7 @@ def test_a_process_that_accepts_no_more_connections_is_a_504_and_is_restarted(
     unit = stack.standin("m")
     proxy = stack.run({"m": unit}, request_timeout=request_timeout)
     assert proxy.post("/api/load", {"model": "m"}).status == 200
-    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    stack.freeze_main(unit)
     with contextlib.ExitStack() as queued:
         with contextlib.suppress(TimeoutError):
             while True:
@@ -337,7 +336,7 @@ def test_a_stopped_process_under_a_request_is_a_504_too(stack: Stack) -> None:
     unit = stack.standin("m")
     proxy = stack.run({"m": unit}, request_timeout=1)
     assert proxy.chat("m").status == 200
-    os.kill(stack.main_pid(unit), signal.SIGSTOP)
+    stack.freeze_main(unit)
     assert proxy.chat("m").status == 504
     assert proxy.chat("m").status == 200
 

@@ -201,6 +201,13 @@ class Stack:
     def main_pid(self, unit: str) -> int:
         return int(self.systemctl("show", "-p", "MainPID", "--value", unit))
 
+    def freeze_main(self, unit: str) -> int:
+        """SIGSTOP for the unit's process. All its threads have stopped when this returns. Returns its pid."""
+        pid = self.main_pid(unit)
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: set(_thread_states(pid)) == {"T"})
+        return pid
+
     def kill_main(self, unit: str) -> None:
         """SIGKILL for the unit's process. It has ended when this returns: on a busy machine a signal takes a while."""
         process = os.pidfd_open(self.main_pid(unit))
@@ -323,6 +330,12 @@ def rss_mib(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in text.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
+
+
+def _thread_states(pid: int) -> list[str]:
+    """The letter of each thread's state, as in proc_pid_stat(5)."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [stat.rpartition(")")[2].split()[0] for stat in stats]
 
 
 def threads_of(pid: int) -> int:

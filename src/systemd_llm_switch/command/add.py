@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from systemd_llm_switch.command.add_one import Adder, Source
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY, USAGE
 from systemd_llm_switch.command.proxy_client import NoProxy, Refused, complain
 from systemd_llm_switch.config.records import ConfigError
+from systemd_llm_switch.models.adding import AddedAlready
 from systemd_llm_switch.models.flags import Wishes
 from systemd_llm_switch.setup import console
 from systemd_llm_switch.setup.places import SetupError
@@ -67,7 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         return take_over.run(adder, arguments.from_llama_swap, arguments.from_presets)
     wishes = Wishes(arguments.ctx, arguments.embedding, arguments.cpu, arguments.vram, tuple(arguments.rest))
-    adder.add(Source(arguments.name, arguments.file, arguments.hf_repo or "", wishes))
+    with contextlib.suppress(AddedAlready):
+        adder.add(Source(arguments.name, arguments.file, arguments.hf_repo or "", wishes))
     return DONE
 
 

@@ -63,7 +63,7 @@ class Adder:
         """All of it or nothing. None where a dry run would have to download first.
 
         Raises:
-            SetupError, ConfigError, Refused, NoProxy, OSError, KeyboardInterrupt
+            SetupError, ConfigError, Refused, NoProxy, OSError, KeyboardInterrupt, AddedAlready
         """
         path, file = self.config_path, source.file
         if file is None:

@@ -10,6 +10,7 @@ from systemd_llm_switch.command.proxy_client import Refused
 from systemd_llm_switch.config.file import load
 from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.models import llama_swap, planning, presets
+from systemd_llm_switch.models.adding import AddedAlready
 from systemd_llm_switch.models.foreign import Foreign, NotTaken
 from systemd_llm_switch.models.planning import Extras
 from systemd_llm_switch.quoting import printable
@@ -34,9 +35,16 @@ def run(adder: Adder, llama_swap_file: Path | None, presets_file: Path | None) -
     added: list[str] = []
     failed: list[str] = []
     units: set[str] = set()
+    is_interrupted = False
     try:
         for model in found.models:
-            (added if _take(adder, model, units) else failed).append(printable(model.name))
+            if is_interrupted:
+                raise KeyboardInterrupt
+            try:
+                is_added = _take(adder, model, units)
+            except AddedAlready:
+                is_added = is_interrupted = True
+            (added if is_added else failed).append(printable(model.name))
     finally:
         _say_end(adder, added, failed)
     return FAILED if failed else DONE

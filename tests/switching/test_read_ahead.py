@@ -65,7 +65,7 @@ def test_the_next_model_is_read_while_the_loaded_one_still_works(stack: Stack, m
         assert stack.active_state(next_unit) == "inactive"
         stack.release()
     assert [answer.text for answer in answers] == ["hello from busy", "hello from next"]
-    assert f"read_ahead unit={next_unit} mib=48" in proxy.log
+    wait_for(lambda: f"read_ahead unit={next_unit} mib=48" in proxy.log)
 
 
 def test_a_file_that_memory_has_no_room_for_is_left_alone(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,6 +72,43 @@ ASKED: Json = {"model": "m", "input": "hi", "messages": [], "tools": [{"type": "
 FACTS = RequestFacts.of({"tools": [{"type": "function", "function": {"name": "f"}}]}, thoughts=True)
 
 
+BLOCK: Json = {"type": "text", "text": "a"}
+PICTURE: Json = {"type": "image", "source": {"type": "url", "url": "x"}}
+THOUGHT: Json = {"type": "thinking", "thinking": "a"}
+ITEM: Json = {"type": "message", "role": "assistant", "content": "a"}
+GROWING: dict[str, Callable[[int], tuple[str, Json]]] = {
+    "texts of an answer": lambda count: (PATHS[0], said_in([BLOCK] * count)),
+    "pictures in an answer": lambda count: (PATHS[0], said_in([PICTURE] * count)),
+    "thoughts": lambda count: (PATHS[0], said_in([THOUGHT] * count)),
+    "instructions": lambda count: (PATHS[0], {"system": [BLOCK] * count, "messages": []}),
+    "items of an answer": lambda count: (PATHS[1], {"input": [ITEM] * count}),
+    "allowed tools": lambda count: (PATHS[1], allowing(count)),
+}
+
+
+def said_in(blocks: list[Json]) -> Json:
+    return {"messages": [{"role": "assistant", "content": blocks}]}
+
+
+def allowing(count: int) -> Json:
+    """As many tools, and as many others that are allowed."""
+    tools, others = ([{"type": "function", "name": f"{kind}{it}"} for it in range(count)] for kind in "ab")
+    return {"input": "x", "tools": tools, "tool_choice": {"type": "allowed_tools", "tools": others}}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_the_time_of_a_request_grows_no_faster_than_the_request(kind: str) -> None:
+    """CPU time of this thread, so that a busy machine does not count, at sizes n and 4n."""
+
+    def seconds(count: int) -> float:
+        path, body = GROWING[kind](count)
+        began = time.thread_time()
+        served(path, {"model": "m", **body})
+        return time.thread_time() - began
+
+    assert min(seconds(40_000) for _ in range(2)) < 8 * min(seconds(10_000) for _ in range(2)) + 0.02
+
+
 def served(path: str, body: Json) -> tuple[Request, Dialect]:
     return translate(Request(path, "m", body, b"", is_streamed=False, wants_usage=False, content_type=""))
 
@@ -116,3 +155,23 @@ def answered(dialect: Dialect, stream: list[object]) -> bytes:
     except (BrokenStream, StreamError):
         error = {"message": "broken", "type": "server_error", "code": "backend_error", "param": None}
         return sent + dialect.error_events(502, error, may_get_better=False)
+
+
+def test_the_arguments_of_a_call_are_joined_once() -> None:
+    """A stream's pieces of them, each of 4096 characters."""
+
+    def seconds(count: int) -> float:
+        dialect = served(PATHS[0], ASKED)[1]
+        first, later = (
+            b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"function":{%b"arguments":"%b"}}]}}]}\n\n'
+            % (name, b"a" * 4096)
+            for name in (b'"name":"f",', b"")
+        )
+        began = time.thread_time()
+        dialect.events(first)
+        for _ in range(count):
+            dialect.events(later)
+        dialect.events(b"data: [DONE]\n\n")
+        return time.thread_time() - began
+
+    assert min(seconds(4000) for _ in range(2)) < 8 * min(seconds(1000) for _ in range(2)) + 0.02

@@ -2,61 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from itertools import takewhile
+
 from systemd_llm_switch.errors import InvalidRequest
 from systemd_llm_switch.openai.shapes import Json
 
 Content = str | list[Json]
 
 
+@dataclass(slots=True)
+class _Draft:
+    """A message that may still grow. What it holds is joined once, at the end: to join it piece by piece would copy the
+    first pieces again and again."""
+
+    role: str
+    contents: list[Content] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Json] = field(default_factory=list)
+    call_id: object = None  # of the call that a tool's result answers
+
+    def finished(self) -> Json:
+        message: Json = {"role": self.role, "content": _joined(self.contents)}
+        if self.role == "tool":
+            message["tool_call_id"] = self.call_id
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+
 class ChatBuilder:
     """Grows message by message."""
 
     def __init__(self) -> None:
-        self.messages: list[Json] = []
+        self._drafts: list[_Draft] = []
+
+    def messages(self) -> list[Json]:
+        """The conversation."""
+        return [draft.finished() for draft in self._drafts]
 
     def add_system(self, content: Content) -> None:
         """Adds instructions. Many templates accept only one such message, and only as the first. So instructions at the
         beginning are joined, and later ones become the user's."""
         if not content:
             return
-        if not self.messages:
-            self.messages.append({"role": "system", "content": content})
-        elif len(self.messages) == 1 and self.messages[0]["role"] == "system":
-            self.messages[0]["content"] = _joined(self.messages[0]["content"], content)
+        if not self._drafts:
+            self._drafts.append(_Draft("system", [content]))
+        elif len(self._drafts) == 1 and self._drafts[0].role == "system":
+            self._drafts[0].contents.append(content)
         else:
             self.add_user(content)
 
     def add_user(self, content: Content) -> None:
         """Adds the user's content."""
         if content:
-            self.messages.append({"role": "user", "content": content})
+            self._drafts.append(_Draft("user", [content]))
 
     def add_result(self, call_id: object, content: Content) -> None:
         """Adds a tool's result."""
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        self._drafts.append(_Draft("tool", [content], call_id=call_id))
 
     def add_text(self, content: Content) -> None:
         """Adds the model's answer."""
-        message = self._assistant()
-        message["content"] = _joined(message["content"], content) if message["content"] else content
+        draft = self._assistant()
+        if content or draft.contents:
+            draft.contents.append(content)
 
     def add_thought(self, text: str) -> None:
         """Adds the model's thoughts."""
         if text:
-            message = self._assistant()
-            message["reasoning_content"] = message.get("reasoning_content", "") + text
+            self._assistant().thoughts.append(text)
 
     def add_call(self, call_id: object, name: object, arguments: object) -> None:
         """Adds a tool call. Its arguments may be broken: the history is repaired later."""
         function = {"name": name, "arguments": arguments}
-        call = {"id": call_id, "type": "function", "function": function}
-        self._assistant().setdefault("tool_calls", []).append(call)
+        self._assistant().calls.append({"id": call_id, "type": "function", "function": function})
 
-    def _assistant(self) -> Json:
+    def _assistant(self) -> _Draft:
         """The message that the model's next words belong to."""
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.messages.append({"role": "assistant", "content": ""})
-        return self.messages[-1]
+        if not self._drafts or self._drafts[-1].role != "assistant":
+            self._drafts.append(_Draft("assistant"))
+        return self._drafts[-1]
 
 
 def text_part(text: object) -> Json:
@@ -97,10 +125,14 @@ def list_at(owner: Json, name: str) -> list[Json]:
     return value
 
 
-def _joined(first: Content, second: Content) -> Content:
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    return _parts(first) + _parts(second)
+def _joined(contents: list[Content]) -> Content:
+    """All contents as one: a string as long as there are only strings."""
+    strings = [content for content in takewhile(lambda it: isinstance(it, str), contents) if isinstance(content, str)]
+    text = "\n\n".join(strings)
+    if len(strings) == len(contents):
+        return text
+    first = [text_part(text)] if strings else []
+    return [*first, *(part for content in contents[len(strings) :] for part in _parts(content))]
 
 
 def _parts(content: Content) -> list[Json]:

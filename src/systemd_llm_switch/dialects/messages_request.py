@@ -72,7 +72,7 @@ def _conversation(body: Json) -> list[Json]:
                 conversation.add_system(content_of([*map(_part, blocks)]))
             case _:
                 _add_user(conversation, blocks)
-    return conversation.messages
+    return conversation.messages()
 
 
 def _add_assistant(conversation: ChatBuilder, blocks: list[Json]) -> None:

@@ -61,9 +61,10 @@ def _conversation(body: Json) -> list[Json]:
     else:
         for item in list_at(body, "input"):
             _add(conversation, item)
-    if not conversation.messages:
+    messages = conversation.messages()
+    if not messages:
         raise InvalidRequest("the request has no `input`: a string or a list of items", param="input")
-    return conversation.messages
+    return messages
 
 
 def _add(conversation: ChatBuilder, item: Json) -> None:
@@ -114,7 +115,7 @@ def _tool_choice(choice: object, tools: list[Json]) -> Json:
     if not isinstance(choice, dict):
         return {} if choice is None else {"tool_choice": choice}
     if choice.get("type") == "allowed_tools":
-        allowed = [flat_name(it.get("name"), it.get("namespace")) for it in objects_of(choice.get("tools"))]
+        allowed = {flat_name(it.get("name"), it.get("namespace")) for it in objects_of(choice.get("tools"))}
         some = [tool for tool in tools if tool["function"]["name"] in allowed]
         return {"tool_choice": choice.get("mode") or "auto"} | ({"tools": some} if some else {})
     if choice.get("type") in ("function", "custom"):

@@ -73,6 +73,12 @@ def test_a_fifo_as_key_file_is_refused(tmp_path: Path) -> None:
     assert "is not a regular file" in message
 
 
+def test_a_key_file_in_the_home_of_nobody_is_refused(tmp_path: Path) -> None:
+    message = refused("server: {api_keys_file: ~nobody-of-that-name/keys}\nmodels: {a: a.service}", tmp_path)
+    assert message.startswith("server.api_keys_file: cannot read ")
+    assert "~nobody-of-that-name/keys: No such file" in message
+
+
 @pytest.mark.parametrize(("path", "words"), [("a\0b", "not a valid path"), ("a\ud800b", "not a valid path")])
 def test_a_path_that_cannot_be_is_refused(path: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -189,6 +189,11 @@ def test_a_config_needs_a_model(models: object) -> None:
         ("llama_url", "https://127.0.0.1:1", "must look like"), ("llama_url", "http://h:1/v1", "must look like"),
         ("llama_url", "http://h:x", "must look like"), ("llama_url", "http://h:1?q", "must look like"),
         ("llama_url", "http://h:1#f", "must look like"), ("llama_url", "http://[::1", ""),
+        # Names for which the resolver, or requests, raises an error of its own kind, not an OSError.
+        ("llama_url", f"http://{'h' * 64}:1", "must look like"), ("llama_url", "http://.h:1", "must look like"),
+        ("llama_url", "http://a..b:1", "must look like"), ("llama_url", "http://*:1", "must look like"),
+        ("llama_url", "http://h\u00e9:1", "must look like"), ("llama_url", "http://me:word@h:1", "must look like"),
+        ("host", "a..b", "an IP address or the name"), ("host", "h" * 64, "an IP address or the name"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_of_the_server_is_reported(key: str, value: object, words: str) -> None:

@@ -78,6 +78,15 @@ def test_open_metrics_is_served_to_who_asks_for_it(proxy: Proxy) -> None:
     assert answer.body.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["x", "1.x", "", "99.0.0"])
+def test_a_version_that_cannot_be_read_is_no_error(proxy: Proxy, version: str) -> None:
+    for kind in ("application/openmetrics-text", "text/plain"):
+        answer = proxy.get("/metrics", headers={"Accept": f"{kind}; version={version}; escaping=x"})
+        assert answer.status == 200
+        assert f"version={version};" not in answer.headers["content-type"]
+    assert "Traceback" not in proxy.log
+
+
 @pytest.mark.parametrize(("is_open", "status"), [(False, 401), (True, 200)])
 def test_with_keys_metrics_want_one_unless_they_are_open(stack: Stack, is_open: bool, status: int) -> None:
     proxy = stack.run({"a": stack.standin("a")}, api_keys=["sesame"], metrics_open=is_open)

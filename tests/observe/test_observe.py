@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,14 +181,25 @@ def test_the_log_of_an_unknown_model_is_an_error(proxy: Proxy) -> None:
 def test_journal_readers_end_with_their_watcher(proxy: Proxy) -> None:
     with watching(proxy, "/api/events") as events, watching(proxy, "/api/logs?follow=1&model=a"):
         next(events)
-        wait_for(lambda: any_child(proxy))
-    wait_for(lambda: not any_child(proxy))
+        wait_for(lambda: children_of(proxy))
+    wait_for(lambda: not children_of(proxy))
 
 
-def any_child(proxy: Proxy) -> bool:
-    """Whether the proxy has a process of its own making, whichever of its threads made it."""
+def test_a_journal_reader_that_was_killed_is_replaced(proxy: Proxy) -> None:
+    proxy.chat("a")
+    with watching(proxy, "/api/logs?follow=1&model=a") as events:
+        assert next(data for _, data in events if "Started" in data["message"])
+        (reader,) = children_of(proxy)
+        os.kill(reader, signal.SIGKILL)
+        wait_for(lambda: children_of(proxy) not in ([], [reader]))
+        proxy.post("/api/unload", {"model": "a"})
+        assert next(data for _, data in events if "Stopped" in data["message"])
+
+
+def children_of(proxy: Proxy) -> list[int]:
+    """The processes that the proxy made, whichever of its threads made them."""
+    found: list[int] = []
     for children in Path(f"/proc/{proxy.process.pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            if children.read_text().strip():
-                return True
-    return False
+            found += map(int, children.read_text().split())
+    return found

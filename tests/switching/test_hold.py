@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -454,3 +455,21 @@ def test_the_file_is_in_the_units_state_directory_or_the_users(tmp_path: Path) -
     file.write(time.time() + 60)
     assert json.loads((tmp_path / "unit/hold.json").read_text())["until"] > time.time()
     assert [path.name for path in (tmp_path / "unit").iterdir()] == ["hold.json"]  # nothing half-written stays behind
+
+
+def test_a_fifo_in_the_files_place_holds_nobody_up(tmp_path: Path) -> None:
+    """Reading it, and writing what replaces it, would wait for its other end for ever."""
+    os.mkfifo(tmp_path / "hold.json")
+    os.mkfifo(tmp_path / "hold.new")
+    file = HoldFile(tmp_path)
+    assert file.read() is None
+    file.write(time.time() + 60)
+    assert file.read() is not None
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "hold.new").symlink_to(tmp_path / "mine")
+    HoldFile(tmp_path).write(time.time() + 60)
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert not (tmp_path / "hold.json").is_symlink()

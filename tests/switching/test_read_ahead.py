@@ -82,3 +82,8 @@ def test_it_stops_once_nobody_wants_the_model(tmp_path: Path) -> None:
         file.truncate(256 * MIB)
     answers = iter([True, True, False])
     assert read_files([path], lambda: next(answers)) == 128 * MIB
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    assert read_files([tmp_path / "model.gguf"], lambda: True) == 0

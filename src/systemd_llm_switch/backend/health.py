@@ -58,11 +58,11 @@ class HealthCheck:
 
     def ask(self, timeout_s: float, headers: Mapping[str, str]) -> HealthReply:
         """Asks once. Takes at most `timeout_s` to connect, and as long again to read. Never raises."""
-        question = requests.Request("GET", self._url, headers={"Connection": "close", **headers}).prepare()
+        question = requests.Request("GET", self._url, headers={"Connection": "close", **headers})
         try:
             with self._lock:
                 # Uses the adapter directly: a session would read and decompress the body of a redirect.
-                reply = self._adapter.send(question, stream=True, timeout=timeout_s)
+                reply = self._adapter.send(question.prepare(), stream=True, timeout=timeout_s)
                 reply.close()
                 self._adapter.close()
         except requests.RequestException as error:

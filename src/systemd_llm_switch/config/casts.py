@@ -3,6 +3,7 @@ the user. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import unicodedata
@@ -19,6 +20,9 @@ Cast = Callable[[object], Any]
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(?P<instance>@[A-Za-z0-9:_.\\@-]*)?\.service")
 _MOST_UNIT_NAME_CHARACTERS = 255
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:?#@*\[\]]+)(:\d+)?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.IGNORECASE)
+_MOST_HOST_CHARACTERS = 253
 _STREAMING = ("buffered", "live")
 # Unicode categories that no name, path or key may contain: control, surrogate, line and paragraph separators.
 _UNFIT = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -108,7 +112,18 @@ def as_texts(value: object) -> tuple[str, ...]:
 
 
 def as_host(value: object) -> str:
-    return as_text(value).removeprefix("[").removesuffix("]")  # the form of IPv6 addresses in URLs
+    host = as_text(value).removeprefix("[").removesuffix("]")  # the form of IPv6 addresses in URLs
+    if not _is_host(host):
+        raise ValueError(f"must be an IP address or the name of a machine, not {quoted(host)}")
+    return host
+
+
+def _is_host(host: str) -> bool:
+    """Whether it can be looked up: Python's resolver and `requests` raise errors of their own kinds for other names."""
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return len(host) <= _MOST_HOST_CHARACTERS and _HOST_NAME.fullmatch(host) is not None
 
 
 def as_hosts(value: object) -> tuple[str, ...]:
@@ -178,9 +193,9 @@ def as_url(value: object) -> str:
     url = as_text(value).rstrip("/").lower().replace("//localhost:", "//127.0.0.1:")  # one spelling: they are compared
     try:
         parts = urlsplit(url)
-        is_plain = parts.scheme == "http" and parts.hostname and parts.port
+        is_plain = parts.scheme == "http" and parts.port and _is_host(parts.hostname or "") and "@" not in parts.netloc
     except ValueError:
-        is_plain = None
+        is_plain = False
     if not is_plain or parts.path or parts.query or parts.fragment:
         raise ValueError(f"must look like http://127.0.0.1:3004, not {quoted(url)}")
     return url

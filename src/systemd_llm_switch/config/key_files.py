@@ -56,7 +56,8 @@ def find_exposed(config: Config, path: Path) -> Iterator[str]:
 def _resolve(named: str, path: Path) -> Path:
     """The file, with `~` and variables (`${CREDENTIALS_DIRECTORY}/keys`) expanded. A relative name is relative to the
     config's folder."""
-    return path.parent / Path(os.path.expandvars(named)).expanduser()
+    # Not Path.expanduser, which raises for a user that does not exist.
+    return path.parent / os.path.expanduser(os.path.expandvars(named))  # noqa: PTH111
 
 
 def _with_key(model: Model, path: Path) -> Model:

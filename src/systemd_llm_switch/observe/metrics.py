@@ -26,6 +26,7 @@ _HISTOGRAMS: Mapping[str, tuple[str, Callable[[ModelTally], Histogram]]] = {
 }
 _LOADED = ("ready", "draining")
 _CONTEXT_KINDS = ("saved", "restored", "reused")
+_OPEN_METRICS = "application/openmetrics-text"
 MOST_SERIES_BYTES = 1 << 20  # of one model's own
 
 
@@ -52,7 +53,9 @@ class Metrics:
 
         registry = CollectorRegistry()
         registry.register(self)
-        encode, content_type = choose_encoder(accept)
+        # Only this much of what the client says: the library fails on a version that it cannot read, and repeats it.
+        kinds = (kind.partition(";")[0].strip() for kind in accept.split(","))
+        encode, content_type = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in kinds else "")
         return encode(registry), content_type
 
     def describe(self) -> list[Metric]:

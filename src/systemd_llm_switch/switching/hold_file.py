@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from systemd_llm_switch.config.document import UnreadableFile, read_text
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -38,9 +40,9 @@ class HoldFile:
     def read(self) -> Held | None:
         """The hold, if it is still in force. A file that cannot be read counts as no hold."""
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            stored = json.loads(read_text(self.path))
             until, is_freed = stored["until"], stored.get("is_freed") is True
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (UnreadableFile, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         if until is None:
             return Held(math.inf, is_freed)
@@ -84,5 +86,7 @@ class HoldFile:
         until = None if held.until == math.inf else held.until
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replacement = self.path.with_suffix(".new")
-        replacement.write_text(json.dumps({"until": until, "is_freed": held.is_freed}), encoding="utf-8")
+        replacement.unlink(missing_ok=True)
+        with replacement.open("x", encoding="utf-8") as file:  # follows no link, and does not wait at a FIFO
+            file.write(json.dumps({"until": until, "is_freed": held.is_freed}))
         os.replace(replacement, self.path)  # noqa: PTH105  (the name for an atomic replacement)

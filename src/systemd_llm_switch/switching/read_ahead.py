@@ -93,7 +93,7 @@ def read_files(files: list[Path], is_wanted: Callable[[], bool]) -> int:
 
 def _read(file: Path, is_wanted: Callable[[], bool]) -> Iterator[int]:
     """Asks the kernel to read the file in pieces (posix_fadvise(2)). Yields the length of each."""
-    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)  # a FIFO would block
     try:
         size = os.fstat(handle).st_size
         for start in range(0, size, _CHUNK_BYTES):

@@ -15,6 +15,7 @@ from systemd_llm_switch.systemd.programs import ProgramError, run, start
 
 _FIELDS = "MESSAGE,_SYSTEMD_USER_UNIT,USER_UNIT,PRIORITY"
 _TIMEOUT_S = 5.0
+_AGAIN_S = 1.0  # between the end of a journalctl that nobody asked to end, and the next one
 _MOST_OUTPUT_BYTES = 16 << 20
 _MOST_MESSAGE_CHARACTERS = 2000
 
@@ -51,7 +52,7 @@ def last_lines(units: Sequence[str], count: int) -> list[Line]:
 
 
 class Follower:
-    """Reads lines as they come, in its own thread, until `close`."""
+    """Reads lines as they come, in its own thread, until `close`. If journalctl ends by itself, another one follows."""
 
     def __init__(self, units: Sequence[str], count: int, on_line: Callable[[Line], None]) -> None:
         """Begins with the last `count` lines.
@@ -59,7 +60,10 @@ class Follower:
         Raises:
             JournalError
         """
+        self._units = units
         self._on_line = on_line
+        self._is_over = threading.Event()
+        self._lock = threading.Lock()  # of `_process`
         try:
             self._process = start(*_command(units, count), "--follow")
         except ProgramError as error:
@@ -74,15 +78,35 @@ class Follower:
 
     def close(self) -> None:
         """Ends the reading; `on_line` is not called afterwards. Idempotent."""
-        self._process.kill()
+        self._is_over.set()
+        with self._lock:
+            self._process.kill()
         self._process.wait()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _read(self) -> None:
-        with self._process.stdout as lines:  # type: ignore[union-attr]  # it is a pipe
-            for line in _parse(lines):
-                self._on_line(line)
+        while True:
+            with self._process.stdout as lines:  # type: ignore[union-attr]  # it is a pipe
+                for line in _parse(lines):
+                    self._on_line(line)
+            self._process.wait()
+            while not self._is_over.wait(_AGAIN_S):
+                if self._start_again():
+                    break
+            else:
+                return
+
+    def _start_again(self) -> bool:
+        """Whether another journalctl runs."""
+        with self._lock:
+            if self._is_over.is_set():
+                return False
+            try:
+                self._process = start(*_command(self._units, 0), "--follow")
+            except ProgramError:
+                return False
+            return True
 
 
 def _command(units: Sequence[str], count: int) -> list[str]:

@@ -125,7 +125,8 @@ def test_a_repair_that_takes_too_long_is_given_up(proxy: Proxy, path: str) -> No
     """Each tag may start a call that goes on to the end of the text."""
     before = proxy.status()["repairs"].get("repair_budget", 0)
     text = "<write_file><path>a" * 60_000
-    assert told_of(path, "plain", ask(proxy, path, "plain", says({"content": text}))) == (text, [], ENDS[path]["stop"])
+    orders = {"message": {"role": "assistant", "content": text}}
+    assert told_of(path, "plain", ask(proxy, path, "plain", orders)) == (text, [], ENDS[path]["stop"])
     wait_for(lambda: proxy.status()["repairs"].get("repair_budget", 0) > before)  # counted after the answer
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from systemd_llm_switch.errors import InvalidRequest
+from systemd_llm_switch.errors import InvalidJson, InvalidRequest
 from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
 
@@ -40,9 +40,10 @@ def count(value: object) -> int:
 
 @given(values)
 def test_the_count_is_about_right(value: object) -> None:
-    """Each value but the first is behind a comma or an opening bracket, and an empty bracket counts, too."""
+    """Each value but the first is behind a comma or an opening bracket, and an empty bracket counts, too. A member of
+    an object counts as five."""
     raw = b" " * 100 + json.dumps([value]).encode()
-    assert not has_too_many_values(raw, 2 * count(value) + 1)
+    assert not has_too_many_values(raw, 6 * count(value) + 1)
     if count(value) > 1:
         assert has_too_many_values(raw.strip().ljust(100), (count(value) - 1) // 2)
 
@@ -64,3 +65,32 @@ def test_an_open_string_is_read_once() -> None:
     has_too_many_values(raw, 10**7)
     has_too_many_values(raw[:1_000_000] + b"\\" + raw[1_000_000:], MAX_VALUES)
     assert time.thread_time() - began < 10
+
+
+def test_members_of_objects_count_more() -> None:
+    """Python takes that much longer for them than for plain values."""
+    limit = MAX_VALUES // 5
+    members = [f'"{number}":1'.encode() for number in range(limit + 1)]
+    assert parse_object(b'{"model":"a","x":{%b}}' % b",".join(members[: limit - 10]))
+    with pytest.raises(InvalidRequest, match="a member of an object counts as five"):
+        parse_object(b'{"model":"a","x":{%b}}' % b",".join(members))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_string_is_one_wherever_its_escapes_are(shift: int) -> None:
+    """The text is read in portions of 128 KiB. The end of one may be between a backslash and what it escapes."""
+    before = b'{"x":"' + b"a" * ((1 << 17) - 7 - shift)
+    for escaped in (rb"\"", rb"\\", rb"\\\""):
+        assert not has_too_many_values(before + escaped + b",[{" * 5_000 + b'"}', 1000)
+    assert has_too_many_values(before + rb"\\" + b'":' + b"[" * 5_000, 1000)
+
+
+@pytest.mark.parametrize("number", ["9" * 1001, "-" + "9" * 1000])
+def test_a_whole_number_of_too_many_digits_is_refused(number: str) -> None:
+    """Python's time for one grows with the square of its digits."""
+    with pytest.raises(InvalidJson, match="is too large"):
+        parse_object(f'{{"model":"a","seed":{number}}}'.encode())
+
+
+def test_a_number_beyond_all_floats_is_read() -> None:
+    assert parse_object(b'{"x":%b}' % (b"1" + b"0" * 400))["x"] == 10**400

@@ -12,8 +12,15 @@ import pytest
 from corpus.cases import load_cases
 from support.leaked import MARKED
 from support.replies import calling, plenty, saying
-from systemd_llm_switch.forward.live_reply import LiveReply
-from systemd_llm_switch.repair import Budget, RequestFacts, parse_reply, repair_history, repair_reply
+from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply
+from systemd_llm_switch.repair import (
+    Budget,
+    RequestFacts,
+    UnrepairableReply,
+    parse_reply,
+    repair_history,
+    repair_reply,
+)
 
 SMALL, LARGE = 30_000, 120_000
 MAX_RATIO = 10  # four would be linear; the rest is noise of a shared machine
@@ -213,3 +220,31 @@ def test_a_live_stream_of_many_pieces(shape: str) -> None:
             live.feed(json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode())
 
     assert_linear(feed, lambda length: length // 50)
+
+
+def test_arguments_of_more_values_than_python_parses_in_a_moment_are_not_parsed() -> None:
+    """No other request is answered meanwhile. In a string, they are not among the values of the request's body."""
+    function = {"name": "f", "arguments": '{"a":[' + "{}," * 1_000_000 + "1]}"}
+    message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    repaired, repairs = repair_history({"messages": [message]}, plenty())
+    assert [it.kind for it in repairs] == ["history_arguments", "repair_budget"]
+    assert '"arguments": "{\\"malformed_arguments\\":' in json.dumps(repaired)
+
+
+def test_a_number_of_too_many_digits_is_not_parsed() -> None:
+    """Python's time for one grows with the square of its digits."""
+    function = {"name": "f", "arguments": '{"a":' + "9" * 1001 + "}"}
+    message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    assert repair_history({"messages": [message]}, plenty())[1]
+
+
+@pytest.mark.parametrize("unit", ["{},", '{"a":1},', "1,"])
+def test_a_reply_of_more_values_than_any_has_is_refused(unit: str) -> None:
+    raw = b'{"choices":[' + unit.encode() * 2_000_001 + b"1]}"
+    with pytest.raises(UnrepairableReply, match="more than 2000000 values"):
+        parse_reply(raw, plenty())
+
+
+def test_an_event_of_more_values_than_any_has_breaks_the_stream() -> None:
+    with pytest.raises(BrokenStream):
+        LiveReply(RequestFacts(), is_chat=True, wants_usage=False).feed(b'{"choices":[' + b"{}," * 100_001 + b"{}]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ from systemd_llm_switch.api.file_facts import FileFacts
 from systemd_llm_switch.config.records import Config, Model
 from systemd_llm_switch.errors import ProxyError
 from systemd_llm_switch.forward.proxy import Proxy
-from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, object_of, objects_of
+from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, load, object_of, objects_of
 from systemd_llm_switch.scheduler import State
 from systemd_llm_switch.switching.status import ModelStatus
 from systemd_llm_switch.systemd.manager import Systemd
@@ -135,6 +134,6 @@ class _Facts:
         """
         answer = self._proxy.pass_through("GET", model, path, b"", JSON_TYPE[1], Client(None), timeout_s=_ASK_TIMEOUT_S)
         try:
-            return object_of(json.loads(answer.body))
-        except (ValueError, RecursionError):
+            return object_of(load(answer.body))
+        except ValueError:
             return {}

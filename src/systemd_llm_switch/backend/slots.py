@@ -15,6 +15,7 @@ from typing import Any
 
 from systemd_llm_switch.backend.backend import Backend
 from systemd_llm_switch.backend.exchange import BackendDeadline, BackendLost, Bounds, Message, ReplyTooLarge
+from systemd_llm_switch.openai.shapes import load
 from systemd_llm_switch.waiting import Client
 
 _LARGEST_REPLY = 8 << 20  # an old build's list of slots repeats their prompts
@@ -155,8 +156,8 @@ class Slots:
         data = b"" if body is None else json.dumps(body).encode()
         status, reply = self._fetch(method, path, data, deadline)
         try:
-            value = json.loads(reply)
-        except (ValueError, RecursionError) as error:
+            value = load(reply)
+        except ValueError as error:
             raise SlotError(f"{method} {path} answered {status}, and not with JSON") from error
         if status != 200:
             raise SlotRefused(f"{method} {path} answered {status}: {_message(value)}")

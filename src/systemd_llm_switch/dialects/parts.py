@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
-from systemd_llm_switch.repair import MALFORMED_ARGUMENTS
+from systemd_llm_switch.repair import MALFORMED_ARGUMENTS, decode
 
 
 class Thought(NamedTuple):
@@ -63,6 +63,7 @@ class PartReader:
     created: int = 0
     _finish_reason: str = "stop"
     _calls: list[Json] = field(default_factory=list)
+    _arguments: list[list[str]] = field(default_factory=list)  # of each call, in pieces
 
     def feed(self, frames: bytes) -> list[Part]:
         """What the frames say, which are whole ones; the end comes with `[DONE]`."""
@@ -70,7 +71,7 @@ class PartReader:
 
     def _read(self, data: bytes) -> Iterator[Part]:
         if data == b"[DONE]":
-            yield from map(_call, self._calls)
+            yield from map(self._whole, self._calls, self._arguments)
             yield End(self._finish_reason, self.usage)
             return
         chunk: Json = json.loads(data)
@@ -89,9 +90,17 @@ class PartReader:
         function = object_of(delta.get("function"))
         if function.get("name") is not None or not self._calls:
             self._calls.append({**delta, "function": dict(function)})
+            self._arguments.append([])
         else:
-            known = self._calls[-1]["function"]
-            known["arguments"] = f"{known.get('arguments') or ''}{function.get('arguments') or ''}"
+            self._arguments[-1].append(str(function.get("arguments") or ""))
+
+    @staticmethod
+    def _whole(call: Json, pieces: list[str]) -> Call:
+        """A call with all pieces of its arguments, which are joined once."""
+        function = call["function"]
+        if pieces:
+            function = function | {"arguments": "".join((str(function.get("arguments") or ""), *pieces))}
+        return _call({**call, "function": function})
 
 
 def _words(message: Json) -> Iterator[Part]:
@@ -111,7 +120,7 @@ def _as_object(arguments: object) -> str:
     """Arguments that could not be repaired: an object with their text, under a name that says so to the model."""
     text = arguments if isinstance(arguments, str) else dump(arguments).decode()
     try:
-        if isinstance(json.loads(text), dict):
+        if isinstance(decode(text), dict):
             return text
     except (ValueError, RecursionError):
         pass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from systemd_llm_switch.forward.recovery import PartialReply
-from systemd_llm_switch.openai.shapes import Json, choices_of, dump, object_of, objects_of
+from systemd_llm_switch.openai.shapes import Json, choices_of, dump, load, object_of, objects_of
 from systemd_llm_switch.openai.sse import (
     DONE,
     frame,
@@ -127,9 +127,9 @@ class LiveReply:
             BrokenStream: the event is not a chunk.
         """
         try:
-            chunk: Json = json.loads(data)
+            chunk: Json = load(data, _MOST_VALUES)
             choices = choices_of(chunk)
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise BrokenStream(f"an event is not a JSON object: {quoted(data)}") from error
         if "error" in chunk:
             raise StreamError(chunk)
@@ -338,6 +338,7 @@ class LiveReply:
 
 
 _MOST_LOOKED_AT = 16 * 1024
+_MOST_VALUES = 100_000  # of one event
 _PLAIN = frozenset(("role", "content", "reasoning_content"))
 
 

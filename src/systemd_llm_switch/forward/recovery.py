@@ -14,7 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.openai.shapes import Json, dump, load
 from systemd_llm_switch.repair import THOUGHTS_END, is_in_call, starts_with_call
 
 REFUSAL = b"output that does not match the expected"
@@ -68,8 +68,8 @@ def refused_text(body: bytes) -> str | None:
     whole text, it must begin with a call: otherwise its beginning may be lost.
     """
     try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        message = load(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
         return None
     found = _REFUSED_TEXT.search(message) if isinstance(message, str) else None
     if found is None or not found["text"].strip():
@@ -91,7 +91,7 @@ def completion_message(
     `sent`: the chat request as the backend got it.
     """
     try:
-        prompt = json.loads(template_reply)["prompt"]
+        prompt = load(template_reply)["prompt"]
     except (ValueError, KeyError, TypeError):
         return None
     if not isinstance(prompt, str):
@@ -114,8 +114,8 @@ def _continued(prompt: str, begun: PartialReply) -> str:
 def thinks_in_tags(props: bytes) -> bool:
     """Whether a model writes its thoughts as `<think>…</think>`: its chat template in `/props`' reply says so."""
     try:
-        return THOUGHTS_END in json.loads(props)["chat_template"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return THOUGHTS_END in load(props)["chat_template"]
+    except (ValueError, KeyError, TypeError):
         return False
 
 
@@ -123,7 +123,7 @@ def chat_reply(completion_reply: bytes, model: str, begun: PartialReply, created
     """A chat completion whose content is the raw text after `begun`, with the usage of the whole reply; None if the
     reply has no text."""
     try:
-        reply = json.loads(completion_reply)
+        reply = load(completion_reply)
         text = reply["content"]
         used = int(reply.get("tokens_predicted", 0)) + begun.kept_tokens
         read = int(reply.get("tokens_evaluated", 0)) - begun.kept_tokens
@@ -156,9 +156,9 @@ class Continuation:
             ValueError: it is not an event of a completion.
         """
         try:
-            event = json.loads(data)
+            event = load(data)
             text = event["content"]
-        except (KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"not an event of a completion: {error!r}") from error
         if not isinstance(text, str):
             raise ValueError("an event of a completion without text")

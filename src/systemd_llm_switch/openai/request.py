@@ -21,6 +21,7 @@ from systemd_llm_switch.quoting import printable, quoted
 _MAX_FIELD = 10_000
 _TEMPLATE_OPTIONS = "chat_template_kwargs"
 _MAX_SHOWN_DIGITS = 40
+_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ def _parse_form(raw: bytes, content_type: str) -> Json:
 
     _, options = multipart.parse_options_header(content_type)
     try:
-        parser = multipart.MultipartParser(io.BytesIO(raw), options.get("boundary", ""), memory_limit=len(raw) + 1)
+        most = len(raw) + 1  # in memory: a file would need a disk with room, and leave the user's words there
+        parser = multipart.MultipartParser(
+            io.BytesIO(raw), options.get("boundary", ""), memory_limit=most, spool_limit=most
+        )
         fields: Json = {part.name: part.value for part in parser if not part.filename and part.size < _MAX_FIELD}
     except (multipart.MultipartError, ValueError, LookupError) as error:  # the last: a charset that does not exist
         raise InvalidRequest(f"the form cannot be read: {printable(str(error))}") from error
@@ -101,7 +105,10 @@ def parse_object(raw: bytes) -> Json:
         InvalidJson, InvalidRequest
     """
     if has_too_many_values(raw):
-        raise InvalidRequest(f"the request body holds more than {MAX_VALUES} values; send it in several requests")
+        raise InvalidRequest(
+            f"the request body holds more than {MAX_VALUES} values (a member of an object counts as five); send it in"
+            f" several requests"
+        )
     try:
         # It is decoded here because Python would also read UTF-16 and UTF-32 from bytes, which backends do not.
         body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
@@ -125,7 +132,15 @@ def _finite(digits: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite)
+def _whole(digits: str) -> int:
+    """A whole number that a backend can read. Python's time to read one grows with the square of its digits, and it
+    lets no other thread run meanwhile: 64 MB of long ones would take three seconds."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"the number {quoted(digits, _MAX_SHOWN_DIGITS)} is too large")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=_whole)
 
 
 def to_backend(

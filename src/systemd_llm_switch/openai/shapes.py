@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
+
 Json = dict[str, Any]
 
 JSON_TYPE = ("Content-Type", "application/json; charset=utf-8")
@@ -20,6 +22,20 @@ _MOST_NAMED_BYTES = 1_000_000  # a larger reply is not read for its model's name
 # llama-server's words for a prompt that is too long. Roo and Cline condense only if they read the words below.
 _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
+
+
+def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:
+    """The value of JSON that a backend sent.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or holds more than `most_values` values.
+    """
+    if has_too_many_values(raw, most_values):
+        raise ValueError(f"it holds more than {most_values} values")
+    try:
+        return json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def dump(value: object) -> bytes:

@@ -10,6 +10,7 @@ from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
+from .text import decode
 from .thoughts import THOUGHTS_END, is_in_call, may_end_thoughts
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RepairKind",
     "RequestFacts",
     "UnrepairableReply",
+    "decode",
     "is_in_call",
     "may_end_thoughts",
     "parse_reply",

@@ -6,6 +6,11 @@ import json
 import re
 from typing import Any
 
+from systemd_llm_switch.openai.value_count import has_too_many_values
+
+MOST_VALUES = 100_000
+"""Of arguments, or of content that is JSON: far more than a model writes."""
+_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
 _NOT_IN_NAMES = re.compile(r"[\W_]+")
 
 
@@ -13,14 +18,24 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+def _whole(digits: str) -> int:
+    """Python's time to read a number grows with the square of its digits."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("a number of too many digits")
+    return int(digits)
 
 
-def decode(text: str) -> Any:
-    """The value of a strictly valid JSON text.
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole)
 
-    Raises ValueError where the text is not valid JSON, and RecursionError where it is nested too deeply to tell.
+
+def decode(text: str, most_values: int = MOST_VALUES) -> Any:
+    """The value of a strictly valid JSON text. Python parses it in one go, and no other thread runs meanwhile.
+
+    Raises ValueError where the text is not valid JSON or holds too many values, and RecursionError where it is nested
+    too deeply to tell.
     """
+    if len(text) > most_values and has_too_many_values(text.encode(errors="replace"), most_values):
+        raise ValueError(f"it holds more than {most_values} values")
     return _STRICT.decode(text)
 
 

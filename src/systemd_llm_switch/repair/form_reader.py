@@ -22,6 +22,8 @@ LIST_OF_CALLS = re.compile(r"\[\s*+(?:[{/#]|\Z|[A-Za-z_][\w.]{0,99}+(?:\(|\Z))")
 """A list that may hold calls, as far as it was written."""
 _REST_IS_SPACE = re.compile(r"\s*+\Z")  # a copy of the rest for each call would be quadratic
 _FENCE = re.compile(r"\s*+```")
+_FENCE_WITHIN = re.compile(r"```[a-z_]{0,20}+\s*+(?=[{\[<\w])")
+"""A fence between a wrapper and its call."""
 _CUT_END = re.compile(r"\s*+(?:</[\w:]{0,20}|<[|｜][\w|▁｜]{0,30})\Z")
 """An end tag that was cut."""
 
@@ -210,6 +212,10 @@ def _opened(text: str, at: int, tokens: re.Pattern[str] = _OPEN_OR_END) -> tuple
 def _one(source: Source, opened: set[str], at: int) -> tuple[Form | None, list[LeakedCall], int]:
     """The call that starts here in one of the forms, or the calls of a list; the form is None if none starts here."""
     at = source.skip(at)
+    if opened and (fence := _FENCE_WITHIN.match(source.text, at)):
+        form, calls, end = _one(source, opened, fence.end())
+        closing = _FENCE.match(source.text, end)
+        return form, calls, closing.end() if closing else end
     if opened and source.elements and (element := source.elements.match(source.text, at)) and element[1]:
         calls, end = tagged.elements(source, element[1], element.end())
         if calls:

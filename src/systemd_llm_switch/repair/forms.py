@@ -133,13 +133,13 @@ FORMS = (
         ends=("```", *_DEEPSEEK_ENDS),
         behind_name="<｜tool▁sep｜>",
     ),
-    # DeepSeek V3.1: its chat template; vLLM, deepseekv31_tool_parser.py.
+    # DeepSeek V3.1: its chat template; vLLM, deepseekv31_tool_parser.py. Older ones lose the type: llama.cpp.
     Form(
         "DeepSeek V3.1",
         "json",
         opens=_DEEPSEEK_OPENS,
-        head=rf"{NAME}\s*+{_SEP}\s*+(?=\{{)",
-        ends=_DEEPSEEK_ENDS,
+        head=rf"{NAME}\s*+{_SEP}\s*+(?>(?:```(?>(?:json)?))?)\s*+(?=\{{)",
+        ends=("```", *_DEEPSEEK_ENDS),
         behind_name="<｜tool▁sep｜>",
     ),
     # Qwen3-Coder, Qwen 3.5 to 3.8, Nemotron 3, Step 3.5: chat template of Qwen/Qwen3-Coder-30B-A3B-Instruct; vLLM,
@@ -275,8 +275,13 @@ FORMS = (
     Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS, in_any=True),
     # A name before tags of parameters, without a tag of its own.
     Form("name and tags", "parameters", head=rf"{NAME}\s*+(?=<parameter[=\s])", ends=_HERMES_ENDS, in_any=True),
-    # Functionary 3.2: its template. The name is a line.
-    Form("Functionary", "json", head=rf">>>{NAME}\n\s*+(?=\{{)", bare=(r"(?<![^\n])>>>[\w.-]{1,99}\n\s{0,9}\{",)),
+    # Functionary 3.2: its template. The name is a line; the next call comes right behind the object.
+    Form(
+        "Functionary",
+        "json",
+        head=rf">>>{NAME}\r?\n\s*+(?=\{{)",
+        bare=(r"(?<![^\n}])>>>[\w.-]{1,99}\r?\n\s{0,9}\{",),
+    ),
     # The name in an element: small models that saw `<name>` in a prompt.
     Form(
         "name in an element",
@@ -347,6 +352,8 @@ FORMS = (
             "functools",
             "Action: ```json",
             "Action:```json",
+            "Action:\n```json",
+            "Action:\n```",
             "<|python_tag|>",
             "<|python_start|>",
             "<|tool_call_start|>",
@@ -399,8 +406,8 @@ TURN_STARTS = (
     "<|im_start|>assistant", "<|start_header_id|>assistant<|end_header_id|>", "<|assistant|>", "<start_of_turn>model",
     "<|start_of_role|>assistant<|end_of_role|>", "<|turn>model",
 )  # fmt: skip
-TURN_START = re.compile(rf"(?>(?:\s*+(?:{'|'.join(map(re.escape, TURN_STARTS))})\s*+)?)")
-"""What starts a turn in them. A model that writes it begins its turn once more."""
+TURN_START = re.compile(rf"\ufeff?+(?>(?:\s*+(?:{'|'.join(map(re.escape, TURN_STARTS))})\s*+)?)")
+"""What starts a turn in them, and a byte order mark. A model that writes it begins its turn once more."""
 
 _WORDY = ("functools",)
 """Openers that are words: they need a bracket behind them."""

@@ -25,6 +25,8 @@ _MAX_NAME = 500
 _TOKEN = re.compile(r"\s|<|\[(?:ARGS|CALL_ID)\]")
 _TAG_BEFORE = re.compile(r"<?+function=|\A\s*+<[a-z_]{1,20}+>")
 _CALL_NUMBER = re.compile(r":\d{1,4}\Z")
+_SPOILT_ID = re.compile(r"functions?_(?P<name>.*?)(?P<number>_\d{1,4})?\Z", re.S)
+"""Kimi's `functions.f:0` as clients that allow fewer characters hand it back."""
 
 
 class UnrepairableReply(ValueError):
@@ -127,6 +129,9 @@ def _spellings(name: str) -> Iterator[str]:
     plain = _CALL_NUMBER.sub("", plain).removesuffix(".call")
     yield plain
     yield plain.replace("/", ".").replace(":", ".").rpartition(".")[2]
+    if spoilt := _SPOILT_ID.match(plain):
+        yield spoilt["name"] + (spoilt["number"] or "")
+        yield spoilt["name"]
     for suffix in ("json", "commentary"):
         yield plain.removesuffix(suffix).rpartition(".")[2]
 

@@ -11,7 +11,7 @@ from .thoughts import THOUGHTS_END, THOUGHTS_START
 
 STARTS = (
     r"(?:(?<=\n)|\A) {0,3}(?P<fence>`{3,}+|~{3,}+)|(?P<ticks>`++)|(?:(?<=\n)|\A)(?P<quotes>\"\"\"|''')(?=\n)"
-    r"|<(?P<element>pre|code|samp|kbd|q|blockquote|textarea|xmp)\b[^<>\n]{0,200}+>|(?P<comment><!--)|<think>"
+    r"|<(?P<element>pre|code|samp|kbd|q|blockquote|textarea|xmp|details)\b[^<>\n]{0,200}+>|(?P<comment><!--)|<think>"
 )
 """A pattern of all that starts one; `end_of` takes its match."""
 _MAX_TICKS = 99

@@ -77,7 +77,7 @@ class _Rescue:
             if ending == "</s>" and "<s>" in text[-_MAX_SENTENCE:].rpartition("\n")[2]:  # struck out, in HTML
                 break
             text = text.removesuffix(ending).rstrip()
-        return text
+        return text.removesuffix("<think>").rstrip()  # begun once more, and stopped
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -160,7 +160,7 @@ class _Rescue:
                 continue
             attempts += 1
             leak = self.read_at(self.text, place.start())
-            at = leak.end if leak else place.end()
+            at = leak.end if leak else place.start() + (place[0].find("`") if "`" in place[0] else len(place[0]))
             if leak:
                 yield leak
 

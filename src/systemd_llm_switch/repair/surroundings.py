@@ -30,19 +30,62 @@ _SHOWS = re.compile(
 _OF_FORM = re.compile(r"\b(?:calls?|formats?|syntax|tags?|xml)\b", re.I)
 _PRESENTS = re.compile(
     r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|looks? as follows|(?:an?|following) example"
-    r"|(?:format|form|syntax)(?: \w+){0,3} is|beispiel|z\.\s?b|par exemple|por ejemplo)\b|例如|比如|示例|如下",
+    r"|(?:format|form|syntax)(?: \w+){0,3} is|beispiel|z\.\s?b|sieht so aus|(?:par|voici un|un) exemple|exemple d"
+    r"|comme ceci|ressemble à|(?:por|un) ejemplo|se ve así|(?:por|um) exemplo|(?:per|un) esempio|(?:bij)?voorbeeld)\b"
+    r"|例如|比如|示例|如下",
     re.I,
 )
 _EXAMPLE = re.compile(r"\W*(?:an? )?(?:example|sample)\b[^:]{0,60}+:\Z", re.I)
 _TELLS_HOW = re.compile(r"\W*(?:(?:if|when|whenever) you\b|to call\b)", re.I)
 _REPORTS = re.compile(
-    r"\b(?:models?|parsers?|templates?|logs?|issues?|reply|replies|servers?|it)\b(?: \S+){0,2}?"
+    r"\b(?:models?|parsers?|templates?|logs?|issues?|reply|replies|servers?|it|docs?|documentation|manuals?|readme|guides?"
+    r"|specs?|reports?|tests?|users?|he|she|they|colleagues?|customers?)\b(?: \S+){0,2}?"
     r" (?:writes?|wrote|says?|said|shows?|prints?|printed|answers?|answered|emits?|emitted|outputs?|produce[sd]?"
-    r"|return(?:s|ed)|generate[sd]|has|had|contain(?:s|ed))"
+    r"|return(?:s|ed)|generate[sd]|has|had|contain(?:s|ed)|expects?|expected|got|gets|sent|sends|gave|lists?|reads?|quotes?"
+    r"|posted|pasted|reports?)"
     r"(?:(?: \w+){0,2}? (?:this|the following|such)\b[^:]{0,60})?:\Z",
     re.I,
 )
 """What somebody else wrote comes next."""
+_WRITTEN = r"(?:output|response|reply|replies|answer|message|text|completion)s?"
+_SPOILT = r"(?:faulty|broken|failed|failing|malformed|invalid|wrong|offending|original|raw|leaked|erroneous)"
+_TEXT = r"(?:calls?|requests?|texts?|tags?|json|xml|markup|blocks?|messages?)"
+_SOURCE = (
+    r"(?:logs?|docs|documentation|manual|readme|issue|report|transcript|trace|history|prompt|template|spec|ticket)"
+)
+_THE = r"(?:the|this|that|an?|its|my|your|our|his|her|their)"
+_HERE = r"(?:here (?:is|are|was) )?"
+_QUOTES = re.compile(
+    rf"\b{_WRITTEN} (?:of|from|by) (?:(?:the|this|that|your|my|our|an?) )?(?:\S+ )?"
+    r"(?:model|server|backend|parser|assistant|llm|agent|bot)s?\b[^:]{0,40}:\Z"
+    r"|\b(?:raw|literal|verbatim|logged|printed|previous|earlier|model['’]s)\b"
+    rf"(?: \S+){{0,3}}? {_WRITTEN}\b[^:]{{0,40}}:\Z"
+    rf"|\b(?:{_WRITTEN}|log(?: line| entry)?|trace|transcript|dump) (?:was|were|reads?|said|had|contained|showed)\b"
+    r"[^:]{0,40}:\Z"
+    r"|\A\W*(?:(?:earlier|above|here|what|this is what|in your [^:]{1,40}),? )?you(?:['’]ve| have)? "
+    r"(?:wrote|written|sent|pasted|posted|quoted|shared|typed)\b[^:]{0,60}:\Z"
+    rf"|\A\W*{_HERE}{_THE} (?:\S+ ){{0,2}}?{_SPOILT} (?:\S+ ){{0,2}}?{_TEXT}\b[^:]{{0,40}}:\Z"
+    rf"|\A\W*{_HERE}{_THE} (?:\S+ ){{0,2}}?{_TEXT} (?:that|which) (?!i\b|we\b|will\b)[^:]{{1,60}}:\Z"
+    r"|\A\W*(?:(?:copy|copied|quoted?|excerpt|taken|pasted|here (?:is|are|was) [^:]{1,40}) )?(?:from|of|out of) "
+    rf"{_THE} (?:\S+ )?{_SOURCE}\b[^:]{{0,20}}:\Z"
+    r"|\A\W*(?:(?:then|and|now|please|just) )?(?:add|put|save|paste|copy|insert|append|include)\b[^:]{0,60}"
+    r"\b(?:this|the following|these)\b[^:]{0,60}"
+    r"\b(?:prompt|template|system message|settings|fixture|readme|issue|chat)\b[^:]{0,40}:\Z",
+    re.I,
+)
+"""What was written before comes next."""
+_LABEL = re.compile(
+    r"\W*(?:(?:option|variant|alternative|version|choice|case|form|style) (?:\d{1,2}|[a-z])|before|after|wrong|correct"
+    r"|incorrect|bad|old|new|expected|actual|instead of|rather than)"
+    r"(?: \([^()]{0,40}\)| (?:format|form|call|version|text|output|reply|style))?\W*:\W*\Z",
+    re.I,
+)
+"""One of several that are compared comes next."""
+_REFUSES = re.compile(
+    r"\b(?:i|we) (?:did not|didn['’]t|will not|won['’]t|would not|wouldn['’]t|cannot|can['’]t|must not|refuse to) "
+    r"(?:actually )?(?:run|execute|call|make|send|perform|use)\b[^:]{0,60}:\Z",
+    re.I,
+)
 _GOES_ON = re.compile(r"(?:which|is|are|was|as (?:the|in|shown)|so (?:the|that))\b|[,;.](?=\s|\Z)")
 """The sentence that the call is part of goes on behind it."""
 _FORBIDS = re.compile(r"\b(?:never|do not|don't|must not|avoid)\b", re.I)
@@ -63,7 +106,18 @@ _LEADS_TO_TEXT = re.compile(
 _ACTS = re.compile(r"\W*(?!(?:during|nothing|something|everything|string|following)\b)[a-z]{2,}+(?<=ing)\b", re.I)
 """The sentence of somebody who reports what is being done: "Checking the format"."""
 _SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|my|me|sorry|apolog\w+)\b", re.I)
+_WAS_WRITTEN = re.compile(rf"\b(?:this|that) (?:is|was) (?:all|what|its|{_THE})\b.{{0,40}}\b{_WRITTEN}\b", re.I)
 _EXPLAINED = re.compile(r"\b(?:this|that|above|shown)\b.{0,80}\b(?:is|was|are|shows?|would|example|format|how)\b", re.I)
+_IT = r"(?: (?:this|that|it|them|these|those|one of|the (?:call|command|following|above))\b)"
+_DO = r"(?:run|execute|call|make|send|do|proceed with|go ahead with)"
+_WHICH = r"which (?:(?:one|of|option|version|variant|call|form)\b|[^?]{0,40}do you (?:prefer|want))"
+_ASKS = re.compile(
+    rf"\b(?:(?:should|shall|may|can) (?:i|we) {_DO}{_IT}|want me to {_DO}{_IT}|{_WHICH}"
+    r"|is (?:this|that) (?:what|the (?:call|command|one)|ok|okay|right|correct)\b)[^?]{0,120}+\?"
+    r"|\b(?:should|shall) (?:i|we) (?:proceed|go ahead)\?",
+    re.I,
+)
+"""The reader is asked whether the call should be made, or which."""
 _INTERJECTION = re.compile(
     r"\W*(?:okay|ok|sure|alright|all right|great|right|yes|well|perfect|understood|got it)\W*", re.I
 )
@@ -93,6 +147,8 @@ def _verdict(sentence: str) -> bool | None:
     is_about = _ABOUT_CALLS.search(sentence) is not None
     leads = sentence.endswith((":", "："))
     speaks_of_itself = _SPEAKS_OF_ITSELF.search(sentence) is not None
+    if leads and (_REFUSES.search(sentence) or _LABEL.match(sentence) or _quotes(sentence)):
+        return True
     if _INTENDS.search(sentence) and not _CONDITION.match(sentence):
         if _SHOWS.search(sentence):
             return True if _OF_FORM.search(sentence) or _PRESENTS.search(sentence) else None
@@ -108,6 +164,10 @@ def _verdict(sentence: str) -> bool | None:
     return False if speaks_of_itself else None
 
 
+def _quotes(sentence: str) -> bool:
+    return _QUOTES.search(sentence) is not None and _INTENDS.search(sentence) is None
+
+
 def intends(line: str) -> bool:
     """Whether an unfinished sentence on the call's own line says that somebody is about to act."""
     sentences = [found[0].strip() for found in _SENTENCE.finditer(line[-_MAX_WORDS:]) if found[0].strip()]
@@ -119,8 +179,9 @@ def intends(line: str) -> bool:
 def explains(after: str) -> bool:
     """Whether the words behind a call explain it."""
     line = after.lstrip().partition("\n")[0][:_MAX_AFTER]
-    if _GOES_ON.match(line):
+    if _GOES_ON.match(line) or _ASKS.search(line):
         return True
     if not _EXPLAINED.search(line) or _INTENDS.search(line) or _WILL.search(line):
         return False
-    return bool(_ABOUT_CALLS.search(line) or _ABOUT_FORMS.search(line) or _EXPLAINS.search(line))
+    is_about = _ABOUT_CALLS.search(line) or _ABOUT_FORMS.search(line) or _EXPLAINS.search(line)
+    return bool(is_about or _WAS_WRITTEN.search(line))

@@ -112,9 +112,17 @@ def _parameter_value(
         end = plain.start()
     behind = _behind_ends(text, end)
     raw = text[start:end]
+    if behind == end:
+        raw = _without_wrong_end(raw, opening["name"])
     is_bare = opening["string"] or not raw.startswith(("\n", _CDATA[0]))
     is_own = opening["attribute"] and is_bare and text.count("</", end, behind) < 2
     return raw if is_own else _value(raw), behind, False
+
+
+def _without_wrong_end(raw: str, name: str) -> str:
+    """A value without the end tag of an element with the parameter's name, which stands there for its own."""
+    body, closing = raw.rstrip(), f"</{name}>"
+    return body.removesuffix(closing) if body.endswith(closing) and f"<{name}" not in raw else raw
 
 
 def _nested_end(text: str, start: int, declared: Collection[str], given: Collection[str]) -> int:

@@ -21,7 +21,7 @@ MAX_CALLS = 64
 _ENVELOPE = frozenset({"type", "id", "index", "tool_call_id"})
 _KNOWN_KEYS = _ENVELOPE.union(NAME_KEYS, ARGUMENT_KEYS)
 _BEHIND_JSON = re.compile(
-    r"\s*+(?:</?[\w|:｜▁]{1,40}+>|<\||<｜|<function=|\[(?:/[\w.-]{1,99}+|TOOL_CALLS?|END_TOOL_REQUEST|TOOL_REQUEST_END)\]"
+    r"\s*+(?:</?[\w|:｜▁-]{1,40}+>|<\||<｜|<function=|\[(?:/[\w.-]{1,99}+|TOOL_CALLS?|END_TOOL_REQUEST|TOOL_REQUEST_END)\]"
     r"|[;,\]{)]|```|[\w.-]{1,99}+\[ARGS\]|>|\Z)|[ \t]*+\n"
 )
 _SURPLUS = re.compile(r"(?>(?:\s*+[}\]])+)(?=\s*+(?:<|\[|```|\Z))")

@@ -13,6 +13,8 @@ Write = Callable[[bytes], object]
 StartResponse = Callable[[str, list[tuple[str, str]]], Write]
 Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
+# What each answer's `Server` field says: the command knows the proxy by it.
+SERVER_NAME = "systemd-llm-switch"
 # The descriptor of the client's connection: a wait can watch it.
 CLIENT_FD = "llm_switch.client_fd"
 # The path as it came: PATH_INFO is decoded, and what was escaped in it cannot be seen any more.

@@ -392,6 +392,34 @@ def test_a_page_in_the_place_of_an_answer_is_an_error(stack: Stack) -> None:
         server.wait()
 
 
+def test_what_a_model_writes_does_not_act_on_the_terminal(stack: Stack) -> None:
+    """A file has every character."""
+    message = {"role": "assistant", "reasoning_content": "x\x1b[2Jy", "content": "a\x1b[2Jb\x9b"}
+    run_proxy(stack, {"a": {"unit": stack.standin("a"), "params": {"standin": {"message": message}}}})
+    with Command(stack).chatting("a", "hi") as chat:
+        assert chat.answer() == "a\x1b[2Jb\x9b\n"
+        wait_for(lambda: r"x\x1b[2Jy" in chat.terminal())
+        assert "\x1b[2J" not in chat.terminal()
+
+
+ANSWERS_JSON = ANSWERS_ALL.replace("text/html", "application/json").replace('"<html>"', """'{"data": [{"id": "a"}]}'""")
+
+
+def test_another_server_of_json_is_not_taken_for_the_proxy(stack: Stack) -> None:
+    """llama-server itself, for example, on the proxy's port."""
+    port = free_port()
+    stack.write_config({"a": stack.standin("a")}, port=port)
+    server = subprocess.Popen([sys.executable, "-c", ANSWERS_JSON, str(port)])
+    try:
+        wait_for(lambda: "it calls itself 'BaseHTTP" in Command(stack).run("models").stderr)
+        for verb in (["status"], ["requests"], ["logs", "a"], ["release"]):
+            ran = Command(stack).run(*verb)
+            assert (ran.returncode, "Traceback" in ran.stderr) == (3, False), ran.stderr
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_config_says_what_the_running_proxy_goes_by(stack: Stack) -> None:
     proxy = run_proxy(stack, {"a": stack.standin("a")})
     assert Command(stack).run("config").stderr == ""

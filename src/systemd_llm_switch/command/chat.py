@@ -11,9 +11,11 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import TextIO
 
 from systemd_llm_switch.command.load import describe
 from systemd_llm_switch.command.proxy_client import (
+    MOST_CHARACTERS,
     Json,
     ProxyClient,
     Refused,
@@ -23,8 +25,11 @@ from systemd_llm_switch.command.proxy_client import (
 )
 from systemd_llm_switch.command.status import get_status
 from systemd_llm_switch.command.waiting_line import waiting_line
+from systemd_llm_switch.quoting import printable
 
 _PATH = "/v1/chat/completions"
+# A model may write what acts on a terminal: all control characters but the tab and the end of a line are shown instead.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +101,7 @@ def _deltas(client: ProxyClient, body: Json) -> Iterator[Json]:
             return
         chunk = json.loads(data)
         if "error" in chunk:
-            raise Refused(str(chunk["error"].get("message")))
+            raise Refused(printable(str(chunk["error"].get("message")), MOST_CHARACTERS))
         for choice in chunk.get("choices", []):
             yield choice.get("delta", {})
 
@@ -114,19 +119,24 @@ class _Printer:
             if extra:
                 self._until_words.close()
                 self._is_aside = True
-                sys.stderr.write(extra)
+                sys.stderr.write(_for(sys.stderr, extra))
                 sys.stderr.flush()
         if text := delta.get("content"):
             self._until_words.close()
             self._end_aside()
             self.said.append(text)
-            print(text, end="", flush=True)
+            print(_for(sys.stdout, text), end="", flush=True)
 
     def _end_aside(self) -> None:
         if self._is_aside:
             self._is_aside = False
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+
+def _for(file: TextIO, text: str) -> str:
+    """The text as it is; for a terminal, without what would act on it."""
+    return text.translate(_CONTROLS) if file.isatty() else text
 
 
 def _call_text(call: Json) -> str:

@@ -18,11 +18,14 @@ from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY
 from systemd_llm_switch.command.tables import error_lines
 from systemd_llm_switch.config.file import find, load
 from systemd_llm_switch.config.records import Config, ConfigError
+from systemd_llm_switch.quoting import printable, quoted
+from systemd_llm_switch.wsgi import SERVER_NAME
 
 Json = dict[str, Any]
 
 _UNIT = "llm-switch.service"
 _CONNECT_TIMEOUT_S = 5.0
+MOST_CHARACTERS = 5000  # of a message
 
 
 class Refused(Exception):
@@ -87,6 +90,8 @@ class ProxyClient:
             connection.sock.settimeout(None)  # a load takes minutes
             connection.request(method, path, None if body is None else json.dumps(body), self._headers)
             reply = connection.getresponse()
+            if (name := reply.getheader("Server", "")) != SERVER_NAME:
+                raise self._stranger(f"it calls itself {quoted(name, 60)}" if name else "it does not say what it is")
             if reply.status >= 400:
                 raise self._refusal(reply.status, reply.read())
             yield reply
@@ -103,7 +108,7 @@ class ProxyClient:
     def _refusal(self, status: int, raw: bytes) -> Exception:
         """The proxy's error, or that it is not the proxy's."""
         try:
-            return Refused(str(json.loads(raw)["error"]["message"]))
+            return Refused(printable(str(json.loads(raw)["error"]["message"]), MOST_CHARACTERS))
         except (ValueError, KeyError, TypeError):
             return self._stranger(f"it returned status {status} without a message")
 

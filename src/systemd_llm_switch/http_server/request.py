@@ -28,6 +28,7 @@ from systemd_llm_switch.http_server.head import Head, MalformedRequest, parse_he
 from systemd_llm_switch.http_server.reading import BODY_TIMEOUT_S, HEAD_TIMEOUT_S, TooSlow, Truncated
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.throttle import Throttle
+from systemd_llm_switch.wsgi import SERVER_NAME
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
             *error.headers(),
             *self.server.cors_headers(origin),
         ]
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers) + _date_and_server(int(time.time()))
         return f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1") + body
 
     def _let_it_arrive(self) -> None:
@@ -279,4 +280,4 @@ class ServedRequest(cheroot_server.HTTPRequest):
 @functools.lru_cache(maxsize=1)
 def _date_and_server(now_s: int) -> str:
     """The headers that are the same in all answers of one second."""
-    return f"Date: {formatdate(now_s, usegmt=True)}\r\nServer: systemd-llm-switch\r\n"
+    return f"Date: {formatdate(now_s, usegmt=True)}\r\nServer: {SERVER_NAME}\r\n"

@@ -87,11 +87,11 @@ def test_there_is_a_limit(proxy: Proxy, stack: Stack) -> None:
 
 
 def test_threads_that_the_kernel_refuses_come_later(proxy: Proxy, stack: Stack) -> None:
-    """No room for a thread's stack: those that there are serve on, it is told once, and switching goes on; with room
-    again there are as many threads as are needed."""
+    """No room for a thread's stack of 8 MiB: those that there are serve on, it is told once, and switching goes on; with
+    room again there are as many threads as are needed. The room is enough for 60 requests."""
     pid = proxy.process.pid
     usual = resource.prlimit(pid, resource.RLIMIT_AS)
-    resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + (4 << 20), usual[1]))
+    resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + (15 << 19), usual[1]))
     answers = run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.2})] * 60)
     assert [answer.status for answer in answers] == [200] * 60
     assert proxy.log.count("no_more_threads") == 1

@@ -212,6 +212,13 @@ class TooManyOpenFiles(ProxyError):
     code = "too_many_open_files"
 
 
+class OutOfMemory(ProxyError):
+    """The proxy's process gets no more memory."""
+
+    status = 503
+    code = "out_of_memory"
+
+
 class TooManyWatchers(ProxyError):
     """As many clients watch events or logs as may: each holds a thread."""
 
@@ -284,6 +291,9 @@ def unexpected(error: Exception) -> ProxyError:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         message = "the proxy has too many open files; raise LimitNOFILE= of its unit, or use fewer connections"
         return TooManyOpenFiles(message, retry_after_s=_RETRY_SHORTLY_S)
+    if isinstance(error, MemoryError):
+        message = "the proxy gets no memory for this request; try again when fewer run, or raise LimitAS= of its unit"
+        return OutOfMemory(message, retry_after_s=_RETRY_SHORTLY_S)
     return InternalError("the proxy failed; its journal has the reason")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import resource
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stack import Proxy, Stack, in_background, run_all, threads_of, wait_for
+from support.stack import Proxy, Stack, address_space, in_background, run_all, threads_of, wait_for
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.systemd.manager import Systemd
 
@@ -87,11 +86,11 @@ def test_there_is_a_limit(proxy: Proxy, stack: Stack) -> None:
 
 
 def test_threads_that_the_kernel_refuses_come_later(proxy: Proxy, stack: Stack) -> None:
-    """No room for a thread's stack of 8 MiB: those that there are serve on, it is told once, and switching goes on; with
-    room again there are as many threads as are needed. The room is enough for 60 requests."""
+    """There is room for 60 requests, but not for a thread's stack of 8 MiB. Those that there are serve on, one line
+    says so, and switching goes on; with room again there are as many threads as are needed."""
     pid = proxy.process.pid
     usual = resource.prlimit(pid, resource.RLIMIT_AS)
-    resource.prlimit(pid, resource.RLIMIT_AS, (_address_space(pid) + (15 << 19), usual[1]))
+    resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + (15 << 19), usual[1]))
     answers = run_all(*[lambda: proxy.chat("a", standin={"delay_s": 0.2})] * 60)
     assert [answer.status for answer in answers] == [200] * 60
     assert proxy.log.count("no_more_threads") == 1
@@ -123,11 +122,6 @@ def test_a_file_is_read_ahead_though_the_kernel_refused_a_thread_before(tmp_path
     reading.begin("m.service", lambda: is_wanted(2), command)
     wait_for(lambda: asked)
     assert asked == [2]
-
-
-def _address_space(pid: int) -> int:
-    """Bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_proxy_that_ends_in_a_burst_ends(proxy: Proxy, stack: Stack) -> None:

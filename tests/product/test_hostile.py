@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.hostile_clients import FRAMING, HOST, POST
-from support.stack import Answer, Proxy, Stack, chat, descriptors_of, rss_mib, run_all, wait_for
+from support.stack import Answer, Proxy, Stack, address_space, chat, descriptors_of, rss_mib, run_all, wait_for
 from systemd_llm_switch.setup.user_manager import UserManager
 
 CHAT = "/v1/chat/completions"
@@ -305,6 +305,23 @@ def test_memory_comes_back(stack: Stack) -> None:
     for _ in range(4):
         run_all(*[lambda: proxy.chat("a", standin={"raw": raw})] * 15)
     wait_for(lambda: rss_mib(proxy.process.pid) < before * 1.2, 30)
+
+
+def test_a_want_of_memory_is_a_503(stack: Stack) -> None:
+    """While a body is read, or once it is parsed; a small request is served meanwhile."""
+    stack.write_config({"a": stack.standin("a")})
+    proxy = stack.start_proxy(env={"MALLOC_ARENA_MAX": "1"})  # a second arena would have room of its own
+    proxy.chat("a")
+    pid = proxy.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_AS)
+    for room_mib, body in ((2, b" " * 20_000_000), (8, encode(chat("a", "x" * 4_000_000)))):
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + (room_mib << 20), usual[1]))
+        answer = proxy.post(CHAT, body)
+        assert (answer.status, answer.error["code"]) == (503, "out_of_memory")
+        assert proxy.chat("a").status == 200
+        resource.prlimit(pid, resource.RLIMIT_AS, usual)
+    assert proxy.post(CHAT, encode(chat("a", "x" * 4_000_000))).status == 200
+    assert "Traceback" not in proxy.log
 
 
 def test_a_want_of_descriptors_is_a_503(stack: Stack) -> None:

@@ -332,6 +332,11 @@ def rss_mib(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def address_space(pid: int) -> int:
+    """Bytes of address space of a process, which RLIMIT_AS limits."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _thread_states(pid: int) -> list[str]:
     """The letter of each thread's state, as in proc_pid_stat(5)."""
     stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]

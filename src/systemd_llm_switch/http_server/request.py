@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 from cheroot import server as cheroot_server
 
-from systemd_llm_switch.errors import InternalError, ProxyError, RequestTimeout, RequestTooLarge
+from systemd_llm_switch.errors import InternalError, ProxyError, RequestTimeout, RequestTooLarge, unexpected
 from systemd_llm_switch.http_server.body import (
     GZIP,
     check_encoding,
@@ -36,7 +36,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = frozenset((204, 205, 304))
 _LINGER_S = 2.0
-_LINGER_BYTES = 1 << 20
+_LINGER_BYTES = 1 << 16
 
 
 def _log_unlogged(kind: str, count: int) -> None:
@@ -127,6 +127,7 @@ class ServedRequest(cheroot_server.HTTPRequest):
         self.rfile = None  # nothing is left to read for cheroot
         head = self.head
         assert head is not None
+        refusal: ProxyError | None = None
         try:
             if head.is_chunked or not self.conn.rfile.has_bytes(head.length):
                 if not self._may_wait():
@@ -137,9 +138,9 @@ class ServedRequest(cheroot_server.HTTPRequest):
             if "HTTP_CONTENT_ENCODING" in head.fields and head.fields["HTTP_CONTENT_ENCODING"].lower() in GZIP:
                 self.body = unzip(self.body, self.server.max_request_body_size, self._charge)
         except TooSlow:
-            self._refuse(RequestTimeout("the request came too slowly"))
-        except ProxyError as error:
-            self._refuse(error)
+            refusal = RequestTimeout("the request came too slowly")
+        except (ProxyError, MemoryError) as error:
+            refusal = unexpected(error)
         except Truncated:
             self.close_connection = True
         else:
@@ -148,6 +149,8 @@ class ServedRequest(cheroot_server.HTTPRequest):
             if self._taken_bytes:
                 self.server.budget.give_back(self._taken_bytes)
             self.server.trimmer.note(max(len(self.body), self.conn.wfile.sent_bytes))
+        if refusal is not None:  # only now, when nothing holds what was read of the body
+            self._refuse(refusal)
 
     def _may_wait(self) -> bool:
         """Whether the application allows the request. If not, it is refused now, so that such a client cannot make us

@@ -17,6 +17,7 @@ from systemd_llm_switch.repair import RequestFacts, repair_reply
 # The rest cannot be streamed: bodies and histories, replies without a reason to end, and shapes that no stream has.
 _NOT_OF_A_STREAM = (
     "call_that_is_no_function", "level_between_is_missing", "everything_is_missing",
+    "content_in_parts",
     # Their thoughts have gone out as text when their end comes.
     "orphan_think_end", "qwen35_think_then_call", "m3_toolcall_thinking", "minimax_m3_thoughts_without_their_start",
     "think_end_json_close", "thoughts_with_json_in_them", "misspelled_end_of_thoughts",

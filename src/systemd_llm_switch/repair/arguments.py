@@ -134,6 +134,8 @@ class _Attempt:
             return _Found(value)
         if type(value) is list and (member := self.only_list(value)):
             return _Found({member: value}, (_WRAPPER,))
+        if value == []:  # no arguments, as PHP writes them
+            return _Found({}, (_WRAPPER,))
         if type(value) is list and len(value) == 1 and type(value[0]) is dict:
             return _Found(value[0], (_WRAPPER,))
         if isinstance(value, str) and encodings < _MAX_ENCODINGS:
@@ -174,7 +176,7 @@ class _Attempt:
         text = _without_end_marks(text)
         if "```" in leading:
             text = text.removesuffix("```").rstrip()
-        if start >= len(text) or text.strip() == "null":
+        if start >= len(text) or text.strip() in ("null", "None"):
             return _Found({}, (_SYNTAX,))
         if _ESCAPED_OBJECT.match(text, start) and encodings < _MAX_ENCODINGS:
             return self.decoded(decode(f'"{text[start:].strip()}"'), encodings)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from .form_reader import BEFORE_CALLS, LIST_OF_CALLS, NAMESPACES, element_marker, name_start
 from .forms import BEHIND_NAMES, MARK, OPENS, TURN_START, TURN_STARTS
-from .thoughts import THOUGHTS_END, is_thoughts_start, may_be_thoughts, split_thoughts
+from .thoughts import THOUGHTS_END, is_end_unsettled, is_thoughts_start, may_be_thoughts, split_thoughts
 
 _LONE_STARTS = ("{", "[", "```", "~~~")
 _CALL_IN_FENCE = re.compile(r"[^\n]*+(?:\n\s*+(?:[{\[<]|\Z)|\Z)")
@@ -173,6 +173,8 @@ def take_thoughts(text: str) -> tuple[str, str] | None:
     """
     if not may_be_thoughts(text):
         return "", text
+    if is_end_unsettled(text):
+        return None
     thoughts, answer = split_thoughts(text)
     if answer is text:
         return None if is_thoughts_start(text) else ("", text)

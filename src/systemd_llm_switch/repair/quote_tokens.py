@@ -16,6 +16,15 @@ _PART = re.compile(
 )
 QUOTE_TOKEN = re.compile(r'<\|"\|>|<escape>')
 _BEFORE_VALUES = (":", "[", ",", "(", "{")
+_KEY = r"\s*+[\"']?[\w-]{1,80}+[\"']?\s*+[:=]\s*+"
+_STARTED_PLAIN = re.compile(
+    rf"(?P<before>.*?[{{,(]{_KEY})(?P<value>(?!(?:-?[\d.]++|[Tt]rue|[Ff]alse|null|None)\s*+,|[\[{{\"'])\S.*)\Z", re.S
+)
+"""A member whose string has lost the token that opens it."""
+_LAST_KEY = re.compile(rf",{_KEY}\Z")
+_LONGEST_KEY = 100
+_BEHIND_STRING = re.compile(r"\s*+(?:[,}\])]|\Z)")
+_EQUALS = re.compile(r"(\"(?>(?:[^\"\\]|\\.)*)\"|'(?>(?:[^'\\]|\\.)*)')|(?<=[{,(])(\s*+[\w-]{1,80}+\s*+)=(?!=)", re.S)
 
 
 def as_json(text: str, *, is_whole: bool = True) -> tuple[str, bool]:
@@ -28,20 +37,22 @@ def as_json(text: str, *, is_whole: bool = True) -> tuple[str, bool]:
     written: list[str] = []
     outside: list[str] = []
     is_inside = False
-    for part in parts:
+    for part, following in zip(parts, [*parts, last][1:], strict=True):
         if is_inside:
-            written.append(encode(part))
-            is_inside = False
+            key = None if _BEHIND_STRING.match(following) else _LAST_KEY.search(part, max(0, len(part) - _LONGEST_KEY))
+            written += [encode(part[: key.start()]), key[0]] if key else [encode(part)]
+            outside.append(key[0] if key else "")
+            is_inside = key is not None
             continue
-        opened = _opened_at(part)
-        outside.append(part[:opened])
-        written.append(part[:opened])
-        if opened < len(part):
-            written.append(encode(part[opened + 1 :]))
-        else:
+        before, value = _opened_in(part)
+        outside.append(before)
+        written.append(_with_colons(before))
+        if value is None:
             is_inside = True
+        else:
+            written.append(encode(value))
     if not is_inside:
-        return "".join([*written, last]), False
+        return "".join([*written, _with_colons(last)]), False
     closers = _closers_of("".join(outside))
     if is_whole and closers and _without_space(last[-2 * len(closers) - 8 :]).endswith(closers):
         end = _end_before(last, closers)
@@ -62,10 +73,24 @@ def end_of_object(text: str, start: int) -> int:
     return -1
 
 
-def _opened_at(part: str) -> int:
-    """Where a plain quote opens a string that goes on to the part's end; the part's length if none does."""
+def _opened_in(part: str) -> tuple[str, str | None]:
+    """What comes before a string that ends at the part's end, and the string; None if it only starts there.
+
+    A plain quote opened the string, or nothing did.
+    """
     at = max(part.rfind("'"), part.rfind('"'))
-    return at if at >= 0 and part[:at].rstrip().endswith(_BEFORE_VALUES) else len(part)
+    if at >= 0 and part[:at].rstrip().endswith(_BEFORE_VALUES):
+        return part[:at], part[at + 1 :]
+    if not part.rstrip().endswith((*_BEFORE_VALUES, "=")) and (plain := _STARTED_PLAIN.match(part)):
+        return plain["before"], plain["value"]
+    return part, None
+
+
+def _with_colons(part: str) -> str:
+    """The text outside of tokens with `p=` written as `p:`."""
+    if "=" not in part:
+        return part
+    return _EQUALS.sub(lambda found: found[1] or f"{found[2]}:", part)
 
 
 def _closers_of(outside: str) -> str:

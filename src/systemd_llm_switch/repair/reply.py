@@ -91,6 +91,14 @@ def repair_reply(reply: Reply, facts: RequestFacts, budget: Budget | None = None
     return {**reply, "choices": repaired}, repairs
 
 
+def _text_of(content: object) -> object:
+    """The text of a content that is a list of parts with text only, as some backends send it."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
+
+
 def _used_up(reply: Reply, facts: RequestFacts) -> bool:
     usage = reply.get("usage")
     used = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -139,7 +147,7 @@ class _Attempt:
             changes["role"] = "assistant"
             self.repairs.append(Repair("role"))
         calls, legacy = message.get("tool_calls"), message.get("function_call")
-        content = message.get("content")
+        content = _text_of(message.get("content"))
         if isinstance(calls, list) and calls:
             changes["tool_calls"] = self.noted(repair_tool_calls(calls, facts, budget, truncated=truncated))
         if isinstance(legacy, dict):
@@ -177,7 +185,8 @@ class _Attempt:
             rest, calls, found = rescue_calls(content, self.facts, self.budget, truncated=truncated)
             self.repairs.extend(found)
             if not calls:
-                return {"content": self.noted(repair_content(content, self.facts, self.budget))}
+                repaired = self.noted(repair_content(content, self.facts, self.budget))
+                return {} if repaired is content else {"content": repaired}
             return {"content": rest, **self.as_calls(calls)}
         thoughts = message.get("reasoning_content")
         if not isinstance(thoughts, str) or not (content is None or isinstance(content, str)):

@@ -36,6 +36,9 @@ _VALUE = re.compile(r"[\"'\[{]|-?\d|(?:true|false|null|True|False|None)\b")
 _ESCAPED_LAST_QUOTE = re.compile(r"\\[\"']\s*+[}\]][}\]\s]*+\Z")
 _LAST_CLOSERS = re.compile(r"[}\]][}\]\s]*+\Z")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.|\Z)|\"", re.DOTALL)
+_QUOTE_BEHIND_COMMA = re.compile(r",\s*+[\"']")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:(?>(?:\\(?!u[0-9a-fA-F]{4})[\w .()&~$%+-]++)+)\\?\Z")
+"""A path whose backslashes were not doubled: none of them is an escape."""
 _STRUCTURAL = frozenset(',}]"')
 _ENDINGS = 200
 """So many characters at the text's end may be brackets that belong to what is around its last string."""
@@ -119,6 +122,8 @@ class StringReader:
         if lost := self.lost_quote(start, first):
             return lost
         if first >= 0:
+            if self.stack and self.stack[-1] == "[" and _QUOTE_BEHIND_COMMA.search(self.text, start, first):
+                raise Ambiguous("a list whose quotes do not pair")
             return first, first + 1
         if inside:
             raise Unreadable("unescaped quotes in a string without an end")
@@ -191,6 +196,10 @@ class StringReader:
         if self.stack[depth - 1] == "[":
             return _VALUE.match(self.text, at) is not None
         key = (_NEXT_PAIR if self.has_equals else _NEXT_KEY).match(self.text, at)
+        if key is None and inside == 0 and self.names:
+            key = _NEXT_PAIR.match(self.text, at)
+            if key is not None:
+                return self.is_expected(_name(key))
         if key is None:
             # A name without a value, or a value without a name: then the object is unreadable, not this string longer.
             return inside == 0 and _LONE_STRING.match(self.text, at) is not None
@@ -338,5 +347,7 @@ def unescape(raw: str, quote: str = '"') -> str:
 
 
 def _is_verbatim(raw: str, quote: str) -> bool:
+    if _WINDOWS_PATH.match(raw):
+        return True
     escaped = raw.count(f"\\{quote}")
     return "\n" in raw and 4 * (raw.count(quote) - escaped) > escaped

@@ -22,6 +22,7 @@ _PAIRS = (
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
 )
 _START_OF = {end: start for start, end in _PAIRS}
+_ENDS = tuple(_START_OF)
 _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 """Around the answer, in Kimi K3's replies."""
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
@@ -33,6 +34,7 @@ _NAMED = re.compile(
     r"|marks?|means|stands?|must|should|can|may|in|at|as|of)(?=[\s,.]))"
 )
 """What follows on a tag in a sentence about it. Thoughts do not start so."""
+_END_AND_A_WORD = re.compile(rf"(?:{_STRAY_END.pattern})[ \t]*+(?:[a-z]{{0,8}}+|[,.;:)])\Z")
 _CALL_START = re.compile(
     r"\A\s*+[{\[]|\[TOOL_CALLS\]|(?:(?<=\n)|\A)[ \t]*+"
     r"<(?:tool_call|function[= ]|invoke |param|(?>[a-z]{2,9}+:)(?:tool_call|param|invoke)|arg_|[|｜]"
@@ -64,7 +66,7 @@ def may_be_thoughts(begun: str) -> bool:
     body = begun.lstrip()
     if not body or "analysis".startswith(body) or _WORD_START.match(body):
         return True
-    return any(start.startswith(body[: len(start)]) for start in _STARTS)
+    return any(mark.startswith(body[: len(mark)]) for mark in (*_STARTS, *_ENDS))
 
 
 def may_end_thoughts(text: str, since: int) -> bool:
@@ -75,8 +77,13 @@ def may_end_thoughts(text: str, since: int) -> bool:
 def is_thoughts_start(begun: str) -> bool:
     """Whether a text is only a prefix of what starts thoughts (also gpt-oss's, without its special tokens)."""
     body = begun.lstrip()
-    is_prefix = any(start.startswith(body) for start in (*_STARTS, "analysis"))
+    is_prefix = any(mark.startswith(body) for mark in (*_STARTS, *_ENDS, "analysis"))
     return is_prefix or _WORD_START.match(body) is not None
+
+
+def is_end_unsettled(begun: str) -> bool:
+    """Whether a text is an end tag, and at most a word that may begin a sentence about the tag."""
+    return _END_AND_A_WORD.match(begun.lstrip()) is not None
 
 
 def split_thoughts(content: str) -> tuple[str, str]:

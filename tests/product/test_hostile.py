@@ -295,6 +295,19 @@ def test_large_bodies_share_one_budget(stack: Stack) -> None:
     wait_for(lambda: proxy.post("/api/load", b" " * size).error["code"] == "missing_model")
 
 
+def test_a_reply_of_too_many_values_goes_on_unread(stack: Stack) -> None:
+    """As with the log probabilities of a very long one. A stream, which must be read, gets an error."""
+    proxy = stack.run({"a": stack.standin("a")})
+    members = '"":0,' * 400_001
+    choice = '{"index":0,"message":{"role":"assistant","content":"hi"},"logprobs":{' + members + '"":0}}'
+    raw = '{"model":"other","choices":[' + choice + "]}"
+    before = proxy.status()["repairs"].get("repair_budget", 0)
+    answer = proxy.chat("a", standin={"raw": raw})
+    assert answer.body == raw.replace("other", "a", 1).encode()
+    wait_for(lambda: proxy.status()["repairs"].get("repair_budget", 0) == before + 1)  # counted after the answer
+    assert proxy.chat("a", stream=True, standin={"raw": raw}).error["code"] == "backend_error"
+
+
 def test_memory_comes_back(stack: Stack) -> None:
     """After many large answers at once the proxy is about as small as before."""
     proxy = stack.run({"a": stack.standin("a")})

@@ -9,12 +9,13 @@ from .history import MALFORMED as MALFORMED_ARGUMENTS
 from .history import repair_history
 from .holding import Holding, take_thoughts
 from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
-from .reply import parse_reply, repair_reply
+from .reply import MOST_REPLY_VALUES, parse_reply, repair_reply
 from .text import decode
 from .thoughts import THOUGHTS_END, is_in_call, may_end_thoughts
 
 __all__ = [
     "MALFORMED_ARGUMENTS",
+    "MOST_REPLY_VALUES",
     "THOUGHTS_END",
     "Budget",
     "Holding",

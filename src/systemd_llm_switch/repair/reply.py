@@ -20,8 +20,8 @@ from .thoughts import split_thoughts
 
 Reply = dict[str, object]
 _Part = TypeVar("_Part")
-_MOST_VALUES = 2_000_000
-"""Of a whole reply. The log probabilities of a long one are many, so this is a second of Python's time."""
+MOST_REPLY_VALUES = 2_000_000
+"""The log probabilities of a long reply are many, so this is a second of Python's time."""
 _NO_OBJECT = "the backend's reply is not a JSON object"
 _BODY_START = re.compile(r"[\ufeff\s]*+(?=\{)")
 _BODY_END = re.compile(r"[\s}\]]*+\Z")
@@ -32,10 +32,10 @@ def parse_reply(raw: bytes, budget: Budget | None = None) -> tuple[Reply, tuple[
 
     A body that ends too early was cut, so its last choice gets the finish_reason "length". Raises UnrepairableReply.
     """
-    if has_too_many_values(raw, _MOST_VALUES):
-        raise UnrepairableReply(f"it holds more than {_MOST_VALUES} values")
+    if has_too_many_values(raw, MOST_REPLY_VALUES):
+        raise UnrepairableReply(f"it holds more than {MOST_REPLY_VALUES} values")
     try:
-        reply = decode(raw.decode(), _MOST_VALUES)
+        reply = decode(raw.decode(), MOST_REPLY_VALUES)
         repairs: tuple[Repair, ...] = ()
     except (ValueError, RecursionError):
         with budget or Budget() as allowance:

@@ -45,6 +45,14 @@ def test_a_model_that_was_loaded_has_meta(stack: Stack) -> None:
     assert "meta" not in proxy.get("/v1/models/b").json
 
 
+def test_a_fact_beyond_all_numbers_is_left_out(stack: Stack) -> None:
+    proxy = stack.run({"a": stack.standin("a", "--n-ctx", str(10**30))})
+    proxy.chat("a")
+    (entry,) = proxy.get("/v1/models").json["data"]
+    assert "n_ctx" not in entry["meta"]
+    assert entry["meta"]["n_params"] == 134515008
+
+
 def test_a_backend_is_asked_once_for_each_load(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a", "--n-ctx", "4096")})
     for _ in range(2):

@@ -127,6 +127,12 @@ def test_a_kept_connection_is_used_again() -> None:
         assert has_kept_one(backend)
 
 
+def test_a_content_type_that_no_client_takes_is_left_out() -> None:
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: 2\r\n\r\nok" % (b"x" * 70_000)
+    with peer([reply], [NEXT]) as backend:
+        assert ask(backend) == Reply(200, "application/json", b"ok")
+
+
 def test_a_body_may_end_with_its_connection() -> None:
     with peer([b"HTTP/1.1 200 OK\r\n\r\nall of ", b"it", b""], [NEXT]) as backend:
         assert ask(backend).body == b"all of it"
@@ -136,7 +142,7 @@ def test_a_body_may_end_with_its_connection() -> None:
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
-        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"], "not valid HTTP"),
+        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"], "in another protocol"),
         ([b"SSH-2.0-OpenSSH\r\n"], "not valid HTTP"),
         ([OK[:-1], b""], "ended early"),
         ([OK[:20], b""], "ended early"),

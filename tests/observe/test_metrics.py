@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.stack import Proxy, Stack, wait_for
+from systemd_llm_switch.observe.metrics import Metrics
+from systemd_llm_switch.observe.tally import Tally
 
 
 @pytest.fixture
@@ -76,6 +79,24 @@ def test_open_metrics_is_served_to_who_asks_for_it(proxy: Proxy) -> None:
     answer = proxy.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.body.endswith(b"# EOF\n")
+
+
+def test_a_number_of_tokens_beyond_all_numbers_is_not_counted(proxy: Proxy) -> None:
+    """It would be no number for Prometheus, from then on."""
+    usage = {"prompt_tokens": 10**400, "completion_tokens": 7}
+    raw = json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": usage})
+    proxy.chat("a", standin={"raw": raw})
+    assert wait_for_sample(proxy, "llm_switch_tokens_total", "completion", "a") >= 7
+    assert proxy.get("/api/requests").json[0]["prompt_tokens"] is None
+
+
+@pytest.mark.parametrize("text", ["llamacpp:x 1 1e999", "llamacpp:x 1 -1e999 # {a='b'} 1"])
+def test_an_odd_time_of_a_models_own_series_is_no_error(text: str) -> None:
+    model = {"state": "ready", "in_flight": 0}
+    status = {"models": {"m": model}, "waiting": 0, "on_hold": False, "contexts": {"bytes": 0}}
+    metrics = Metrics(Tally(), lambda: status, dict, lambda _: text.encode() + b"\n")
+    for accept in ("", "application/openmetrics-text"):
+        assert b"llm_switch_model_loaded" in metrics.render(accept)[0]
 
 
 @pytest.mark.parametrize("version", ["x", "1.x", "", "99.0.0"])

@@ -248,3 +248,14 @@ def test_a_reply_of_more_values_than_any_has_is_refused(unit: str) -> None:
 def test_an_event_of_more_values_than_any_has_breaks_the_stream() -> None:
     with pytest.raises(BrokenStream):
         LiveReply(RequestFacts(), is_chat=True, wants_usage=False).feed(b'{"choices":[' + b"{}," * 100_001 + b"{}]}")
+
+
+def test_more_choices_than_any_reply_has_break_the_stream() -> None:
+    """Each takes a hundred times the memory of its event."""
+    live = LiveReply(RequestFacts(), is_chat=True, wants_usage=False)
+    events = (b'{"choices":[{"index":%d,"delta":{"content":"a"}}]}' % index for index in range(1001))
+    for _ in range(1000):
+        live.feed(next(events))
+    live.feed(b'{"choices":[{"index":7,"delta":{"content":"a"}}]}')
+    with pytest.raises(BrokenStream, match="more than 1000 choices"):
+        live.feed(next(events))

@@ -89,6 +89,11 @@ class ModelList:
         return entry | ({"meta": meta} if meta else {})
 
 
+def _is_count(value: object) -> bool:
+    """Whether it is a number that JSON has exactly everywhere."""
+    return type(value) is int and 0 <= value < 1 << 53
+
+
 class _Facts:
     """The facts that llama-servers report about their models. Each is asked once for each load, when a client lists the
     models. No model is loaded for this."""
@@ -123,7 +128,7 @@ class _Facts:
             return
         first = next(iter(objects_of(listed.get("data"))), {})
         said = object_of(props.get("default_generation_settings")) | object_of(first.get("meta"))
-        self._known[model.unit] = {name: said[name] for name in _META if type(said.get(name)) is int}
+        self._known[model.unit] = {name: said[name] for name in _META if _is_count(said.get(name))}
         self._loads[model.unit] = load
 
     def _get(self, model: Model, path: str) -> Json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+_MOST_VALUE_BYTES = 1000  # of a field: none that is used here has so long a one, and clients refuse much longer ones
+
 
 class NotHttp(Exception):
     """The bytes are not a reply in HTTP."""
@@ -50,7 +52,8 @@ class Incoming:
         except (HttpParserError, HttpParserUpgrade) as error:
             # What follows a whole reply does not belong to it; the connection is not used again.
             if not self.is_complete:
-                raise NotHttp(str(error)) from error
+                is_upgrade = isinstance(error, HttpParserUpgrade)  # its text is a number
+                raise NotHttp("it goes on in another protocol" if is_upgrade else str(error)) from error
         if len(self._body) > before + 1:  # many small chunks: the objects would take far more memory than the bytes
             self._body[before:] = [b"".join(self._body[before:])]
 
@@ -99,7 +102,7 @@ class Incoming:
             self._is_closing = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_complete:
+        if self.is_complete or len(value) > _MOST_VALUE_BYTES:
             return
         name = name.lower()
         if name == b"content-type":

@@ -256,6 +256,8 @@ class LiveReply:
         texts = (delta.get("content"), delta.get("reasoning_content"))
         if not isinstance(index, int) or not all(text is None or isinstance(text, str) for text in texts):
             raise BrokenStream(f"malformed choice: {quoted(json.dumps(choice))}")
+        if len(self._choices) >= _MOST_CHOICES and index not in self._choices:
+            raise BrokenStream(f"more than {_MOST_CHOICES} choices")
         return index, self._choices.setdefault(index, _Choice()), delta
 
     def _note(self, state: _Choice, delta: Json) -> None:
@@ -339,6 +341,7 @@ class LiveReply:
 
 _MOST_LOOKED_AT = 16 * 1024
 _MOST_VALUES = 100_000  # of one event
+_MOST_CHOICES = 1000
 _PLAIN = frozenset(("role", "content", "reasoning_content"))
 
 

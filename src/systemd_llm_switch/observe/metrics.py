@@ -155,6 +155,7 @@ def _contexts(counts: Mapping[tuple[str, str], float], status: Json) -> Iterator
 def _models_own(texts: Iterable[tuple[str, bytes | None]]) -> Iterator[Metric]:
     """The models' own series with a `model` label: one family of each name, with all models' samples."""
     from prometheus_client.parser import text_string_to_metric_families
+    from prometheus_client.samples import Sample
 
     families: dict[str, Metric] = {}
     for model, text in texts:
@@ -165,6 +166,6 @@ def _models_own(texts: Iterable[tuple[str, bytes | None]]) -> Iterator[Metric]:
         for family in found:
             if family.name.startswith("llamacpp:"):
                 known = families.setdefault(family.name, family)
-                samples = [sample._replace(labels={**sample.labels, "model": model}) for sample in family.samples]
+                samples = [Sample(it.name, {**it.labels, "model": model}, it.value) for it in family.samples]
                 known.samples = samples if known is family else [*known.samples, *samples]
     yield from families.values()

@@ -10,6 +10,7 @@ from systemd_llm_switch.openai.shapes import Json, object_of
 from systemd_llm_switch.quoting import printable
 
 KEPT = 500
+_MOST_TOKENS = 10**12  # the sum of larger ones might be no number that Prometheus can have
 
 
 class Finished(NamedTuple):
@@ -83,7 +84,8 @@ def cached_tokens(usage: Json, timings: Json) -> int | None:
 
 def token_count(value: object) -> int | None:
     """The value if it is a valid number of tokens, else None: a backend may send anything."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+    return value if is_count else None  # type: ignore[return-value]  # it is a whole number
 
 
 def token_rate(value: object) -> float | None:

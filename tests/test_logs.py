@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import queue
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 
 from support.no_threads import no_more_threads
 from support.stack import ROOT
-from systemd_llm_switch.logs import MAX_LINE_BYTES, LineFormatter
+from systemd_llm_switch.logs import MAX_LINE_BYTES, DescriptorHandler, LineFormatter
 from systemd_llm_switch.quoting import LIMIT, field, printable, quoted
 from systemd_llm_switch.throttle import Throttle
 
@@ -125,6 +129,57 @@ def test_the_set_up_writes_for_the_journal_or_for_a_person(journal: str, start: 
 
 
 # --- refusals ---------------------------------------------------------------------------------------
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.INFO, "", 0, text, None, None)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_reader_that_hangs_holds_nobody_up(kind: str) -> None:
+    """journald, for example. Lines are lost, and the next one that can be written says how many."""
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    else:
+        ends = socket.socketpair()
+        reader, writer = (end.detach() for end in ends)
+    handler = DescriptorHandler(writer)
+    for number in range(5000):
+        handler.handle(record(f"line {number} {'x' * 1000}"))
+    os.set_blocking(reader, False)
+    lines = read_all(reader)
+    handler.handle(record("the last"))
+    assert 10 < len(lines) < 5000
+    assert read_all(reader)[-2:] == [f"lines_lost count={5000 - len(lines)}", "the last"]
+    os.close(reader)
+    handler.handle(record("to nobody"))
+    os.close(writer)
+
+
+def read_all(descriptor: int) -> list[str]:
+    """The lines that can be read now."""
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(descriptor, 1 << 20):
+            data += piece
+    return data.decode().split("\n")[:-1]
+
+
+def test_a_long_traceback_goes_whole_through_a_pipe() -> None:
+    reader, writer = os.pipe()
+    DescriptorHandler(writer).handle(record("a\n" * 20_000))
+    os.set_blocking(reader, False)
+    assert read_all(reader) == [*["a"] * 20_000, ""]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_full_disk_is_no_error_and_its_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("wb") as file:
+        handler = DescriptorHandler(file.fileno())
+        for _ in range(3):
+            handler.handle(record("a"))
+    assert capfd.readouterr().err == ""
 
 
 def test_ten_of_a_kind_are_admitted_in_a_second_and_the_others_counted() -> None:

@@ -5,8 +5,13 @@ To stderr: for the journal with priorities (sd-daemon(3)), for a person with the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
+import socket
+import stat
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -39,12 +44,66 @@ class LineFormatter(logging.Formatter):
         return "\n".join(prefix + _as_line(line, MAX_LINE_BYTES - len(prefix)) for line in lines)
 
 
+class DescriptorHandler(logging.Handler):
+    """Writes lines to a descriptor, and waits for nobody: if journald hangs and its socket is full, each request would
+    wait for ever at its line. Such lines are dropped and counted; the next one that can be written says how many."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        kind = os.fstat(descriptor).st_mode
+        self._descriptor = descriptor
+        self._sock = socket.socket(fileno=os.dup(descriptor)) if stat.S_ISSOCK(kind) else None
+        self._is_file = stat.S_ISREG(kind)
+        self._lost = 0
+        self._is_torn = False  # a part of the last entry was written
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises and never blocks."""
+        try:
+            lines = self.format(record)
+            if self._lost:
+                lines = f"{self.format(_lines_lost(self._lost))}\n{lines}"
+            data = f"{lines}\n".encode("utf-8", "backslashreplace")
+        except Exception:
+            self.handleError(record)
+            return
+        written = self._write(b"\n" + data if self._is_torn else data)
+        self._lost = 0 if written else self._lost + 1
+
+    def _write(self, data: bytes) -> bool:
+        """Whether anything of it could be written."""
+        count = 0
+        with contextlib.suppress(OSError):  # it is full, or its other side is gone
+            if self._sock is not None:
+                count = self._sock.send(data, socket.MSG_DONTWAIT)
+            elif self._is_file:
+                count = os.write(self._descriptor, data)
+            else:
+                while count < len(data) and _is_writable(self._descriptor):
+                    count += os.write(self._descriptor, data[count : count + select.PIPE_BUF])
+        if count:
+            self._is_torn = count < len(data)
+        return count > 0
+
+
+def _is_writable(descriptor: int) -> bool:
+    """Whether a write of PIPE_BUF bytes would not block (pipe(7))."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _lines_lost(count: int) -> logging.LogRecord:
+    level = logging.WARNING
+    return logging.LogRecord(__name__, level, "", 0, "lines_lost count=%d", (count,), None)
+
+
 def set_up() -> None:
     """Starts logging for the process."""
     # Our lines show none of these, so logging need not look them up for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # the way that logging's HOWTO gives, "Optimization"
-    handler = logging.StreamHandler()
+    handler = DescriptorHandler(sys.stderr.fileno())
     is_journal = bool(os.environ.get("JOURNAL_STREAM"))
     line_format = "%(message)s" if is_journal else "%(asctime)s %(levelname)s %(message)s"
     handler.setFormatter(LineFormatter(line_format, has_priority=is_journal))

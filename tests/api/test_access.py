@@ -23,6 +23,7 @@ from support.stack import ROOT, Answer, Proxy, Stack, chat, free_port, wait_for
 from systemd_llm_switch.api.access import Access, host_name
 from systemd_llm_switch.config.parse import parse
 from systemd_llm_switch.config.records import ConfigError
+from systemd_llm_switch.errors import ForbiddenOrigin
 from systemd_llm_switch.openai.endpoints import FORWARDED
 from systemd_llm_switch.setup.user_manager import UserManager
 
@@ -553,6 +554,15 @@ def test_an_open_proxy_is_not_driven_under_a_strangers_name(opened: Proxy, host:
     for path in ("/v1/models", "/health"):
         assert_forbidden(raw(opened, host, path))
     assert_forbidden(raw(opened, host, Origin=f"http://{host}"))
+
+
+def test_a_proxy_answers_to_the_name_that_it_listens_on() -> None:
+    """Nobody but the owner chose it, and the watchdog asks by it."""
+    config = parse({"server": {"host": "box.lan", "allow_unauthenticated": True}, "models": {"a": "a.service"}})
+    access = Access(config.server, "box.lan")
+    assert access.check("/health", {"HTTP_HOST": "Box.lan:3002"}) is False
+    with pytest.raises(ForbiddenOrigin):
+        access.check("/health", {"HTTP_HOST": "lan:3002"})
 
 
 def test_with_keys_an_open_proxy_answers_to_any_name(stack: Stack) -> None:

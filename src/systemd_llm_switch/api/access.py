@@ -43,7 +43,8 @@ class Access:
         self._keys = tuple(key.encode() for key in server.api_keys)
         # A key protects under any name. On loopback the name is checked as well.
         self._checks_host = self._is_loopback or not self._keys
-        self._hosts = frozenset(map(host_name, server.allowed_hosts))
+        # Nobody else chooses the name that it listens on, and the watchdog asks by it.
+        self._hosts = frozenset(map(host_name, (*server.allowed_hosts, host)))
         if not self._is_loopback:
             self._hosts |= _names_of_this_machine()
         self._origins = frozenset(form for origin in server.cors_origins for form in _forms(origin))

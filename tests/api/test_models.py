@@ -96,6 +96,13 @@ def test_a_model_that_was_never_loaded_has_the_meta_of_its_file(stack: Stack, re
     assert before.get("n_ctx") in (None, after["n_ctx"])
 
 
+def test_the_file_of_a_model_that_comes_later_is_read_too(stack: Stack, real_unit: Callable[..., str]) -> None:
+    proxy = stack.run({"a": real_unit("a")})
+    wait_for(lambda: proxy.get("/v1/models/a").json.get("meta"))
+    stack.write_config({"a": real_unit("a"), "b": real_unit("b")})
+    wait_for(lambda: proxy.get("/v1/models/b").json.get("meta"))
+
+
 @pytest.mark.parametrize(
     ("words", "n_ctx"),
     [

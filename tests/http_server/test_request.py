@@ -54,6 +54,18 @@ def test_an_answer_says_whether_its_connection_stays(proxy: Proxy, version: str,
             assert sock.recv(1) == b""
 
 
+def test_every_refusal_reaches_a_client_that_still_sends(stack: Stack) -> None:
+    """A reset would throw it away. Few threads may wait for such clients, and each of them comes free again."""
+    proxy = stack.run({"a": stack.standin("a")}, max_body_mb=0.1)
+    for _ in range(12):
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as sock:
+            sock.sendall(b"POST /api/load HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\n\r\n")
+            sock.sendall(b" " * 3_000_000)
+            reply = http.client.HTTPResponse(sock)
+            reply.begin()
+            assert (reply.status, json.loads(reply.read())["error"]["code"]) == (413, "request_too_large")
+
+
 def test_the_last_answer_of_a_proxy_that_ends_says_so(proxy: Proxy, stack: Stack) -> None:
     """Its client need not find out by sending the next request."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +81,28 @@ def test_open_metrics_is_served_to_who_asks_for_it(proxy: Proxy) -> None:
     answer = proxy.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.body.endswith(b"# EOF\n")
+
+
+SAYS_A_LOT = """\
+import socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    peer, _ = server.accept()
+    asked = peer.recv(65536)
+    body = b"llamacpp:x 1\\n" * (int(sys.argv[2]) if b"/metrics" in asked else 1)
+    peer.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+    peer.close()
+"""
+
+
+@pytest.mark.parametrize(("count", "is_shown"), [(1, True), (200_000, False)])
+def test_a_model_that_says_too_much_is_left_out(stack: Stack, tmp_path: Path, count: int, is_shown: bool) -> None:
+    """Reading its series would take the proxy seconds at each scrape."""
+    (tmp_path / "says_a_lot.py").write_text(SAYS_A_LOT)
+    unit = stack.unit("m", f"{sys.executable} -S {tmp_path}/says_a_lot.py {stack.port} {count}")
+    proxy = stack.run({"m": unit})
+    assert proxy.post("/api/load", {"model": "m"}).status == 200
+    assert ("llamacpp:x", "m") in samples(proxy) if is_shown else ("llamacpp:x", "m") not in samples(proxy)
 
 
 def test_a_number_of_tokens_beyond_all_numbers_is_not_counted(proxy: Proxy) -> None:

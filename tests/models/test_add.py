@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,33 @@ def test_remove_undoes_it(person: Person, model_file: Path) -> None:
     assert person.files() == before
     assert sorted(person.home.glob(".local/**")) == folders
     assert person.models() == ["mine"]
+
+
+def edit_full(person: Person, unit: str, change: str) -> None:
+    """`systemctl --user edit --full`, which wants a terminal."""
+    ours, theirs = pty.openpty()
+    edit = ["systemctl", "--user", "edit", "--full", unit]
+    env = person.env | {"SYSTEMD_EDITOR": f"sed -i {change}"}
+    try:
+        subprocess.run(edit, env=env, check=True, stdin=theirs, stdout=theirs, stderr=theirs, timeout=30)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def test_a_unit_edited_with_systemctl_edit_full_is_removed_with_its_model(person: Person, model_file: Path) -> None:
+    """`edit --full` puts a file in the place of the link; the name is free afterwards, and the edit is kept aside."""
+    assert person.run("add", "small", str(model_file), "--no-try").returncode == 0
+    edit_full(person, "small.service", "s/--jinja/--no-jinja/")
+    link = person.home / ".config/systemd/user/small.service"
+    assert not link.is_symlink()
+    ran = person.run("remove", "small")
+    assert ran.returncode == 0, ran.stderr
+    assert not link.exists()
+    assert "your edit is now ~/.local/share/systemd-llm-switch/units/small.service" in ran.stderr + ran.stdout
+    assert "--no-jinja" in (person.home / ".local/share/systemd-llm-switch/units/small.service").read_text()
+    again = person.run("add", "small", str(model_file), "--no-try")
+    assert "already" in again.stderr
 
 
 @pytest.mark.parametrize("wrong", ["/no/such/llama-server", "/bin/true"])

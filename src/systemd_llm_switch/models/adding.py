@@ -134,6 +134,6 @@ def remove(name: str, unit: str, config: Path, places: Places, systemd: Systemct
             ledger.save()
         systemd.reload()
         if outcome is Outcome.KEPT:
-            console.note(f"your edit {places.short(places.rendered / unit)} stays, without its link")
+            console.note(f"your edit is now {places.short(places.rendered / unit)}; nothing reads it there")
         else:
             console.done(f"unit {unit} removed")

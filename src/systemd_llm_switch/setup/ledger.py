@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -152,14 +153,17 @@ class Ledger:
         return self.units.get(name) != checksum(text)
 
     def remove_unit(self, name: str, places: Places) -> Outcome:
-        """Removes the link and the rendered file. A file that the user edited stays, without the link."""
+        """Removes the link and the rendered file. A file that the user edited stays, without the link; one that
+        `systemctl edit --full` put in the place of the link is moved to where it was rendered."""
         rendered, link = places.rendered / name, places.linked / name
         for enabled in places.linked.glob("*.wants/*"):  # these are left if no manager could disable the unit
             if enabled.name == name and leads_to(enabled, rendered):
                 enabled.unlink()
         if leads_to(link, rendered):
             link.unlink()
-        recorded = self.units.pop(name, "")
+        is_ours, recorded = name in self.units, self.units.pop(name, "")
+        if is_ours and link.is_file() and not link.is_symlink() and _sum_of(rendered) in ("", recorded):
+            shutil.move(link, rendered)
         if rendered.exists() and _sum_of(rendered) != recorded:
             return Outcome.KEPT
         rendered.unlink(missing_ok=True)

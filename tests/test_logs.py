@@ -131,6 +131,25 @@ def test_the_set_up_writes_for_the_journal_or_for_a_person(journal: str, start: 
 # --- refusals ---------------------------------------------------------------------------------------
 
 
+def test_an_error_that_ends_a_thread_is_logged_like_any_other() -> None:
+    code = """\
+import threading
+from systemd_llm_switch import logs
+def fail():
+    raise ValueError("a\\n<3>forged \\x1b[31m")
+logs.set_up()
+threading.Thread(target=fail, name="x").start()"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT / "src"), "JOURNAL_STREAM": "1:1"},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    lines = ran.stderr.splitlines()
+    assert lines[0] == "<3>thread_crashed name=x"
+    assert all(line.startswith("<3>  | ") for line in lines[1:])
+    assert r"<3>  | <3>forged \x1b[31m" in lines
+
+
 def record(text: str) -> logging.LogRecord:
     return logging.LogRecord("x", logging.INFO, "", 0, text, None, None)
 

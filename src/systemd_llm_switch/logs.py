@@ -12,6 +12,7 @@ import select
 import socket
 import stat
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -108,6 +109,15 @@ def set_up() -> None:
     line_format = "%(message)s" if is_journal else "%(asctime)s %(levelname)s %(message)s"
     handler.setFormatter(LineFormatter(line_format, has_priority=is_journal))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    threading.excepthook = _log_crash
+
+
+def _log_crash(crash: threading.ExceptHookArgs) -> None:
+    """Logs an error that ended a thread. Python itself would print it, foreign text and all."""
+    if crash.exc_value is not None:
+        name = "-" if crash.thread is None else crash.thread.name
+        error = (crash.exc_type, crash.exc_value, crash.exc_traceback)
+        logging.getLogger(__name__).error("thread_crashed name=%s", name, exc_info=error)
 
 
 def syslog_priority(level: int) -> int:

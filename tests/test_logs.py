@@ -193,6 +193,18 @@ def test_a_long_traceback_goes_whole_through_a_pipe() -> None:
     os.close(writer)
 
 
+def test_a_line_after_a_torn_one_is_a_line_of_its_own() -> None:
+    reader, writer = os.pipe()
+    handler = DescriptorHandler(writer)
+    handler.handle(record("ab\n" * 100_000))  # more than the pipe takes
+    os.set_blocking(reader, False)
+    assert len(read_all(reader)) < 100_000
+    handler.handle(record("next"))
+    assert read_all(reader) == ["", "next"]
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_full_disk_is_no_error_and_its_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     with Path("/dev/full").open("wb") as file:
         handler = DescriptorHandler(file.fileno())

@@ -127,6 +127,30 @@ def test_a_kept_connection_is_used_again() -> None:
         assert has_kept_one(backend)
 
 
+def test_bytes_that_nobody_asked_for_answer_nothing() -> None:
+    """A process may send them on a kept connection at any time. The next request would take them for its answer."""
+    may_send, are_sent = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        with listener.accept()[0] as first:
+            first.recv(65536)
+            first.sendall(OK)
+            may_send.wait(30)
+            first.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+            are_sent.set()
+            with listener.accept()[0] as second:
+                second.recv(65536)
+                second.sendall(NEXT)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        backend = Backend(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert ask(backend).body == b"ok"
+        may_send.set()
+        assert are_sent.wait(30)
+        assert ask(backend).body == b"next"
+
+
 def test_a_content_type_that_no_client_takes_is_left_out() -> None:
     reply = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: 2\r\n\r\nok" % (b"x" * 70_000)
     with peer([reply], [NEXT]) as backend:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from contexts.test_store import save
 from systemd_llm_switch.contexts.fingerprint import NOTHING, STRIDE, Fingerprint
+from systemd_llm_switch.contexts.folder import Folder
 from systemd_llm_switch.contexts.store import Store
 
 KEY = "0123456789abcdef"
@@ -106,3 +107,20 @@ def test_a_reason_of_a_megabyte_is_not_shown() -> None:
         store = Store(path)
         store.scan(oldest=0)
         assert len(store.useless[KEY]) < 1000
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("{}")
+    (tmp_path / "mine").chmod(0o644)
+    name = f"llm-switch-{KEY}.json"
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    for act in (Folder(tmp_path).read, Folder(tmp_path).make_private_file):
+        with pytest.raises(OSError, match="symbolic links"):
+            act(name)
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o644
+
+
+def test_of_a_folder_with_very_many_files_only_some_are_looked_at(tmp_path: Path) -> None:
+    for number in range(10_050):
+        (tmp_path / f"llm-switch-{number:016x}.part").touch()
+    assert len(Folder(tmp_path).names()) == 10_000

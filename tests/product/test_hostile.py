@@ -161,6 +161,11 @@ def test_a_path_to_no_model_is_a_404(proxy: Proxy, target: str) -> None:
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
 
 
+def test_a_query_of_too_many_fields_is_refused(proxy: Proxy) -> None:
+    answer = ask(proxy, f"GET /api/requests?{'a=b&' * 17} HTTP/1.1")
+    assert (answer.status, answer.error["code"]) == (400, "invalid_request")
+
+
 # --- bodies -------------------------------------------------------------------------------------------
 
 

@@ -177,9 +177,9 @@ def as_streaming(value: object) -> str:
 
 def as_unit(value: object) -> str:
     unit = as_text(value)
-    name = _UNIT_NAME.fullmatch(unit)
     if len(unit) > _MOST_UNIT_NAME_CHARACTERS:
         raise ValueError(f"is {len(unit)} characters long; systemd takes at most {_MOST_UNIT_NAME_CHARACTERS}")
+    name = _UNIT_NAME.fullmatch(unit)
     if name is None:
         hint = "" if "." in unit else f"; did you mean {printable(unit)}.service?"
         raise ValueError(f"{quoted(unit)} is not a valid name of a systemd service{hint}")

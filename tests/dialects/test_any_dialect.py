@@ -98,7 +98,8 @@ def allowing(count: int) -> Json:
 
 @pytest.mark.parametrize("kind", GROWING)
 def test_the_time_of_a_request_grows_no_faster_than_the_request(kind: str) -> None:
-    """CPU time of this thread, so that a busy machine does not count, at sizes n and 4n."""
+    """CPU time of this thread at sizes n and 8n: with the square of the size, it would be 64 times as much. A busy
+    machine, whose caches hold other data, may spoil some of the tries."""
 
     def seconds(count: int) -> float:
         path, body = GROWING[kind](count)
@@ -106,7 +107,7 @@ def test_the_time_of_a_request_grows_no_faster_than_the_request(kind: str) -> No
         served(path, {"model": "m", **body})
         return time.thread_time() - began
 
-    assert min(seconds(40_000) for _ in range(2)) < 8 * min(seconds(10_000) for _ in range(2)) + 0.02
+    assert any(seconds(40_000) < 24 * seconds(5_000) + 0.02 for _ in range(5))
 
 
 def served(path: str, body: Json) -> tuple[Request, Dialect]:

@@ -224,6 +224,13 @@ class Stack:
             connection.request("GET", "/standin")
             return json.loads(connection.getresponse().read())
 
+    def answers(self, port: int | None = None) -> bool:
+        """Whether a stand-in listens."""
+        try:
+            return bool(self.seen(port))
+        except OSError:
+            return False
+
     def release(self, port: int | None = None) -> None:
         """Lets the stand-in answer what waits for this, now and later."""
         with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}/standin/release", timeout=10):

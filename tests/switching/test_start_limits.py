@@ -110,7 +110,7 @@ def test_a_start_is_aborted_before_its_job_begins(stack: Stack) -> None:
     stack.systemctl("start", stranger)
     unit = stack.standin("m")
     proxy = stack.run({"m": unit})
-    wait_for(lambda: stack.seen())
+    wait_for(stack.answers)
     with in_background(lambda: load(proxy)) as loads:
         wait_for(lambda: proxy.state("m") == "starting")
         assert proxy.post("/api/hold", {"force": True}).status == 200

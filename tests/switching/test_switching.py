@@ -236,7 +236,7 @@ def test_two_units_started_by_hand_on_one_port_never_answer_for_each_other(stack
     assert proxy.chat("b").text == "hello from b"
     stack.systemctl("kill", "--signal=SIGKILL", pair["b"])
     stack.systemctl("start", pair["a"], check=False)
-    wait_for(lambda: _answers(stack))
+    wait_for(stack.answers)
     assert proxy.chat("b").text == "hello from b"
     assert proxy.chat("a").text == "hello from a"
 
@@ -310,7 +310,7 @@ def test_an_unload_that_lets_another_model_load_at_once_does_not_wait_for_it(
 def test_unload_frees_what_was_started_by_hand(stack: Stack, pair: dict[str, str]) -> None:
     proxy = stack.run(pair)
     stack.systemctl("start", pair["b"])
-    wait_for(lambda: _answers(stack))
+    wait_for(stack.answers)
     assert proxy.post("/api/unload", {}).status == 200
     assert stack.active_state(pair["b"]) == "inactive"
 
@@ -390,7 +390,7 @@ def test_a_unit_started_by_hand_does_not_pass_for_the_one_that_is_about_to_liste
     with in_background(lambda: proxy.chat("late")) as answers:
         wait_for(lambda: stack.active_state(late) == "active")
         stack.systemctl("start", other)
-        wait_for(lambda: _answers(stack))
+        wait_for(stack.answers)
     assert answers[0].status == 503
     assert answers[0].error["code"] == "model_start_failed"
     assert "Address already in use" in answers[0].error["message"]
@@ -403,12 +403,12 @@ def test_the_status_knows_what_was_started_by_hand_before_a_request_asks(stack: 
     stack.systemctl("start", slow)
     proxy = stack.run({"slow": slow, "other": other})
     assert proxy.state("slow") == "stopped"  # it is not ready
-    wait_for(lambda: _answers(stack))
+    wait_for(stack.answers)
     stack.release()
     wait_for(lambda: proxy.state("slow") == "ready")
     stack.systemctl("stop", slow)
     stack.systemctl("start", other)
-    wait_for(lambda: _answers(stack))
+    wait_for(stack.answers)
     time.sleep(0.3)  # beyond the pause between two looks
     assert {name: it["state"] for name, it in proxy.status()["models"].items()} == {"slow": "stopped", "other": "ready"}
     assert [it["status"]["value"] for it in proxy.get("/v1/models").json["data"]] == ["unloaded", "loaded"]
@@ -424,7 +424,7 @@ def test_to_ask_for_the_status_never_stops_a_model(stack: Stack) -> None:
     proxy = stack.run({"a": stack.standin("a"), "byhand": long_form})
     proxy.chat("a")
     stack.systemctl("start", byhand)
-    wait_for(lambda: _answers(stack, port))
+    wait_for(lambda: stack.answers(port))
     for _ in range(3):
         assert (proxy.state("a"), proxy.state("byhand")) == ("ready", "stopped")
         time.sleep(0.3)  # beyond the pause between two looks
@@ -438,7 +438,7 @@ def test_a_model_started_by_hand_while_the_other_one_stops_is_used(stack: Stack)
     proxy = stack.run({"slow": slow, "other": other})
     proxy.chat("slow")
     with in_background(lambda: proxy.chat("other")) as answers:
-        wait_for(lambda: stack.active_state(slow) == "deactivating" and not _answers(stack))
+        wait_for(lambda: stack.active_state(slow) == "deactivating" and not stack.answers())
         stack.systemctl("start", other)
         pid = stack.main_pid(other)
     assert answers[0].text == "hello from other"
@@ -580,7 +580,7 @@ def test_a_model_started_by_hand_serves_nobody_before_it_was_started_anew(
     stack.write_config({**pair, "lost": "no-such-unit.service"})
     proxy = stack.start_proxy(env=bus_between(_while_there(refused, "StopUnit", Fault.REFUSE)))
     stack.systemctl("start", pair["a"])
-    wait_for(lambda: _answers(stack))
+    wait_for(stack.answers)
     pid = stack.main_pid(pair["a"])
     refused.touch()
     assert proxy.post("/api/unload", {"model": "a"}).status == 503
@@ -669,13 +669,6 @@ def test_sigkill_of_the_backend_between_requests_costs_one_load(stack: Stack, pa
 def _while_there(mark: Path, word: str, fault: Fault) -> Rule:
     """The fault for calls with that word in them, as long as a file exists."""
     return lambda words: fault if word in words and mark.exists() else None
-
-
-def _answers(stack: Stack, port: int | None = None) -> bool:
-    try:
-        return bool(stack.seen(port))
-    except OSError:
-        return False
 
 
 def _after(seconds: float, call: object) -> object:

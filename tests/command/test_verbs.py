@@ -50,6 +50,20 @@ def test_serving_does_not_load_a_library_that_most_requests_do_not_need() -> Non
     assert not {"charset_normalizer", "prometheus_client", "json_repair"} & set(ran.stdout.split())
 
 
+@pytest.mark.parametrize("words", [["status"], ["load", "a"], ["remove", "a"], ["add", "a", "/b.gguf", "--no-try"]])
+@pytest.mark.parametrize("text", ["server: {prot: 1}\nmodels: {a: a.service}\n", "models: [\n"])
+def test_a_config_that_cannot_be_used_is_named_once(words: list[str], text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    ran = run(*words, "--config", str(path))
+    assert ran.returncode == 1
+    assert ran.stderr.count(str(path)) == 1
+
+
+def test_chat_without_a_model_asks_for_nothing_else() -> None:
+    assert run("chat").stderr.endswith("the following arguments are required: MODEL\n")
+
+
 @pytest.mark.parametrize("verb", ["setup", "check", "demo", "uninstall"])
 def test_the_set_up_does_not_load_the_proxy(verb: str) -> None:
     proxy = {

@@ -154,7 +154,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
     assert problems(raw) == {
         "modles": "unknown key; did you mean 'models'?",
         "server.prot": "unknown key; did you mean 'port'?",
-        "server.port": "must be a number",
+        "server.port": "must be a number, not 'x'",
         "server.queue_limit": "must be 0 or more",
         "repair.rescu": "unknown key; did you mean 'rescue'?",
         "models.a.alias": "unknown key; did you mean 'aliases'?",
@@ -172,6 +172,31 @@ def test_a_file_without_a_mapping_is_refused(raw: object) -> None:
 @pytest.mark.parametrize("models", [None, {}, [], "a.service"])
 def test_a_config_needs_a_model(models: object) -> None:
     assert "at least one model" in problems({"models": models})["models"]
+
+
+@pytest.mark.parametrize("models", [["a", "b"], "a:a.service"])
+def test_models_in_another_form_are_named_as_such(models: object) -> None:
+    """`- a: a.service`, or no blank behind the colon: there are models, but not as a mapping."""
+    assert problems({"models": models})["models"].startswith("must be a mapping with at least one model, for instance ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("health_timeout", "2m", "must be a number, not '2m'"),
+        ("port", "3002", "must be a number, not '3002' (take the quotes away)"),
+        ("strict_names", "true", "must be true or false, not 'true' (take the quotes away)"),
+        ("strict_names", "on", "must be true or false, not 'on'"),
+        ("streaming", "Live", "must be one of buffered, live, not 'Live'"),
+        ("api_keys", "secret", "must be a list of strings, for instance [one, two]"),
+    ],
+)
+def test_a_wrong_value_is_shown_unless_it_may_be_a_key(key: str, value: object, message: str) -> None:
+    assert problem_of("server", **{key: value}) == message
+
+
+def test_no_unit_is_proposed_that_is_not_valid_itself() -> None:
+    assert problems({"models": {"a": "my model"}})["models.a.unit"].endswith("is not a valid name of a systemd service")
 
 
 @pytest.mark.parametrize(
@@ -542,7 +567,7 @@ def test_check_names_every_problem(tmp_path: Path) -> None:
     for ran in (run("--check", "--config", str(path)), run("--check", LLM_SWITCH_CONFIG=str(path))):
         assert (ran.returncode, ran.stdout) == (1, "")
         assert ran.stderr.splitlines() == [
-            f"{path}: 2 problem(s)",
+            f"{path}: 2 problems",
             "  server.prot: unknown key; did you mean 'port'?",
             "  models.a.unit: 'b' is not a valid name of a systemd service; did you mean b.service?",
         ]

@@ -92,6 +92,7 @@ def test_aliases_and_what_has_no_counterpart(found: Reader) -> None:
     [
         ("c = 1", "names no model"),
         ("model = /a.gguf\nno-such-thing = 1", "does not know 'no-such-thing'"),
+        ("model = /a.gguf\nctx-sise = 1", "does not know 'ctx-sise'; write ctx-size"),
         ("model = /a.gguf\njinja = perhaps", "neither true nor false"),
         ("hf = a/b\nhf-file = c.gguf", "name the quantisation"),
     ],

@@ -160,6 +160,19 @@ def test_while_the_port_is_taken_it_does_not_count_as_started(stack: Stack, pair
     assert "listening" not in str(service.journal())
 
 
+def test_a_second_proxy_says_that_one_runs_already(service: Service, stack: Stack, pair: dict[str, str]) -> None:
+    """A person types `llm-switch serve` while the service runs. It touches no unit, whatever it preloads."""
+    proxy = service.start(pair)
+    assert proxy.chat("a").status == 200
+    service.write_config(pair, preload=["b"])
+    second = [sys.executable, "-m", "systemd_llm_switch", "serve", "--config", str(service.config)]
+    env = stack.env | {"PYTHONPATH": str(ROOT / "src")}
+    ran = subprocess.run(second, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 1
+    assert f"port {proxy.port} is taken by a proxy that runs already" in ran.stderr
+    assert [stack.active_state(pair[name]) for name in "ab"] == ["active", "inactive"]
+
+
 def _listen(port: int) -> socket.socket:
     return socket.create_server(("127.0.0.1", port))
 

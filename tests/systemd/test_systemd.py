@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ import pytest
 from jeepney import Message
 
 from support.bus import Between, Fault, Listener, Scripted, Silent, job_begun, job_ended, messages, refusal
-from support.stack import Stack, in_background, run_all, wait_for
+from support.stack import ROOT, Stack, in_background, run_all, wait_for
 from systemd_llm_switch.setup.user_manager import UserManager
 from systemd_llm_switch.systemd.bus import Interrupted, Limit
 from systemd_llm_switch.systemd.manager import JobUnfinished, Systemd, SystemdError
@@ -329,6 +332,8 @@ def test_a_peer_that_fails_is_a_clear_error_in_time(
     ],
 )
 def test_a_manager_that_is_not_there_is_told(environ: dict[str, str], words: str) -> None:
+    if not environ and Path(f"/run/user/{os.getuid()}").exists():
+        words = "there is no /run/user|Connection refused"
     with pytest.raises(SystemdError, match=words) as error:
         Systemd(environ=environ).show(["a.service"])
     assert "systemctl --user" in str(error.value)
@@ -340,6 +345,26 @@ def test_a_socket_that_nobody_listens_on_is_told(tmp_path: Path) -> None:
         left.bind(str(tmp_path / "systemd/private"))
     with pytest.raises(SystemdError, match="Connection refused"):
         Systemd(environ={"XDG_RUNTIME_DIR": str(tmp_path)}).show(["a.service"])
+
+
+def test_the_manager_is_found_where_su_set_no_variable() -> None:
+    """Its socket is where logind puts it. That nobody listens on this one shows that it was found."""
+    user = 61_183  # nobody's
+    runtime_dir = Path(f"/run/user/{user}")
+    (runtime_dir / "systemd").mkdir(parents=True)
+    try:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(runtime_dir / "systemd/private"))
+        (runtime_dir / "systemd/private").chmod(0o666)
+        ask = "from systemd_llm_switch.systemd.manager import Systemd; Systemd(environ={}).show(['a.service'])"
+        code = f"import os, systemd_llm_switch.systemd.manager; os.setuid({user}); {ask}"
+        env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "Connection refused" in ran.stderr
+    finally:
+        shutil.rmtree(runtime_dir)
 
 
 def test_no_room_for_a_socket_is_told(systemd: Systemd) -> None:

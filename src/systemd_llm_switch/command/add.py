@@ -10,7 +10,7 @@ from pathlib import Path
 from systemd_llm_switch.command import take_over
 from systemd_llm_switch.command.add_one import Adder, Source
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY, USAGE
-from systemd_llm_switch.command.proxy_client import NoProxy, Refused, complain
+from systemd_llm_switch.command.proxy_client import NoProxy, Refused, complain, config_problem
 from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.models.adding import AddedAlready
 from systemd_llm_switch.models.flags import Wishes
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments)
     except ConfigError as error:
-        return complain(f"the config cannot be used: {error}", FAILED)
+        return complain(config_problem(arguments, error), FAILED)
     except (SetupError, Refused) as error:
         return complain(str(error), FAILED)
     except NoProxy as error:

@@ -34,7 +34,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="its id, or an alias")
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="the question; without it, a conversation")
+    parser.add_argument("text", metavar="TEXT", nargs="*", default=[], help="the question; without it, a conversation")
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
     add_config_argument(parser)
 

@@ -52,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
 def _minutes(text: str) -> float:
     found = _TIME.fullmatch(text)
     if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time; write 90, 90m or 2h")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time; write 90, 90m, 2h or 2d")
     return float(found[1]) * _MINUTES[found[2]]

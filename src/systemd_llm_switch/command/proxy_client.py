@@ -131,6 +131,12 @@ def configured(arguments: argparse.Namespace) -> Config:
     return load(find(arguments.config, os.environ))
 
 
+def config_problem(arguments: argparse.Namespace, error: ConfigError) -> str:
+    """The message for a config that cannot be used: which file it is, and what is wrong with it."""
+    path = printable(str(find(arguments.config, os.environ)))
+    return str(error) if path in str(error) else f"the config {path} cannot be used: {error}"
+
+
 def client_of(config: Config) -> ProxyClient:
     """The proxy of a config. `$LLM_SWITCH_API_KEY` goes before the config's first key."""
     key = os.environ.get("LLM_SWITCH_API_KEY") or next(iter(config.server.api_keys), None)
@@ -147,7 +153,7 @@ def run_with_proxy(
     try:
         config = configured(arguments)
     except ConfigError as error:
-        return complain(f"the config cannot be used: {error}", FAILED)
+        return complain(config_problem(arguments, error), FAILED)
     try:
         return do(client_of(config)) or DONE
     except Refused as error:

@@ -8,7 +8,7 @@ import os
 
 from systemd_llm_switch.command.add_one import reach_manager
 from systemd_llm_switch.command.exits import DONE, FAILED
-from systemd_llm_switch.command.proxy_client import NoProxy, ProxyClient, Refused, client_of, complain
+from systemd_llm_switch.command.proxy_client import NoProxy, ProxyClient, Refused, client_of, complain, config_problem
 from systemd_llm_switch.config.file import find, load
 from systemd_llm_switch.config.records import Config, ConfigError
 from systemd_llm_switch.models import adding
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments)
     except ConfigError as error:
-        return complain(f"the config cannot be used: {error}", FAILED)
+        return complain(config_problem(arguments, error), FAILED)
     except (SetupError, Refused) as error:
         return complain(str(error), FAILED)
     except OSError as error:

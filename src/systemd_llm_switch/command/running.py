@@ -66,10 +66,11 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    held = operations.resume()  # before the first request can come
-    threading.Thread(target=_take_up, args=(adoption, config, operations, held), name="take-up", daemon=True).start()
     try:
-        server.prepare()
+        server.prepare()  # first: a second proxy that finds the port taken must not touch any unit
+        held = operations.resume()  # before the first request is read
+        args = (adoption, config, operations, held)
+        threading.Thread(target=_take_up, args=args, name="take-up", daemon=True).start()
         address = f"[{host}]" if ":" in host else host
         log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
         server.run()

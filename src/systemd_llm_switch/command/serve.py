@@ -57,7 +57,7 @@ def _check(path: Path) -> int:
     try:
         config, found = load(path), warnings(path)
     except ConfigError as error:
-        print(f"{name}: {len(error.problems)} problem(s)", file=sys.stderr)
+        print(f"{name}: {len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         return FAILED

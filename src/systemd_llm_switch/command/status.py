@@ -15,6 +15,7 @@ from systemd_llm_switch.command.proxy_client import (
     add_config_argument,
     client_of,
     complain,
+    config_problem,
     configured,
 )
 from systemd_llm_switch.command.tables import as_json, clock, duration, error_lines, number, since, size, table
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = configured(arguments)
     except ConfigError as error:
-        return complain(f"the config cannot be used: {error}", FAILED)
+        return complain(config_problem(arguments, error), FAILED)
     try:
         status = client_of(config).get("/api/status")
     except Refused as error:

@@ -52,15 +52,23 @@ def find_unfit(text: str) -> str:
     return next((character for character in text if unicodedata.category(character) in _UNFIT), "")
 
 
+def _not(value: object) -> str:
+    """What stands there instead, for the end of a message; a number or a flag in quotes looks right at first."""
+    if not isinstance(value, str) or not value:
+        return ""
+    is_quoted = value in ("true", "false") or re.fullmatch(r"-?\d{1,20}(\.\d{1,20})?", value)
+    return f", not {quoted(value, 40)}{' (take the quotes away)' if is_quoted else ''}"
+
+
 def as_flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("must be true or false")
+        raise ValueError(f"must be true or false{_not(value)}")
     return value
 
 
 def as_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise ValueError("must be a number")
+        raise ValueError(f"must be a number{_not(value)}")
     try:
         return float(value)
     except OverflowError as error:
@@ -97,7 +105,7 @@ def as_port(value: object) -> int:
 
 def as_each(cast: Callable[[object], str], value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError("must be a list of strings")
+        raise ValueError("must be a list of strings, for instance [one, two]")
     entries = []
     for index, entry in enumerate(value):
         try:
@@ -171,7 +179,7 @@ def as_fields(value: object) -> Mapping[str, object]:
 
 def as_streaming(value: object) -> str:
     if value not in _STREAMING:
-        raise ValueError(f"must be one of {', '.join(_STREAMING)}")
+        raise ValueError(f"must be one of {', '.join(_STREAMING)}{_not(value)}")
     return str(value)
 
 
@@ -181,7 +189,7 @@ def as_unit(value: object) -> str:
         raise ValueError(f"is {len(unit)} characters long; systemd takes at most {_MOST_UNIT_NAME_CHARACTERS}")
     name = _UNIT_NAME.fullmatch(unit)
     if name is None:
-        hint = "" if "." in unit else f"; did you mean {printable(unit)}.service?"
+        hint = f"; did you mean {unit}.service?" if _UNIT_NAME.fullmatch(f"{unit}.service") and "." not in unit else ""
         raise ValueError(f"{quoted(unit)} is not a valid name of a systemd service{hint}")
     if name["instance"] == "@":
         stem = printable(unit.removesuffix("@.service"))

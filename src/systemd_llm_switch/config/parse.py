@@ -100,7 +100,8 @@ class _Reader:
     def models(self, raw: object, server: ServerSettings) -> dict[str, Model]:
         """The models by their ids."""
         if not isinstance(raw, dict) or not raw:
-            self.report("models", "must name at least one model, for instance my-model: my-model.service")
+            form = "must be a mapping with" if raw else "must name"
+            self.report("models", f"{form} at least one model, for instance my-model: my-model.service")
             return {}
         if len(raw) > MOST_MODELS:
             self.report("models", f"holds {len(raw)} models; at most {MOST_MODELS} are possible")

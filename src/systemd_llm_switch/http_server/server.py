@@ -24,7 +24,7 @@ from systemd_llm_switch.http_server.reading import SlowReads
 from systemd_llm_switch.http_server.threadpool import GrowingPool
 from systemd_llm_switch.http_server.writing import SlowWrites
 from systemd_llm_switch.systemd.notify import notify, watchdog_interval_s
-from systemd_llm_switch.wsgi import Headers
+from systemd_llm_switch.wsgi import SERVER_NAME, Headers
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,18 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
+def _is_this_proxy(host: str, port: int) -> bool:
+    """Whether what listens there calls itself by our name."""
+    connection = http.client.HTTPConnection(reachable(host), port, timeout=1)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().getheader("Server") == SERVER_NAME
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def describe_bind_error(host: str, port: int, error: OSError) -> str:
     """Why the port cannot be bound, and the next step."""
     try:
@@ -188,6 +200,11 @@ def describe_bind_error(host: str, port: int, error: OSError) -> str:
     except OSError:
         in_use = False
     if in_use:
+        if _is_this_proxy(host, port):
+            return (
+                f"port {port} is taken by a proxy that runs already (`llm-switch status` shows it); stop that one with "
+                f"`systemctl --user stop llm-switch`, or set server.port"
+            )
         return (
             f"port {port} is taken by another program; find it with `ss -ltnp 'sport = :{port}'`, stop it, or set "
             f"server.port"

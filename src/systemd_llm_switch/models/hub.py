@@ -146,7 +146,9 @@ class Hub:
         except urllib.error.HTTPError as error:
             raise SetupError(_refusal(url, error)) from error
         except (OSError, http.client.HTTPException) as error:
-            raise SetupError(f"{self.endpoint} does not answer: {getattr(error, 'reason', error)}") from error
+            reason = getattr(error, "reason", error)
+            hint = "check the network, or name another hub with HF_ENDPOINT"
+            raise SetupError(f"{self.endpoint} does not answer: {reason}; {hint}") from error
         except (ValueError, TypeError, RecursionError) as error:
             raise SetupError(f"what {url} answers is not a list of files: {error}") from error
 

@@ -95,7 +95,9 @@ def _model(
     words = _words(macros.replace_in(raw["cmd"]))
     program = Path(words[0]).name if words else ""
     if program in _CONTAINERS:
-        raise CannotTake(f"it runs in a container ({program}), which has no counterpart; name the file to `add`")
+        raise CannotTake(
+            f"it runs in a container ({program}), which has no counterpart; add its model with `llm-switch add`"
+        )
     if not program.startswith("llama-server"):
         raise CannotTake(f"its command is {quoted(program, 60)}, and only llama-server can be taken over")
     model = from_flags(name, words[1:], known)

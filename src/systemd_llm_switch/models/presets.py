@@ -113,7 +113,9 @@ def _flag(key: str, known: ServerFlags) -> str:
         return flag
     if known.replaced(f"--{key}"):
         return f"--{key}"
-    raise CannotTake(f"this llama-server does not know {quoted(key, 60)}")
+    instead = known.instead_of(f"--{key}")
+    hint = f"; write {instead.lstrip('-')}" if instead else ""
+    raise CannotTake(f"this llama-server does not know {quoted(key, 60)}{hint}")
 
 
 def _option(flag: str, value: str, known: ServerFlags) -> list[str]:

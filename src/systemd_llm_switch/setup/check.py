@@ -190,6 +190,8 @@ def _of_model_file(model: _Model, program: Path | None, places: Places) -> Itera
     if wanted and program:
         what += f" ({wanted.size})" if wanted.size else ""
         yield Finding(what, f"{quote(str(program))} -hf {wanted.download_name}", is_download=True)
+    elif model.unit in Ledger.load(places).added_units:
+        yield Finding(what, f"put it back, or: llm-switch remove {quote(model.id)}, and add it anew where it is now")
     else:
         yield Finding(what, f"put it there, or run {places.how_to()} again and name its folder")
 

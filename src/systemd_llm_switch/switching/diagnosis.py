@@ -161,7 +161,7 @@ def _missing_files(command: str) -> list[str]:
         except (OSError, ValueError):
             continue
         if not is_there:
-            return [f"The model file {name} is missing; `{_how_to('check')}` names the command that downloads it."]
+            return [f"The model file {name} is missing; `{_how_to('check')}` says how to get it back."]
         if not is_readable:
             return [f"The model file {name} cannot be read: check its owner and mode."]
     return []

@@ -317,7 +317,8 @@ def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
     Raises:
         BusError: neither exists.
     """
-    runtime_dir = environ.get("XDG_RUNTIME_DIR")
+    usual = f"/run/user/{os.getuid()}"  # `su` and cron do not set the variable
+    runtime_dir = environ.get("XDG_RUNTIME_DIR") or (usual if os.path.isdir(usual) else None)  # noqa: PTH112
     private, public = f"{runtime_dir}/systemd/private", f"{runtime_dir}/bus"
     if runtime_dir and os.path.exists(private):  # noqa: PTH110  (the path as the environment has it)
         return private, True

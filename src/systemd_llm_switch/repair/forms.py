@@ -213,7 +213,7 @@ FORMS = (
         "GLM",
         "pairs",
         opens=("<tool_call>", "<tool_calls>", "<longcat_tool_call>"),
-        head=rf"{NAME}\s*+(?:<tool_sep{DECORATED[1]}>\s*+|(?=<{ARG_KEY}|</{DECORATED[0]}tool_call{DECORATED[1]}>|</arg_value>|</arg_key>"
+        head=rf"(?>(?:<tool_name>\s*+)?){NAME}\s*+(?>(?:</tool_name>\s*+)?)(?:<tool_sep{DECORATED[1]}>\s*+|(?=<{ARG_KEY}|</{DECORATED[0]}tool_call{DECORATED[1]}>|</arg_value>|</arg_key>"
         r"|(?:<tool_call>)?[\w.-]{1,99}+\s*+</arg_key>))",
         ends=(
             "</tool_call>",
@@ -272,7 +272,14 @@ FORMS = (
     ),
     Form("calling tool, as Python", "python", opens=_SHOWN_OPENS, ends=("]",)),
     # A tool's name before its arguments, between Hermes' tags: Qwen 3 and GLM without their template.
-    Form("name and JSON", "json", opens=("<tool_call>",), head=rf"{NAME}\s*+(?=\{{)", ends=_HERMES_ENDS, in_any=True),
+    Form(
+        "name and JSON",
+        "json",
+        opens=("<tool_call>",),
+        head=rf"{NAME}\s*+(?>(?:```(?>(?:json)?)\s*+)?)(?=\{{)",
+        ends=("```", *_HERMES_ENDS),
+        in_any=True,
+    ),
     # A name before tags of parameters, without a tag of its own.
     Form("name and tags", "parameters", head=rf"{NAME}\s*+(?=<parameter[=\s])", ends=_HERMES_ENDS, in_any=True),
     # Functionary 3.2: its template. The name is a line; the next call comes right behind the object.

@@ -38,6 +38,8 @@ def as_json(text: str, *, is_whole: bool = True) -> tuple[str, bool]:
     outside: list[str] = []
     is_inside = False
     for part, following in zip(parts, [*parts, last][1:], strict=True):
+        if not part.strip() and (outside if not is_inside else not _BEHIND_STRING.match(following)):
+            continue  # the token is doubled
         if is_inside:
             key = None if _BEHIND_STRING.match(following) else _LAST_KEY.search(part, max(0, len(part) - _LONGEST_KEY))
             written += [encode(part[: key.start()]), key[0]] if key else [encode(part)]

@@ -198,7 +198,8 @@ class _Rescue:
                 return True
         elif before and (line_before.startswith("    ") or "\t" in line_before):
             return True
-        if not ends_line and (after[0].isspace() or not is_special):
+        is_block = "\n" in self.text[start:end] and not line_before.strip() and after.lstrip()[:1].isupper()
+        if not ends_line and not is_block and (after[0].isspace() or not is_special):
             return True
         return surroundings.presents(before) or surroundings.explains(after)
 

@@ -31,11 +31,13 @@ _OF_FORM = re.compile(r"\b(?:calls?|formats?|syntax|tags?|xml)\b", re.I)
 _PRESENTS = re.compile(
     r"\b(?:for (?:example|instance)|e\.g|such as|like (?:this|so)|looks? as follows|(?:an?|following) example"
     r"|(?:format|form|syntax)(?: \w+){0,3} is|beispiel|z\.\s?b|sieht so aus|(?:par|voici un|un) exemple|exemple d"
-    r"|comme ceci|ressemble à|(?:por|un) ejemplo|se ve así|(?:por|um) exemplo|(?:per|un) esempio|(?:bij)?voorbeeld)\b"
+    r"|comme ceci|ressemble à|(?:por|un) ejemplo|se ve así|(?:por|um) exemplo|(?:per|un) esempio|(?:bij)?voorbeeld"
+    r"|(?:is|was|are|as) (?:only|just|merely|purely) an? (?:\w+ )?(?:illustration|example|sample|demonstration|sketch)"
+    r"|not an? (?:real|actual|genuine) (?:tool |function )?call)\b"
     r"|例如|比如|示例|如下",
     re.I,
 )
-_EXAMPLE = re.compile(r"\W*(?:an? )?(?:example|sample)\b[^:]{0,60}+:\Z", re.I)
+_EXAMPLE = re.compile(r"\W*(?:(?:only|just) )?(?:an? )?(?:example|sample|illustration)\b[^:]{0,60}+:\Z", re.I)
 _TELLS_HOW = re.compile(r"\W*(?:(?:if|when|whenever) you\b|to call\b)", re.I)
 _REPORTS = re.compile(
     r"\b(?:models?|parsers?|templates?|logs?|issues?|reply|replies|servers?|it|docs?|documentation|manuals?|readme|guides?"
@@ -64,6 +66,15 @@ _QUOTES = re.compile(
     r"[^:]{0,40}:\Z"
     r"|\A\W*(?:(?:earlier|above|here|what|this is what|in your [^:]{1,40}),? )?you(?:['’]ve| have)? "
     r"(?:wrote|written|sent|pasted|posted|quoted|shared|typed)\b[^:]{0,60}:\Z"
+    rf"|\A\W*(?:{_THE} )?(?!here|let|that|it|there|what|he|she)\w{{1,40}}['’]s(?: \S+){{0,3}}? {_WRITTEN}\b"
+    r"[^:]{0,40}:\Z"
+    r"|\b(?:would|should|could) have (?:been|looked|written|said)\b[^:]{0,40}:\Z"
+    r"|\byou (?:should|would|might) (?:have )?(?:see|seen|get|got|find|found)\b[^:]{0,40}:\Z"
+    r"|\b(?:parser|template|server|model|client|proxy|grammar)s?\b(?: \S+){0,2}? (?:choke|fail|stumble|break|crash"
+    r"|reject|refuse|accept)\w{0,3} (?:on |at |for |with )?(?:this|the following|such|these)\b[^:]{0,40}:\Z"
+    r"|\b(?:das modell|le modèle|el modelo|il modello|o modelo)\b[^:]{0,40}\b(?:schr[ei]|geschr|gab|gibt|sagt|antwort"
+    r"|écri|répond|produi|escrib|respond|scri|escrev)\w{0,12}\b[^:]{0,20}:\Z"
+    r"|\A\W*compare\b[^:]{0,40}:\Z"
     rf"|\A\W*{_HERE}{_THE} (?:\S+ ){{0,2}}?{_SPOILT} (?:\S+ ){{0,2}}?{_TEXT}\b[^:]{{0,40}}:\Z"
     rf"|\A\W*{_HERE}{_THE} (?:\S+ ){{0,2}}?{_TEXT} (?:that|which) (?!i\b|we\b|will\b)[^:]{{1,60}}:\Z"
     r"|\A\W*(?:(?:copy|copied|quoted?|excerpt|taken|pasted|here (?:is|are|was) [^:]{1,40}) )?(?:from|of|out of) "
@@ -81,9 +92,12 @@ _LABEL = re.compile(
     re.I,
 )
 """One of several that are compared comes next."""
+_BETWEEN = re.compile(r"\W*(?:versus|vs|or|compared (?:to|with))\W*\Z", re.I)
 _REFUSES = re.compile(
     r"\b(?:i|we) (?:did not|didn['’]t|will not|won['’]t|would not|wouldn['’]t|cannot|can['’]t|must not|refuse to) "
-    r"(?:actually )?(?:run|execute|call|make|send|perform|use)\b[^:]{0,60}:\Z",
+    r"(?:actually )?(?:run|execute|call|make|send|perform|use)\b[^:]{0,60}:\Z"
+    r"|\bif\b[^:]{1,80}\b(?:i|we) (?:would|could|might) (?:\w+ ){0,2}?(?:run|execute|call|make|send|use|write|do)\b"
+    r"[^:]{0,60}:\Z",
     re.I,
 )
 _GOES_ON = re.compile(r"(?:which|is|are|was|as (?:the|in|shown)|so (?:the|that))\b|[,;.](?=\s|\Z)")
@@ -147,6 +161,8 @@ def _verdict(sentence: str) -> bool | None:
     is_about = _ABOUT_CALLS.search(sentence) is not None
     leads = sentence.endswith((":", "："))
     speaks_of_itself = _SPEAKS_OF_ITSELF.search(sentence) is not None
+    if _BETWEEN.match(sentence):
+        return True
     if leads and (_REFUSES.search(sentence) or _LABEL.match(sentence) or _quotes(sentence)):
         return True
     if _INTENDS.search(sentence) and not _CONDITION.match(sentence):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
+from .stray_tags import has_stray_tags
 from .strings import SPACE
 from .text import decode, encode
 from .written import NOTHING, Found, LeakedCall, Source, json_behind_name
@@ -16,6 +17,7 @@ DECORATED = r"(?>(?:(?!arg_|tool_)[a-z]{2,9}[_|:])?)", r"(?>(?::opensource)?)"
 """What models put before and behind the names of their tags: `longcat_`, `ifm|`, `:opensource`."""
 _TAG = rf"< ?+{TAG_PREFIX}"
 _END_TAG = rf"</{TAG_PREFIX}"
+_M3_TOKEN = "]<]minimax[>["
 _SPACE_TAG = r"(?>(?:\]<\]minimax\[>\[)?)"
 _CALL_END = r"</(?:invoke|function)>"
 _PARAMETER = re.compile(
@@ -26,14 +28,15 @@ _END_OF_PARAMETER = rf"{_END_TAG}param(?>(?:eter)?)(?>(?:=[^<>\n]{{1,99}}+)?)>"
 _PARAMETER_START = rf"{_TAG}param(?:eter)?(?:=|\s)"
 _PARAMETER_END = re.compile(
     rf"{_END_OF_PARAMETER}(?=\s*+(?:{_END_TAG}param(?:eter)?[=>]|{_PARAMETER_START}"
-    rf"|{_END_TAG}(?:function|inv(?:oke)?|parameters|tool|tool_use)[=>]|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜‖]|</[|｜‖]"
+    rf"|{_TAG}(?:invoke|function)(?:=|\s)|{_END_TAG}(?:function|inv(?:oke)?|parameters|tool|tool_use)[=>]|</?(?:[\w.-]{{1,20}}+:)?tool_calls?>|<[|｜‖]|</[|｜‖]"
     r"|(?:</[\w:]{0,20})?\Z))"
     rf"|(?=\n{_PARAMETER_START}|\n{_END_TAG}function[=>]|\n{_END_TAG}inv(?:oke)?>|\n</tool_call>)"
 )
 _PARAMETER_ENDS = re.compile(rf"(?>(?:\s*+{_END_OF_PARAMETER})*)")
 _TAGS = re.compile(
-    rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+>|tool_call>"
-    rf"|(?P<started>param(?>(?:eter)?))(?:=|\s{{1,9}}+name=)[\"']?(?P<name>[^\s\"'<>]{{1,99}}+)[^<>\n]{{0,60}}+>))"
+    rf"(?P<opening>{_TAG}(?:(?:function|invoke)(?>(?:(?:=|\s{{1,9}}+name=)[^<>\n]{{1,120}}+)?)>|tool_call>"
+    r"|(?P<started>param(?>(?:eter)?))"
+    r"(?>(?:(?:=|\s{1,9}+name=)[\"']?(?P<name>[^\s\"'<>]{1,99}+)[^<>\n]{0,60}+)?)>))"
     rf"|{_END_TAG}(?:function|inv(?>(?:oke)?)|tool_call|(?P<ended>param(?>(?:eter)?)))(?>(?:=[^<>\n]{{1,99}}+)?)>"
 )
 _CUT_END = r"(?:</[\w.-]{0,99}+)?\Z"
@@ -47,14 +50,18 @@ _CUT_TAG = re.compile(
 _LONGEST_ENDS = 200
 ARG_KEY, ARG_VALUE = (f"{DECORATED[0]}{name}{DECORATED[1]}>" for name in ("arg_key", "arg_value"))
 _PAIR = re.compile(
-    rf"\s*+(?>(?:<(?:{ARG_KEY}|tool_call>)\s*+)*)(?P<name>[^<\n]{{1,99}}+)(?>(?:</{ARG_KEY}\s*+)+)"
-    rf"(?>(?:<{DECORATED[0]}arg_type[^<>]{{0,20}}+>[^<]{{0,40}}+</[^<>]{{0,40}}+>\s*+)?)(?>(?:<{ARG_VALUE})*)(?P<value>.*?)"
-    rf"(?:</{ARG_VALUE}(?>(?:\s*+</{ARG_VALUE})*)|(?=</tool_call>\s*+\Z))", re.S
+    rf"\s*+(?>(?:<(?:{ARG_KEY}|tool_call>)\s*+)*)(?P<name>[^<\n]{{1,99}}+)\s*+(?>(?:</{ARG_KEY}\s*+)+)"
+    rf"(?>(?:<{DECORATED[0]}arg_type[^<>]{{0,20}}+>[^<]{{0,40}}+</[^<>]{{0,40}}+>\s*+)?)(?>(?:<{ARG_VALUE}(?>(?:\s*+(?=<{ARG_VALUE}))?))*)(?P<value>.*?)"
+    rf"(?:</{ARG_VALUE}(?>(?:\s*+</{ARG_VALUE})*)|</{ARG_KEY}\s*+(?=<{ARG_KEY}|</tool_call>\s*+\Z)"
+    rf"|(?=(?>(?:</{DECORATED[0]}tool_call{DECORATED[1]}>\s*+)+)\Z))", re.S
 )  # fmt: skip
 _PAIR_WITHOUT_KEY_END = re.compile(
-    rf"\s*+<{ARG_KEY}\s*+(?P<name>[^<\n]{{1,99}}+)\s*+<{ARG_VALUE}(?P<value>.*?)</{ARG_VALUE}",
+    rf"\s*+<{ARG_KEY}\s*+(?P<name>[^<\n]{{1,99}}+)\s*+(?>(?:<{ARG_VALUE}(?>(?:\s*+(?=<{ARG_VALUE}))?))+)(?P<value>.*?)</{ARG_VALUE}",
     re.S,
 )
+_NEXT_PAIR = re.compile(rf"\n?<{ARG_KEY}\s*+(?P<name>[\w.-]{{1,99}}+)\s*+</{ARG_KEY}\s*+<{ARG_VALUE}")
+_NEXT_CALL = re.compile(rf"\n*+</tool_call>\s*+(?=<tool_call>\s*+(?P<tool>[\w.:-]{{1,99}}+)\s*+<{ARG_KEY})")
+_END_OF_VALUE_OR_CALL = re.compile(rf"</(?:{ARG_VALUE}|{DECORATED[0]}tool_call{DECORATED[1]}>)")
 _VALUE_OPEN = re.compile(f"<{ARG_VALUE}")
 _VALUE_END = re.compile(f"</{ARG_VALUE}")
 _PAIR_OPEN = re.compile(rf"\s*+<{DECORATED[0]}arg_")
@@ -84,13 +91,16 @@ def parameters(source: Source, name: str, start: int) -> Found:
     if within:
         return [LeakedCall(name, encode(within), is_open=True)], at
     values: dict[str, object] = {}
-    at, is_cut = start, False
+    at, is_cut, own = start, False, "="
     while not is_cut and (parameter := _PARAMETER.match(text, at)):
         source.budget.check()
         raw, at, is_cut = _parameter_value(text, parameter, declared, values)
         values[parameter["name"]] = _as_declared(raw, parameter["string"])
+        own = " " if parameter["attribute"] else "="
     if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
         at, is_cut = len(text), True
+    if has_stray_tags(values.values(), own):
+        return NOTHING
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
 
 
@@ -113,10 +123,20 @@ def _parameter_value(
     behind = _behind_ends(text, end)
     raw = text[start:end]
     if behind == end:
-        raw = _without_wrong_end(raw, opening["name"])
+        raw = _without_wrong_end(_within_itself(raw, opening["name"]), opening["name"])
     is_bare = opening["string"] or not raw.startswith(("\n", _CDATA[0]))
     is_own = opening["attribute"] and is_bare and text.count("</", end, behind) < 2
     return raw if is_own else _value(raw), behind, False
+
+
+def _within_itself(raw: str, name: str) -> str:
+    """The value within a parameter of the same name: the start tag was doubled, and the end tag is the outer one's."""
+    inner = _PARAMETER.match(raw)
+    body = raw.rstrip()
+    end = body.rfind("</")
+    if inner and inner["name"] == name and re.fullmatch(_END_OF_PARAMETER, body[max(end, 0) :]):
+        return body[inner.end() : end]
+    return raw
 
 
 def _without_wrong_end(raw: str, name: str) -> str:
@@ -137,7 +157,7 @@ def _nested_end(text: str, start: int, declared: Collection[str], given: Collect
         kind = "parameter" if tag["started"] or tag["ended"] else "call"
         if tag["opening"]:
             starts_line = text.startswith("\n", tag.start() - 1)
-            is_next = kind == "parameter" and starts_line and not any(depths.values())
+            is_next = bool(tag["name"]) and starts_line and not any(depths.values())
             if is_next and tag["name"] not in given and (not declared or tag["name"] in declared):
                 return tag.start() - 1
             depths[kind] += 1
@@ -200,11 +220,25 @@ def pairs(source: Source, name: str, start: int) -> Found:
         at = start - len(key)
     while pair := _PAIR.match(source.text, at) or _PAIR_WITHOUT_KEY_END.match(source.text, at):
         source.budget.check()
-        values[pair["name"].strip()] = pair["value"] + _own_ends(source.text, pair)
-        at = pair.end()
+        value, at = _pair_value(source, name, pair, values)
+        values[pair["name"].strip()] = value
     is_cut = _PAIR_OPEN.match(source.text, at) is not None
+    if has_stray_tags(values.values(), "") or (is_cut and _END_OF_VALUE_OR_CALL.search(source.text, at)):
+        return NOTHING
     end = len(source.text) if is_cut else at
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], end
+
+
+def _pair_value(source: Source, tool: str, pair: re.Match[str], given: Collection[str]) -> tuple[str, int]:
+    """A value, and where reading goes on: at the next pair, if the end tag before that was lost."""
+    value, ends = pair["value"], _own_ends(source.text, pair)
+    following = None if ends else _NEXT_CALL.search(value)
+    if following and following["tool"] in source.tools:
+        return value[: following.start()], pair.start("value") + following.start()
+    following = None if ends else _NEXT_PAIR.search(value)
+    if following and following["name"] in source.members(tool) and following["name"] not in given:
+        return value[: following.start()], pair.start("value") + following.start()
+    return value + ends, pair.end()
 
 
 def _own_ends(text: str, pair: re.Match[str]) -> str:
@@ -292,6 +326,25 @@ def _behind_wrappers(source: Source, name: str, at: int) -> tuple[int, list[str]
     return at, names[:_MAX_DEPTH]
 
 
+def _ends_call(raw: str, name: str) -> bool:
+    """Whether the tool's own end tag stands in a value before its start tag: a parameter's end tag was lost."""
+    end = raw.find(f"</{name}>")
+    return end >= 0 and not 0 <= raw.find(f"<{name}>") < end
+
+
+def _element_value(raw: str, name: str) -> str:
+    """A value without the newline on each side, a token of MiniMax M3 behind it, or its start tag once more."""
+    value = raw
+    while value.rstrip().endswith(_M3_TOKEN):
+        value = value.rstrip().removesuffix(_M3_TOKEN)
+    opening, closing = f"<{name}>", f"</{name}>"
+    if closing not in value and (body := value.lstrip().removeprefix(_M3_TOKEN)).startswith(opening):
+        value = body.removeprefix(opening)
+    elif opening not in value and value.rstrip().endswith(closing):
+        value = value.rstrip().removesuffix(closing)
+    return _value(value) if value.startswith(("\n", "\r\n")) else value
+
+
 def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict[str, object] | None, int]:
     """The values of declared parameters that are written as elements, and where they end.
 
@@ -307,7 +360,9 @@ def _elements(source: Source, name: str, start: int, closing: str) -> tuple[dict
         end = re.compile(ending).search(source.text, tag.end())
         if end is None:
             return None, at
-        raw = source.text[tag.end() : end.start()]
-        values[tag[1]] = _value(raw) if raw.startswith(("\n", "\r\n")) else raw
+        raw = _element_value(source.text[tag.end() : end.start()], tag[1])
+        if has_stray_tags([raw], "") or _ends_call(raw, name):
+            return None, at
+        values[tag[1]] = raw
         at = end.end()
     return values, at

@@ -26,6 +26,7 @@ _ENDS = tuple(_START_OF)
 _ANSWER_TAGS = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 """Around the answer, in Kimi K3's replies."""
 _STARTS = (*(start for start, _ in _PAIRS), _ANSWER_TAGS[0], "<|channel|>", "<|start|>")
+_MARKS = (*_STARTS, *_ENDS)
 _SENTENCE_START = r"[^\sa-z\d.,:;!?<>()\[\]_/-]"
 _WORD_START = re.compile(rf"analysis(?:{_SENTENCE_START}|\Z)")
 _STRAY_END = re.compile(r"</(?:seed:|mm:)?think(?:ing|:opensource)?>|<\|close\|>think<\|sep\|>")
@@ -66,7 +67,7 @@ def may_be_thoughts(begun: str) -> bool:
     body = begun.lstrip()
     if not body or "analysis".startswith(body) or _WORD_START.match(body):
         return True
-    return any(mark.startswith(body[: len(mark)]) for mark in (*_STARTS, *_ENDS))
+    return any(mark.startswith(body[: len(mark)]) for mark in _MARKS)
 
 
 def may_end_thoughts(text: str, since: int) -> bool:
@@ -77,7 +78,7 @@ def may_end_thoughts(text: str, since: int) -> bool:
 def is_thoughts_start(begun: str) -> bool:
     """Whether a text is only a prefix of what starts thoughts (also gpt-oss's, without its special tokens)."""
     body = begun.lstrip()
-    is_prefix = any(mark.startswith(body) for mark in (*_STARTS, *_ENDS, "analysis"))
+    is_prefix = any(mark.startswith(body) for mark in (*_MARKS, "analysis"))
     return is_prefix or _WORD_START.match(body) is not None
 
 

@@ -22,7 +22,7 @@ _ENVELOPE = frozenset({"type", "id", "index", "tool_call_id"})
 _KNOWN_KEYS = _ENVELOPE.union(NAME_KEYS, ARGUMENT_KEYS)
 _BEHIND_JSON = re.compile(
     r"\s*+(?:</?[\w|:｜▁-]{1,40}+>|<\||<｜|<function=|\[(?:/[\w.-]{1,99}+|TOOL_CALLS?|END_TOOL_REQUEST|TOOL_REQUEST_END)\]"
-    r"|[;,\]{)]|```|[\w.-]{1,99}+\[ARGS\]|>|\Z)|[ \t]*+\n"
+    r"|[;,\]{)]|```|[\w.-]{1,99}+\[ARGS\]|assistant(?:commentary|analysis|final)|commentary to=|>|\Z)|[ \t]*+\n"
 )
 _SURPLUS = re.compile(r"(?>(?:\s*+[}\]])+)(?=\s*+(?:<|\[|```|\Z))")
 _BEHIND_OBJECT = re.compile(rf"{_SURPLUS.pattern}|{_BEHIND_JSON.pattern}")
@@ -36,6 +36,10 @@ _TOKEN_OR_END = re.compile(r"\s*+(?:<|\Z)")
 _CLOSERS = re.compile(r"\s*+\}[}\s]*+")
 _ONLY_CLOSERS = re.compile(r"[}\]\s]*+\Z")
 _CALL_END_TAG = re.compile(r"</(?:tool_calls?|function_calls?|functioncall|tools?|TOOLCALL)>|<\|/tool_call\|>")
+_TOKEN_OF_CALLS = re.compile(
+    r"(?>(?:```\s{0,9})?)<[｜|][^<>\s｜|]{1,40}+[｜|]>|</?(?:tool_call|function)[=>]|\[(?:TOOL_CALLS|CALL_ID|ARGS)\]"
+    r"|[\w.-]{1,99}+\[(?:ARGS|CALL_ID)\]|(?:assistant)?commentary to=|>>>[\w.-]{1,99}+\n|✿FUNCTION✿"
+)
 _MESSAGE_KEYS = frozenset({"tool_calls", "role", "content", "refusal"})
 _HEADLESS = re.compile(r"[\"']name[\"']\s*+:")
 _PYTHON_PART = re.compile(r"'(?>(?:[^'\\]|\\.)*)'|\"(?>(?:[^\"\\]|\\.)*)\"|[\[\](){}]|[^\[\](){}\"']++", re.S)
@@ -99,10 +103,25 @@ NOTHING: Found = ([], 0)
 def json_behind_name(source: Source, name: str, at: int) -> Found:
     """The object behind a name, and brackets too many behind it."""
     reading = source.json_at(at, _BEHIND_OBJECT)
-    if reading is None:
+    if reading is None or (reading.has_words and QUOTE_TOKEN.search(source.text, at, reading.end)):
         return NOTHING
+    if reading.has_inner_quotes and (stop := _json_up_to_token(source, at, reading.end)):
+        return [LeakedCall(name, source.text[at:stop])], stop
     surplus = _SURPLUS.match(source.text, reading.end)
     return [LeakedCall(name, source.text[at : reading.end])], surplus.end() if surplus else reading.end
+
+
+def _json_up_to_token(source: Source, at: int, end: int) -> int:
+    """Where an object ends that only lacks its bracket before a token of the form; 0 if it is none.
+
+    Its last string would swallow the next call.
+    """
+    stop = _TOKEN_OF_CALLS.search(source.text, at, end)
+    if stop is None:
+        return 0
+    inside = Source(source.text[at : stop.start()], source.names, source.members, source.budget)
+    reading = inside.json_at(0, _ONLY_CLOSERS)
+    return 0 if reading is None or reading.is_cut or reading.has_inner_quotes else stop.start()
 
 
 # -- {p:<|"|>value<|"|>} -----------------------------------------------------------------------------------
@@ -125,7 +144,7 @@ def quoted(source: Source, name: str, start: int, ends: re.Pattern[str], *, need
         body = inner if inner.startswith("{") else f"{{{inner}}}"
     written, is_cut = as_json(body, is_whole=ending is not None)
     inside = Source(written, source.names, source.members, source.budget)
-    reading = inside.json_at(0)
+    reading = inside.json_at(0, _BEHIND_OBJECT)
     if reading is None or not isinstance(reading.value, dict):
         return NOTHING
     if ending or reading.end == len(written):

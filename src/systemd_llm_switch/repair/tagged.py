@@ -60,7 +60,7 @@ _PAIR_WITHOUT_KEY_END = re.compile(
     re.S,
 )
 _NEXT_PAIR = re.compile(rf"\n?<{ARG_KEY}\s*+(?P<name>[\w.-]{{1,99}}+)\s*+</{ARG_KEY}\s*+<{ARG_VALUE}")
-_NEXT_CALL = re.compile(rf"\n*+</tool_call>\s*+(?=<tool_call>\s*+(?P<tool>[\w.:-]{{1,99}}+)\s*+<{ARG_KEY})")
+_NEXT_CALL = re.compile(rf"</tool_call>\s*+(?=<tool_call>\s*+(?P<tool>[\w.:-]{{1,99}}+)\s*+<{ARG_KEY})")
 _END_OF_VALUE_OR_CALL = re.compile(rf"</(?:{ARG_VALUE}|{DECORATED[0]}tool_call{DECORATED[1]}>)")
 _VALUE_OPEN = re.compile(f"<{ARG_VALUE}")
 _VALUE_END = re.compile(f"</{ARG_VALUE}")
@@ -99,7 +99,7 @@ def parameters(source: Source, name: str, start: int) -> Found:
         own = " " if parameter["attribute"] else "="
     if text.startswith("<param", source.skip(at)) and ">" not in text[at:]:
         at, is_cut = len(text), True
-    if has_stray_tags(values.values(), own):
+    if not is_cut and has_stray_tags(values.values(), own):  # a cut value may be all the rest of a long text
         return NOTHING
     return [LeakedCall(name, encode(values), is_open=True, is_cut=is_cut)], at
 
@@ -234,7 +234,7 @@ def _pair_value(source: Source, tool: str, pair: re.Match[str], given: Collectio
     value, ends = pair["value"], _own_ends(source.text, pair)
     following = None if ends else _NEXT_CALL.search(value)
     if following and following["tool"] in source.tools:
-        return value[: following.start()], pair.start("value") + following.start()
+        return value[: following.start()].rstrip("\n"), pair.start("value") + following.start()
     following = None if ends else _NEXT_PAIR.search(value)
     if following and following["name"] in source.members(tool) and following["name"] not in given:
         return value[: following.start()], pair.start("value") + following.start()

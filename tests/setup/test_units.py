@@ -294,3 +294,11 @@ def test_a_path_that_cannot_go_into_a_unit_is_named(path: str, reason: str) -> N
 )
 def test_specifiers_are_read_as_systemd_reads_them(word: str, path: str) -> None:
     assert expand(word, Path("/home/me")) == path
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [({}, "export XDG_RUNTIME_DIR=/run/user/7"), ({"XDG_RUNTIME_DIR": "/run/user/7"}, "")],
+)
+def test_after_su_the_line_that_makes_systemctl_work_is_known(environ: dict[str, str], line: str) -> None:
+    assert Systemctl({"XDG_RUNTIME_DIR": "/run/user/7"}).how_to_reach(environ) == line

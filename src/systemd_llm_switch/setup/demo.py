@@ -237,9 +237,8 @@ def _say_next(url: str, models: Collection[str], systemd: Systemctl, places: Pla
         console.plain("  Before that, since llm-switch would read your own config and not the demo's:")
         console.plain(f"    export LLM_SWITCH_CONFIG={shlex.quote(ledger.config)}")
     command_link.say_how_to_type(places, os.environ)
-    if systemd.env.get("XDG_RUNTIME_DIR") != os.environ.get("XDG_RUNTIME_DIR"):
-        console.plain("  To use systemctl --user on it:")
-        console.plain(f"    export XDG_RUNTIME_DIR={shlex.quote(systemd.env['XDG_RUNTIME_DIR'])}")
+    if export := systemd.how_to_reach(os.environ):
+        console.plain(f"  To use systemctl --user on it:\n    {export}")
     console.plain(f"  For other programs: base URL {url}/v1, any API key")
     script = shlex.quote(str(places.checkout / "setup.sh")) if places.checkout else ""
     if ledger.units.keys() - {running_proxy.UNIT, "llm.slice", *ledger.demo_units}:

@@ -244,3 +244,5 @@ def _say_next(
         console.plain(f"  Your own config: mkdir -p {quote(str(places.user_config.parent))} && \\")
         console.plain(f"    cp {quote(str(config.path))} {quote(str(places.user_config))}")
     command_link.say_how_to_type(places, environ)
+    if export := Systemctl.of(environ).how_to_reach(environ):
+        console.plain(f"  To use systemctl --user in this shell:\n    {export}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,13 @@ class Systemctl:
         usual = f"/run/user/{os.getuid()}"
         has_usual = "XDG_RUNTIME_DIR" not in environ and Path(usual).is_dir()
         return cls({**environ, "XDG_RUNTIME_DIR": usual} if has_usual else dict(environ))
+
+    def how_to_reach(self, environ: Mapping[str, str]) -> str:
+        """What to type before `systemctl --user` finds this manager from a shell; empty if it finds it already."""
+        runtime_dir = self.env.get("XDG_RUNTIME_DIR", "")
+        if not runtime_dir or runtime_dir == environ.get("XDG_RUNTIME_DIR"):
+            return ""
+        return f"export XDG_RUNTIME_DIR={shlex.quote(runtime_dir)}"
 
     def reload(self) -> None:
         self._systemctl("daemon-reload")

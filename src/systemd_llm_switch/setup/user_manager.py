@@ -202,7 +202,7 @@ def check_machine() -> None:
     if os.geteuid() != 0:
         raise UserManagerError(
             "no systemd user manager answers, and only root can start a private one: log in as a normal user"
-            " (ssh, or `machinectl shell USER@`), or run this as root in a container"
+            " (by ssh, or `machinectl shell USER@`, not by su), or run this as root in a container"
         )
     programs = (shutil.which("systemctl"), _program("systemd"), _program("systemd-journald"))
     if None in programs:

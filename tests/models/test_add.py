@@ -126,6 +126,17 @@ def test_without_a_proxy_it_says_so_before_anything_is_done(person: Person, mode
     assert person.files() == before
 
 
+def test_the_check_of_a_moved_file_says_to_add_the_model_anew(person: Person, model_file: Path, tmp_path: Path) -> None:
+    """The set-up, which finds the files of its own models, does not change an added unit."""
+    here = tmp_path / "here.gguf"
+    here.symlink_to(model_file)
+    assert person.run("add", "small", str(here), "--no-try").returncode == 0
+    here.unlink()
+    ran = person.run("check")
+    assert "! small: no model file" in ran.stdout
+    assert "put it back, or: llm-switch remove small, and add it anew where it is now" in ran.stdout
+
+
 def test_a_model_that_add_did_not_add_is_not_removed(person: Person) -> None:
     ran = person.run("remove", "mine")
     assert ran.returncode == 1

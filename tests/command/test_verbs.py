@@ -106,7 +106,10 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
     assert "'stup' is not a verb; did you mean 'setup'? (serve, " in ran.stderr
 
 
-@pytest.mark.parametrize("words", [["--prot", "1"], ["serve", "--port", "0"], ["setup", "--demo"], ["check", "now"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--prot", "1"], ["serve", "--port", "0"], ["--host", "a..b"], ["setup", "--demo"], ["check", "now"]],
+)
 def test_wrong_options_are_wrong_usage(words: list[str]) -> None:
     ran = run(*words)
     assert ran.returncode == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from systemd_llm_switch import logs
 from systemd_llm_switch.command.exits import DONE, FAILED
+from systemd_llm_switch.config.casts import as_host
 from systemd_llm_switch.config.file import LiveConfig, find, load, places, warnings
 from systemd_llm_switch.config.records import Config, ConfigError
 from systemd_llm_switch.contexts.support import why_unsupported
@@ -24,7 +25,7 @@ _CHECK_TIMEOUT_S = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="default: $LLM_SWITCH_CONFIG, the user's, the packaged one")
-    parser.add_argument("--host", metavar="H", help="address to listen on, instead of server.host")
+    parser.add_argument("--host", metavar="H", type=_host, help="address to listen on, instead of server.host")
     parser.add_argument("--port", metavar="P", type=_port, help="port to listen on, instead of server.port")
     parser.add_argument("--check", action="store_true", help="check the config and exit: 0 if it is valid, else 1")
 
@@ -44,6 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     from systemd_llm_switch.command.running import run_proxy  # late: --check and --help do not need it
 
     return run_proxy(live, arguments.host, arguments.port)
+
+
+def _host(text: str) -> str:
+    try:
+        return as_host(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _port(text: str) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest
 from systemd_llm_switch.openai.request import parse_object
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
+from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, parsed_bytes
 
 
 @pytest.mark.parametrize("unit", ["1,", '{"a":1},', '"a",', "[],", '{"\\"":[', "[[[["])
@@ -94,3 +94,18 @@ def test_a_whole_number_of_too_many_digits_is_refused(number: str) -> None:
 
 def test_a_number_beyond_all_floats_is_read() -> None:
     assert parse_object(b'{"x":%b}' % (b"1" + b"0" * 400))["x"] == 10**400
+
+
+@pytest.mark.parametrize(
+    ("raw", "least", "most"),
+    [
+        (b"[" + b"[]," * 100_000 + b"1]", 5_000_000, 20_000_000),
+        (b"[" + b"1," * 400_000 + b"1]", 20_000_000, 33_000_000),
+        (b'["' + b",[{:" * 400_000 + b'"]', 0, 1000),
+        (b"[" + b"1," * 10_000 + b"1]", 0, 0),
+        (b"[" + b"{}," * 9_000_000 + b"1]", 30_000_000, 60_000_000),
+    ],
+    ids=["lists", "numbers", "a string", "few", "more than are parsed"],
+)
+def test_the_memory_of_parsed_values_is_estimated(raw: bytes, least: int, most: int) -> None:
+    assert least <= parsed_bytes(raw) <= most

@@ -16,7 +16,18 @@ from collections.abc import Iterator
 import pytest
 
 from support.hostile_clients import FRAMING, HOST, POST
-from support.stack import Answer, Proxy, Stack, address_space, chat, descriptors_of, rss_mib, run_all, wait_for
+from support.stack import (
+    Answer,
+    Proxy,
+    Stack,
+    address_space,
+    chat,
+    descriptors_of,
+    in_background,
+    rss_mib,
+    run_all,
+    wait_for,
+)
 from systemd_llm_switch.setup.user_manager import UserManager
 
 CHAT = "/v1/chat/completions"
@@ -311,6 +322,20 @@ def test_a_reply_of_too_many_values_goes_on_unread(stack: Stack) -> None:
     assert answer.body == raw.replace("other", "a", 1).encode()
     wait_for(lambda: proxy.status()["repairs"].get("repair_budget", 0) == before + 1)  # counted after the answer
     assert proxy.chat("a", stream=True, standin={"raw": raw}).error["code"] == "backend_error"
+
+
+def test_many_small_values_count_as_the_memory_that_they_take(stack: Stack) -> None:
+    """2 MB of them become 30 MB, so four such requests are too many at once."""
+    proxy = stack.run({"a": stack.standin("a")})
+    assert proxy.chat("a").status == 200
+    values = [0] * 480_000
+    with in_background(*[lambda: proxy.chat("a", x=values, standin={"until_released": True})] * 3) as results:
+        wait_for(lambda: stack.seen()["running"] == 3)
+        answer = proxy.chat("a", x=values)
+        assert (answer.status, answer.error["code"]) == (429, "queue_full")
+        assert proxy.chat("a", x=values[:1000]).status == 200
+        stack.release()
+    assert [it.status for it in results] == [200] * 3
 
 
 def test_memory_comes_back(stack: Stack) -> None:

@@ -19,6 +19,7 @@ from cheroot import server as cheroot_server
 from systemd_llm_switch.errors import InternalError, ProxyError, RequestTimeout, RequestTooLarge, unexpected
 from systemd_llm_switch.http_server.body import (
     GZIP,
+    SMALL_BYTES,
     check_encoding,
     read_chunked,
     read_sized,
@@ -26,6 +27,7 @@ from systemd_llm_switch.http_server.body import (
 )
 from systemd_llm_switch.http_server.head import Head, MalformedRequest, parse_head
 from systemd_llm_switch.http_server.reading import BODY_TIMEOUT_S, HEAD_TIMEOUT_S, TooSlow, Truncated
+from systemd_llm_switch.openai.value_count import parsed_bytes
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.throttle import Throttle
 from systemd_llm_switch.wsgi import SERVER_NAME
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 _END_OF_HEAD = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = frozenset((204, 205, 304))
+_FORM = "multipart/"  # holds files, which are not parsed
 _LINGER_S = 2.0
 _LINGER_BYTES = 1 << 16
 
@@ -137,6 +140,8 @@ class ServedRequest(cheroot_server.HTTPRequest):
                 self.body = read_sized(self.conn.rfile, head.length, self._charge)
             if "HTTP_CONTENT_ENCODING" in head.fields and head.fields["HTTP_CONTENT_ENCODING"].lower() in GZIP:
                 self.body = unzip(self.body, self.server.max_request_body_size, self._charge)
+            if len(self.body) > SMALL_BYTES and not head.fields.get("CONTENT_TYPE", "").lower().startswith(_FORM):
+                self._charge(parsed_bytes(self.body))
         except TooSlow:
             refusal = RequestTimeout("the request came too slowly")
         except (ProxyError, MemoryError) as error:

@@ -60,6 +60,12 @@ def test_a_config_that_cannot_be_used_is_named_once(words: list[str], text: str,
     assert ran.stderr.count(str(path)) == 1
 
 
+def test_a_hold_that_is_too_long_is_refused_in_the_words_that_were_typed() -> None:
+    ran = run("hold", "99999h")
+    assert ran.returncode == 2
+    assert "'99999h' is longer than 366 days" in ran.stderr
+
+
 def test_chat_without_a_model_asks_for_nothing_else() -> None:
     assert run("chat").stderr.endswith("the following arguments are required: MODEL\n")
 

@@ -203,6 +203,7 @@ def test_a_byte_order_mark_is_skipped(proxy: Proxy, path: str) -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400 + ".0"])
 def test_a_number_that_is_too_large_reaches_no_backend(proxy: Proxy, bed: Stack, number: str) -> None:
+    assert post(proxy, CHAT, encode(chat("a"))).status == 200  # it is loaded
     before = bed.seen()["requests"]
     for stream in (b"true", b"false"):
         body = b'{"model": "a", "messages": [], "stream": %b, "temperature": %b}' % (stream, number.encode())

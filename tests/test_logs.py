@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,12 +159,8 @@ def record(text: str) -> logging.LogRecord:
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_a_reader_that_hangs_holds_nobody_up(kind: str) -> None:
     """journald, for example. Lines are lost, and the next one that can be written says how many."""
-    if kind == "pipe":
-        reader, writer = os.pipe()
-    else:
-        ends = socket.socketpair()
-        reader, writer = (end.detach() for end in ends)
-    handler = DescriptorHandler(writer)
+    reader, writer = ends_of(kind)
+    handler = DescriptorHandler(writer, patience_s=0.01)
     for number in range(5000):
         handler.handle(record(f"line {number} {'x' * 1000}"))
     os.set_blocking(reader, False)
@@ -173,6 +171,29 @@ def test_a_reader_that_hangs_holds_nobody_up(kind: str) -> None:
     os.close(reader)
     handler.handle(record("to nobody"))
     os.close(writer)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_reader_that_is_slower_than_a_burst_gets_every_line(kind: str) -> None:
+    reader, writer = ends_of(kind)
+    handler = DescriptorHandler(writer, patience_s=60)
+
+    def burst() -> None:
+        for number in range(3000):  # ten times as much as there is room for
+            handler.handle(record(f"line {number} {'x' * 1000}"))
+
+    threading.Thread(target=burst).start()
+    with open(reader, "rb") as file:  # noqa: PTH123  (a descriptor has no path)
+        assert [int(line.split()[1]) for line in itertools.islice(file, 3000)] == list(range(3000))
+    os.close(writer)
+
+
+def ends_of(kind: str) -> tuple[int, int]:
+    """To read from and to write to."""
+    if kind == "pipe":
+        return os.pipe()
+    reader, writer = (end.detach() for end in socket.socketpair())
+    return reader, writer
 
 
 def read_all(descriptor: int) -> list[str]:
@@ -195,7 +216,7 @@ def test_a_long_traceback_goes_whole_through_a_pipe() -> None:
 
 def test_a_line_after_a_torn_one_is_a_line_of_its_own() -> None:
     reader, writer = os.pipe()
-    handler = DescriptorHandler(writer)
+    handler = DescriptorHandler(writer, patience_s=0.01)
     handler.handle(record("ab\n" * 100_000))  # more than the pipe takes
     os.set_blocking(reader, False)
     assert len(read_all(reader)) < 100_000

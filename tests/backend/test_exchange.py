@@ -127,6 +127,14 @@ def test_a_kept_connection_is_used_again() -> None:
         assert has_kept_one(backend)
 
 
+def test_a_connection_that_llama_server_is_about_to_close_is_not_used() -> None:
+    """It closes those that were idle for five seconds; a request in that moment would be lost."""
+    with peer([OK], [NEXT]) as backend:
+        ask(backend)
+        time.sleep(4.1)
+        assert not has_kept_one(backend)
+
+
 def test_bytes_that_nobody_asked_for_answer_nothing() -> None:
     """A process may send them on a kept connection at any time. The next request would take them for its answer."""
     may_send, are_sent = threading.Event(), threading.Event()

@@ -55,6 +55,14 @@ def test_what_is_not_a_model_is_named(tmp_path: Path, raw: bytes, reason: str) -
     assert "m.gguf" in str(caught.value)
 
 
+def test_arrays_that_are_too_large_together_are_not_read(tmp_path: Path) -> None:
+    """Strings are skipped one by one, and there is room for many arrays of them."""
+    half = struct.pack("<IIQ", ARRAY, 0, 2_600_000) + bytes(2_600_000)
+    path = make(tmp_path / "m.gguf", {"a": half, "b": half}, {})
+    with pytest.raises(NotGguf, match="its arrays are too large"):
+        read_header(path)
+
+
 @pytest.mark.parametrize("kept", [0.001, 0.5, 0.999999])
 def test_half_a_download_is_named(tmp_path: Path, model_file: Path, kept: float) -> None:
     whole = model_file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -66,6 +67,9 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # What was imported stays. Otherwise the collector looks through it again and again, and waits with what requests
+    # leave until that is a quarter of it.
+    gc.freeze()
     try:
         server.prepare()  # first: a second proxy that finds the port taken must not touch any unit
         held = operations.resume()  # before the first request is read

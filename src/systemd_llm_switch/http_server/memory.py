@@ -1,4 +1,4 @@
-"""Gives memory back to the kernel after large requests.
+"""Gives memory back to the kernel after large requests, and after many.
 
 glibc keeps freed memory in an arena for each thread: after a hundred answers of 4 MB, 360 MB stayed resident.
 """
@@ -9,7 +9,8 @@ import ctypes
 import threading
 from collections.abc import Callable
 
-_LARGE_BYTES = 256 * 1024  # smaller requests leave too little to be worth the work
+_LARGE_BYTES = 256 * 1024  # a smaller request leaves too little to be worth the work
+_MANY_BYTES = 4 << 20  # of smaller ones together
 _QUIET_S = 2.0
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -30,16 +31,20 @@ def malloc_trim() -> None:
 
 
 class Trimmer:
-    """Calls `trim`, in its own thread, when no large request came for a while. Thread-safe; `note` does not block."""
+    """Calls `trim`, in its own thread, a while after a large request or many small ones, once it is quiet. Thread-safe;
+    `note` does not block."""
 
     def __init__(self, trim: Callable[[], None] = malloc_trim, quiet_s: float = _QUIET_S) -> None:
         self._trim = trim
         self._quiet_s = quiet_s
         self._came = threading.Event()
+        self._bytes = 0  # of small requests; threads may add at the same time, and lose some
 
     def note(self, count: int) -> None:
         """A request was answered whose body or answer had `count` bytes."""
-        if count >= _LARGE_BYTES:
+        self._bytes += count
+        if count >= _LARGE_BYTES or self._bytes >= _MANY_BYTES:
+            self._bytes = 0
             self._came.set()
 
     def start(self) -> None:

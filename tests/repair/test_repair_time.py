@@ -16,7 +16,7 @@ from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply
 from systemd_llm_switch.repair import (
     Budget,
     RequestFacts,
-    UnrepairableReply,
+    TooManyValues,
     parse_reply,
     repair_history,
     repair_reply,
@@ -241,7 +241,7 @@ def test_a_number_of_too_many_digits_is_not_parsed() -> None:
 @pytest.mark.parametrize("unit", ["{},", '{"a":1},', "1,"])
 def test_a_reply_of_more_values_than_any_has_is_refused(unit: str) -> None:
     raw = b'{"choices":[' + unit.encode() * 2_000_001 + b"1]}"
-    with pytest.raises(UnrepairableReply, match="more than 2000000 values"):
+    with pytest.raises(TooManyValues, match="more than 2000000 values"):
         parse_reply(raw, plenty())
 
 

@@ -37,13 +37,12 @@ from systemd_llm_switch.openai.shapes import (
     timings_in,
 )
 from systemd_llm_switch.openai.sse import SSE_HEADERS, EventReader, may_get_better, raw_frame, sse_frames
-from systemd_llm_switch.openai.value_count import has_too_many_values
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.repair import (
-    MOST_REPLY_VALUES,
     Budget,
     Repair,
     RequestFacts,
+    TooManyValues,
     UnrepairableReply,
     parse_reply,
     repair_history,
@@ -371,13 +370,16 @@ class Forwarding:
             self._send(reply.status, (("Content-Type", reply.content_type),), body)
 
     def _answer_repaired(self, reply: Reply) -> None:
-        if self._is_beyond_repair(reply):
+        dialect = self._responder.dialect
+        try:
+            parsed, body = self._repair(reply)
+        except TooManyValues as error:
+            if self._request.is_streamed or dialect.is_translation:
+                raise BackendError(f"the reply of {self._model.id!r} cannot be read: {error}") from error
             self._record.repairs.append(Repair("repair_budget"))
             self._send(reply.status, (JSON_TYPE,), renamed(reply.body, self._model.id) or reply.body)
             return
-        parsed, body = self._repair(reply)
         self._record.note_reply(parsed)
-        dialect = self._responder.dialect
         if not choices_of(parsed) and (self._request.is_streamed or dialect.is_translation):
             # An empty answer would not tell the client why.
             raise BackendError(f"the reply of {self._model.id!r} holds no choices")
@@ -391,13 +393,12 @@ class Forwarding:
         else:
             self._send(200, SSE_HEADERS, dialect.events(frames))
 
-    def _is_beyond_repair(self, reply: Reply) -> bool:
-        """Whether the reply can go on unread, and must, since to parse it would hold up every other request."""
-        is_read = self._request.is_streamed or self._responder.dialect.is_translation
-        return not is_read and has_too_many_values(reply.body, MOST_REPLY_VALUES)
-
     def _repair(self, reply: Reply) -> tuple[Json, bytes]:
-        """The repaired reply as an object and as bytes; the backend's own bytes if nothing was repaired."""
+        """The repaired reply as an object and as bytes; the backend's own bytes if nothing was repaired.
+
+        Raises:
+            BackendError, TooManyValues
+        """
         try:
             parsed, repairs = parse_reply(reply.body, self._budget)
         except UnrepairableReply as error:

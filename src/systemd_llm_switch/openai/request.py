@@ -16,13 +16,12 @@ from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
 from systemd_llm_switch.openai.large_json import LARGE_BYTES, dump_large
 from systemd_llm_switch.openai.shapes import Json, dump
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
+from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, whole_number
 from systemd_llm_switch.quoting import printable, quoted
 
 _MAX_FIELD = 10_000
 _TEMPLATE_OPTIONS = "chat_template_kwargs"
 _MAX_SHOWN_DIGITS = 40
-_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +132,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _whole(digits: str) -> int:
-    """A whole number that a backend can read. Python's time to read one grows with the square of its digits, and it
-    lets no other thread run meanwhile: 64 MB of long ones would take three seconds."""
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"the number {quoted(digits, _MAX_SHOWN_DIGITS)} is too large")
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=_whole)
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=whole_number)
 
 
 def to_backend(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values
+from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, whole_number
 
 Json = dict[str, Any]
 
@@ -24,6 +24,9 @@ _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
+_DECODER = json.JSONDecoder(parse_int=whole_number)
+
+
 def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:
     """The value of JSON that a backend sent.
 
@@ -33,7 +36,7 @@ def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:
     if has_too_many_values(raw, most_values):
         raise ValueError(f"it holds more than {most_values} values")
     try:
-        return json.loads(raw)
+        return _DECODER.decode(raw.decode("utf-8", "surrogatepass"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -56,8 +59,8 @@ def naming(body: bytes, model_id: str) -> bytes:
     if _MODEL_KEY not in body or len(body) > _MOST_NAMED_BYTES:
         return body
     try:
-        reply = json.loads(body)
-    except (ValueError, RecursionError):
+        reply = load(body)
+    except ValueError:
         return body
     is_other = isinstance(reply, dict) and reply.get("model", model_id) != model_id
     if not is_other:

@@ -1,4 +1,4 @@
-"""How many values a JSON text holds: whether they can be parsed in one go, and what memory they take. Pure.
+"""What Python can parse of JSON in one go: how many values, how long numbers, and how much memory they take. Pure.
 
 Python's parser does not let other threads run before it is done: four seconds for a text of 64 MB that is nothing but
 small objects, in which no other request is answered. Long strings (text, images) cost it little.
@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from systemd_llm_switch.quoting import quoted
+
+_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
+_MOST_SHOWN_DIGITS = 40
 MAX_VALUES = 500_000
 """Far more than any conversation has. Python parses so many in a quarter of a second at most."""
 # Bytes that are looked at in one go: for characters, and for whole strings, which takes longer.
@@ -19,6 +23,18 @@ _COSTS = {b",": 1, b"[": 1, b"{": 1, b":": 4}
 _FEW_VALUES = 20_000
 _BYTES_A_VALUE = 64
 _STRING = re.compile(rb'"[^"]*"')  # where escapes were taken out before
+
+
+def whole_number(digits: str) -> int:
+    """The `parse_int` of a decoder. Python's time to read a number grows with the square of its digits: 64 MB of long
+    ones would take three seconds.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"the number {quoted(digits, _MOST_SHOWN_DIGITS)} is too large")
+    return int(digits)
 
 
 def has_too_many_values(raw: bytes, limit: int = MAX_VALUES) -> bool:

@@ -8,20 +8,20 @@ from .form_reader import starts_with_call
 from .history import MALFORMED as MALFORMED_ARGUMENTS
 from .history import repair_history
 from .holding import Holding, take_thoughts
-from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
-from .reply import MOST_REPLY_VALUES, parse_reply, repair_reply
+from .model import Repair, RepairKind, RequestFacts, TooManyValues, UnrepairableReply
+from .reply import parse_reply, repair_reply
 from .text import decode
 from .thoughts import THOUGHTS_END, is_in_call, may_end_thoughts
 
 __all__ = [
     "MALFORMED_ARGUMENTS",
-    "MOST_REPLY_VALUES",
     "THOUGHTS_END",
     "Budget",
     "Holding",
     "Repair",
     "RepairKind",
     "RequestFacts",
+    "TooManyValues",
     "UnrepairableReply",
     "decode",
     "is_in_call",

@@ -11,16 +11,16 @@ from .budget import Budget, BudgetSpent
 from .calls import Call, function_of, repair_function, repair_tool_calls
 from .content import repair_content
 from .lenient import read
-from .model import Repair, RequestFacts, UnrepairableReply
+from .model import Repair, RequestFacts, TooManyValues, UnrepairableReply
 from .rescue import rescue_calls
 from .second_opinion import second_opinion
 from .strings import Unreadable
-from .text import decode
+from .text import decode_all
 from .thoughts import split_thoughts
 
 Reply = dict[str, object]
 _Part = TypeVar("_Part")
-MOST_REPLY_VALUES = 2_000_000
+_MOST_VALUES = 2_000_000
 """The log probabilities of a long reply are many, so this is a second of Python's time."""
 _NO_OBJECT = "the backend's reply is not a JSON object"
 _BODY_START = re.compile(r"[\ufeff\s]*+(?=\{)")
@@ -30,12 +30,14 @@ _BODY_END = re.compile(r"[\s}\]]*+\Z")
 def parse_reply(raw: bytes, budget: Budget | None = None) -> tuple[Reply, tuple[Repair, ...]]:
     """The JSON object of a backend's body, repaired as a whole if it is malformed (kind `reply_body`).
 
-    A body that ends too early was cut, so its last choice gets the finish_reason "length". Raises UnrepairableReply.
+    A body that ends too early was cut, so its last choice gets the finish_reason "length".
+
+    Raises UnrepairableReply, TooManyValues.
     """
-    if has_too_many_values(raw, MOST_REPLY_VALUES):
-        raise UnrepairableReply(f"it holds more than {MOST_REPLY_VALUES} values")
+    if has_too_many_values(raw, _MOST_VALUES):
+        raise TooManyValues(f"it holds more than {_MOST_VALUES} values")
     try:
-        reply = decode(raw.decode(), MOST_REPLY_VALUES)
+        reply = decode_all(raw.decode())
         repairs: tuple[Repair, ...] = ()
     except (ValueError, RecursionError):
         with budget or Budget() as allowance:

@@ -6,11 +6,10 @@ import json
 import re
 from typing import Any
 
-from systemd_llm_switch.openai.value_count import has_too_many_values
+from systemd_llm_switch.openai.value_count import has_too_many_values, whole_number
 
 MOST_VALUES = 100_000
 """Of arguments, or of content that is JSON: far more than a model writes."""
-_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
 _NOT_IN_NAMES = re.compile(r"[\W_]+")
 
 
@@ -18,24 +17,22 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _whole(digits: str) -> int:
-    """Python's time to read a number grows with the square of its digits."""
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError("a number of too many digits")
-    return int(digits)
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=whole_number)
 
 
-_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole)
-
-
-def decode(text: str, most_values: int = MOST_VALUES) -> Any:
+def decode(text: str) -> Any:
     """The value of a strictly valid JSON text. Python parses it in one go, and no other thread runs meanwhile.
 
     Raises ValueError where the text is not valid JSON or holds too many values, and RecursionError where it is nested
     too deeply to tell.
     """
-    if len(text) > most_values and has_too_many_values(text.encode(errors="replace"), most_values):
-        raise ValueError(f"it holds more than {most_values} values")
+    if len(text) > MOST_VALUES and has_too_many_values(text.encode(errors="replace"), MOST_VALUES):
+        raise ValueError(f"it holds more than {MOST_VALUES} values")
+    return decode_all(text)
+
+
+def decode_all(text: str) -> Any:
+    """The same, however many values the text holds: the caller has counted them."""
     return _STRICT.decode(text)
 
 

@@ -292,7 +292,7 @@ def unexpected(error: Exception) -> ProxyError:
         message = "the proxy has too many open files; raise LimitNOFILE= of its unit, or use fewer connections"
         return TooManyOpenFiles(message, retry_after_s=_RETRY_SHORTLY_S)
     if isinstance(error, MemoryError):
-        message = "the proxy gets no memory for this request; try again when fewer run, or raise LimitAS= of its unit"
+        message = "the proxy gets no more memory; try again when fewer requests run, or raise LimitAS= of its unit"
         return OutOfMemory(message, retry_after_s=_RETRY_SHORTLY_S)
     return InternalError("the proxy failed; its journal has the reason")
 

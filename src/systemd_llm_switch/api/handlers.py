@@ -31,10 +31,10 @@ from systemd_llm_switch.openai.request import parse_object
 from systemd_llm_switch.openai.shapes import JSON_TYPE, Json, dump
 from systemd_llm_switch.openai.sse import SSE_HEADERS
 from systemd_llm_switch.quoting import LIMIT, quoted
+from systemd_llm_switch.switching.hold_file import MOST_MINUTES
 from systemd_llm_switch.waiting import Client
 from systemd_llm_switch.wsgi import CLIENT_FD, RAW_PATH, Environ
 
-_MAX_HOLD_MINUTES = 366 * 24 * 60
 _MOST_QUERY_FIELDS = 16
 _CONVERSATION = "X-Conversation-Id"
 _CONVERSATION_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -320,9 +320,9 @@ class Hold(Handler):
             return None
         if isinstance(minutes, bool) or not isinstance(minutes, int | float):
             raise InvalidRequest("`minutes` must be a number", param="minutes")
-        if not 0 < minutes <= _MAX_HOLD_MINUTES:
+        if not 0 < minutes <= MOST_MINUTES:
             raise InvalidRequest(
-                f"`minutes` must be greater than 0 and at most {_MAX_HOLD_MINUTES}; leave it out for a hold that lasts "
+                f"`minutes` must be greater than 0 and at most {MOST_MINUTES}; leave it out for a hold that lasts "
                 f"until it is released",
                 param="minutes",
             )

@@ -119,13 +119,13 @@ class _Printer:
             if extra:
                 self._until_words.close()
                 self._is_aside = True
-                sys.stderr.write(_for(sys.stderr, extra))
+                sys.stderr.write(_shown_on(sys.stderr, extra))
                 sys.stderr.flush()
         if text := delta.get("content"):
             self._until_words.close()
             self._end_aside()
             self.said.append(text)
-            print(_for(sys.stdout, text), end="", flush=True)
+            print(_shown_on(sys.stdout, text), end="", flush=True)
 
     def _end_aside(self) -> None:
         if self._is_aside:
@@ -134,7 +134,7 @@ class _Printer:
             sys.stderr.flush()
 
 
-def _for(file: TextIO, text: str) -> str:
+def _shown_on(file: TextIO, text: str) -> str:
     """The text as it is; for a terminal, without what would act on it."""
     return text.translate(_CONTROLS) if file.isatty() else text
 

@@ -9,9 +9,9 @@ from systemd_llm_switch.command.proxy_client import Json, ProxyClient, add_confi
 from systemd_llm_switch.command.tables import as_json, duration
 from systemd_llm_switch.command.unload import what_still_runs
 from systemd_llm_switch.command.waiting_line import waiting_line
+from systemd_llm_switch.switching.hold_file import MOST_MINUTES
 
 _TIME = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(m|min|h|d)?")
-_MOST_MINUTES = 366 * 24 * 60  # what the proxy takes
 _MINUTES = {"m": 1, "min": 1, "h": 60, "d": 24 * 60, None: 1}
 
 
@@ -55,6 +55,6 @@ def _minutes(text: str) -> float:
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time; write 90, 90m, 2h or 2d")
     minutes = float(found[1]) * _MINUTES[found[2]]
-    if minutes > _MOST_MINUTES:
+    if minutes > MOST_MINUTES:
         raise argparse.ArgumentTypeError(f"{text!r} is longer than 366 days; leave it out to hold until `release`")
     return minutes

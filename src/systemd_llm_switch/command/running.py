@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -67,20 +66,17 @@ def run_proxy(live: LiveConfig, host: str | None, port: int | None) -> int:
     live.on_change = _Reloading(live, switcher, contexts, server, config)
     _stop_on_signals(server, switcher)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    # What was imported stays. Otherwise the collector looks through it again and again, and waits with what requests
-    # leave until that is a quarter of it.
-    gc.freeze()
     try:
         server.prepare()  # first: a second proxy that finds the port taken must not touch any unit
-        held = operations.resume()  # before the first request is read
-        args = (adoption, config, operations, held)
-        threading.Thread(target=_take_up, args=args, name="take-up", daemon=True).start()
-        address = f"[{host}]" if ":" in host else host
-        log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
-        server.run()
     except OSError as error:
         log.error("cannot_listen %s", describe_bind_error(host, port, error))
         return FAILED
+    held = operations.resume()  # before the first request is read
+    args = (adoption, config, operations, held)
+    threading.Thread(target=_take_up, args=args, name="take-up", daemon=True).start()
+    address = f"[{host}]" if ":" in host else host
+    log.info("listening on http://%s:%d config=%s models=%s", address, port, live.path, ",".join(config.models))
+    server.run()
     log.info("stopped")
     return DONE
 

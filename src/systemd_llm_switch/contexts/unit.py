@@ -21,8 +21,8 @@ FLAG = "--slot-save-path"
 SLOT_VARIABLE = "LLAMA_ARG_SLOT_SAVE_PATH"
 _MODEL_FLAGS = ("-m", "--model")
 _NO_CHAT = ("--embedding", "--embeddings", "--rerank", "--reranking")
+_USUAL_PORT = 8080  # llama-server's own
 # These do not name the model's file, so it cannot be checked later whether it is still the same.
-_USUAL_PORT = 8080
 _UNNAMED_MODEL_FLAGS = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
 
 

@@ -13,9 +13,9 @@ from systemd_llm_switch.dialects.responses import Responses
 from systemd_llm_switch.dialects.responses_request import chat_of_responses
 from systemd_llm_switch.errors import InvalidJson
 from systemd_llm_switch.openai.endpoints import CHAT_PATH
-from systemd_llm_switch.openai.large_json import LARGE_BYTES, dump_large
+from systemd_llm_switch.openai.large_json import dump_like
 from systemd_llm_switch.openai.request import Request
-from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.openai.shapes import Json
 
 _ANTHROPIC = ("/v1/messages", "/messages")
 
@@ -42,7 +42,7 @@ def translate(request: Request) -> tuple[Request, Dialect]:
         return request, Dialect()
     try:
         body = translation.as_chat(request.body)
-        raw = dump_large(body) if len(request.raw) >= LARGE_BYTES else dump(body)
+        raw = dump_like(request.raw, body)
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error
     return replace(request, path=CHAT_PATH, body=body, raw=raw, wants_usage=True), translation.answers(request.body)

@@ -11,6 +11,7 @@ import logging
 import resource
 import socket
 import threading
+from http import HTTPStatus
 from typing import Any
 
 from cheroot import wsgi
@@ -155,19 +156,23 @@ class Server(wsgi.Server):
         pause = threading.Event()
         host, port = self.bind_addr[:2]
         while self.ready:
-            if _answers(host, port, interval_s):
+            status, _ = _health(host, port, interval_s)
+            if status == HTTPStatus.OK:
                 notify("WATCHDOG=1")
+            elif not status:
+                log.error("watchdog /health does not answer")
             pause.wait(interval_s)
 
 
-def _answers(host: str, port: int, timeout_s: float) -> bool:
+def _health(host: str, port: int, timeout_s: float) -> tuple[int, str]:
+    """The status that /health answers there, and what answers calls itself; 0 if nothing answers."""
     connection = http.client.HTTPConnection(reachable(host), port, timeout=timeout_s)
     try:
         connection.request("GET", "/health", headers={"Connection": "close"})
-        return connection.getresponse().status == 200
+        reply = connection.getresponse()
+        return reply.status, reply.getheader("Server", "")
     except (OSError, http.client.HTTPException):
-        log.error("watchdog /health does not answer")
-        return False
+        return 0, ""
     finally:
         connection.close()
 
@@ -180,18 +185,6 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def _is_this_proxy(host: str, port: int) -> bool:
-    """Whether what listens there calls itself by our name."""
-    connection = http.client.HTTPConnection(reachable(host), port, timeout=1)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().getheader("Server") == SERVER_NAME
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def describe_bind_error(host: str, port: int, error: OSError) -> str:
     """Why the port cannot be bound, and the next step."""
     try:
@@ -200,7 +193,8 @@ def describe_bind_error(host: str, port: int, error: OSError) -> str:
     except OSError:
         in_use = False
     if in_use:
-        if _is_this_proxy(host, port):
+        _, name = _health(host, port, timeout_s=1)
+        if name == SERVER_NAME:
             return (
                 f"port {port} is taken by a proxy that runs already (`llm-switch status` shows it); stop that one with "
                 f"`systemctl --user stop llm-switch`, or set server.port"

@@ -84,8 +84,9 @@ def cached_tokens(usage: Json, timings: Json) -> int | None:
 
 def token_count(value: object) -> int | None:
     """The value if it is a valid number of tokens, else None: a backend may send anything."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
-    return value if is_count else None  # type: ignore[return-value]  # it is a whole number
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS:
+        return value
+    return None
 
 
 def token_rate(value: object) -> float | None:

@@ -13,9 +13,13 @@ from typing import Any
 
 from systemd_llm_switch.openai.shapes import dump
 
-LARGE_BYTES = 1 << 20
-"""From this size on, writing a value like this is worth the work."""
+_LARGE_BYTES = 1 << 20  # from here on, to write a value in pieces is worth the work
 _PIECE_CHARACTERS = 1 << 18
+
+
+def dump_like(raw: bytes, value: Any) -> bytes:
+    """The same bytes as `dump` makes, of a value that is about as large as these bytes."""
+    return dump(value) if len(raw) < _LARGE_BYTES else dump_large(value)
 
 
 def dump_large(value: Any) -> bytes:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
-from systemd_llm_switch.openai.large_json import LARGE_BYTES, dump_large
-from systemd_llm_switch.openai.shapes import Json, dump
+from systemd_llm_switch.openai.large_json import dump_like
+from systemd_llm_switch.openai.shapes import Json
 from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, whole_number
 from systemd_llm_switch.quoting import printable, quoted
 
@@ -163,7 +163,7 @@ def to_backend(
     if not stream:
         sent.pop("stream_options", None)
     try:
-        return dump_large(sent) if len(request.raw) >= LARGE_BYTES else dump(sent)
+        return dump_like(request.raw, sent)
     except RecursionError as error:
         raise InvalidJson("the request body is nested too deeply") from error
 

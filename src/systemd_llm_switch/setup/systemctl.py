@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from systemd_llm_switch.setup.places import SetupError
+from systemd_llm_switch.systemd import runtime_dir
 
 # These two mount a new tmpfs on /run if that is not a mount point, as in a container. The proxy would then lose the
 # manager's socket, and could do nothing.
@@ -41,16 +40,15 @@ class Systemctl:
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Systemctl:
         """The environment of a login shell: `su` and cron do not set XDG_RUNTIME_DIR."""
-        usual = f"/run/user/{os.getuid()}"
-        has_usual = "XDG_RUNTIME_DIR" not in environ and Path(usual).is_dir()
-        return cls({**environ, "XDG_RUNTIME_DIR": usual} if has_usual else dict(environ))
+        folder = runtime_dir.find(environ)
+        return cls({**environ, "XDG_RUNTIME_DIR": folder} if folder else dict(environ))
 
     def how_to_reach(self, environ: Mapping[str, str]) -> str:
         """What to type before `systemctl --user` finds this manager from a shell; empty if it finds it already."""
-        runtime_dir = self.env.get("XDG_RUNTIME_DIR", "")
-        if not runtime_dir or runtime_dir == environ.get("XDG_RUNTIME_DIR"):
+        folder = self.env.get("XDG_RUNTIME_DIR", "")
+        if not folder or folder == environ.get("XDG_RUNTIME_DIR"):
             return ""
-        return f"export XDG_RUNTIME_DIR={shlex.quote(runtime_dir)}"
+        return f"export XDG_RUNTIME_DIR={shlex.quote(folder)}"
 
     def reload(self) -> None:
         self._systemctl("daemon-reload")

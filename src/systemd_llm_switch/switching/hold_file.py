@@ -13,6 +13,9 @@ from pathlib import Path
 
 from systemd_llm_switch.config.document import UnreadableFile, read_text
 
+MOST_MINUTES = 366 * 24 * 60
+"""Of a hold that ends by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:

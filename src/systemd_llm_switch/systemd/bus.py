@@ -22,6 +22,7 @@ from jeepney.bus import get_connectable_addresses
 from jeepney.low_level import calc_msg_size
 
 from systemd_llm_switch.quoting import printable
+from systemd_llm_switch.systemd import runtime_dir
 from systemd_llm_switch.waiting import LONGEST_WAIT_S, remaining_s
 
 _NAME = "org.freedesktop.systemd1"
@@ -131,7 +132,7 @@ class ManagerBus:
         self._serials = itertools.count(1)
         self._received = bytearray()
         self._job_results: dict[str, str] = {}
-        address, is_private = _find(environ)
+        address, is_private = _socket(environ)
         self._hears_jobs = is_private  # on its own socket, the manager sends its signals unasked
         self._interrupt_fd: int | None = None
         self._name = address.replace("\0", "@")
@@ -311,25 +312,24 @@ class ManagerBus:
         return kind(f"{self._name}: {error.strerror or error}")
 
 
-def _find(environ: Mapping[str, str]) -> tuple[str, bool]:
+def _socket(environ: Mapping[str, str]) -> tuple[str, bool]:
     """The socket to connect to, and whether it is the manager's own.
 
     Raises:
         BusError: neither exists.
     """
-    usual = f"/run/user/{os.getuid()}"  # `su` and cron do not set the variable
-    runtime_dir = environ.get("XDG_RUNTIME_DIR") or (usual if os.path.isdir(usual) else None)  # noqa: PTH112
-    private, public = f"{runtime_dir}/systemd/private", f"{runtime_dir}/bus"
-    if runtime_dir and os.path.exists(private):  # noqa: PTH110  (the path as the environment has it)
+    folder = runtime_dir.find(environ)
+    private, public = f"{folder}/systemd/private", f"{folder}/bus"
+    if folder and os.path.exists(private):  # noqa: PTH110  (the path as the environment has it)
         return private, True
     try:
         if named := environ.get("DBUS_SESSION_BUS_ADDRESS"):
             return next(get_connectable_addresses(named)), False
     except (RuntimeError, ValueError) as error:
         raise BusError(f"DBUS_SESSION_BUS_ADDRESS={named} cannot be used: {error}") from error
-    if runtime_dir and os.path.exists(public):  # noqa: PTH110
+    if folder and os.path.exists(public):  # noqa: PTH110
         return public, False
-    raise BusError(f"there is no {private}" if runtime_dir else "XDG_RUNTIME_DIR is not set")
+    raise BusError(f"there is no {private}" if folder else "XDG_RUNTIME_DIR is not set")
 
 
 def _escape(unit: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from models.conftest import Person
-from systemd_llm_switch.command import take_over
-from systemd_llm_switch.command.add_one import Adder, Source
-from systemd_llm_switch.models.adding import AddedAlready
-from systemd_llm_switch.setup.places import Places
+from support.stack import wait_for
 
 SWAP = """\
 globalTTL: 600
@@ -118,22 +119,26 @@ def test_an_interrupt_leaves_the_models_that_were_added(person: Person, model_fi
     assert [(linked / f"{name}.service").is_symlink() for name in ("two", "three")] == ["two" in added[1], False]
 
 
-class Interrupted(Adder):
-    """A signal comes when the first model is added already."""
-
-    def add(self, source: Source) -> None:
-        raise AddedAlready
-
-
-def test_an_interrupt_that_comes_too_late_ends_only_the_rest(
-    person: Person, model_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = person.home / "models.ini"
-    path.write_text("\n".join(PRESETS.format(name=name, file=model_file) for name in ("one", "two")))
-    adder = Interrupted(Places.of(person.env), person.env, None, None, str(person.config), is_dry=False)
-    with pytest.raises(KeyboardInterrupt):
-        take_over.run(adder, None, path)
-    assert "1 added: one\n" in capsys.readouterr().out
+def test_an_interrupt_when_a_model_is_complete_counts_it(person: Person, model_file: Path) -> None:
+    """The line about its settings that have no counterpart is longer than a pipe takes, so the command waits in it."""
+    settings = "\n".join(f"    setting-{number:040}: 1" for number in range(3000))
+    path = person.home / "swap.yaml"
+    command = f"    cmd: llama-server --port ${{PORT}} -m {model_file} --ctx-size 512"
+    path.write_text(f"models:\n  one:\n{command}\n{settings}\n  two:\n{command}\n")
+    words = (sys.executable, "-m", "systemd_llm_switch", "add", "--from-llama-swap", str(path), "--no-try")
+    with subprocess.Popen(
+        words, env=person.env, cwd=person.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        said = b""
+        while b"without counterpart" not in said:
+            said += os.read(process.stdout.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: b"State:\tS" in Path(f"/proc/{process.pid}/status").read_bytes())
+        said += process.stdout.read()
+    assert b"1 added: one\n" in said
+    assert b"interrupted; the rest was not added" in said
+    assert person.models() == ["mine", "one"]
 
 
 @pytest.mark.parametrize("text", ["models: [", "a: &a [x]\nmodels: *b\n", "x: 1\n"])

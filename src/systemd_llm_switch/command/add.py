@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 from pathlib import Path
 
 from systemd_llm_switch.command import take_over
-from systemd_llm_switch.command.add_one import Adder, Source
+from systemd_llm_switch.command.add_one import Adder, Source, known_models
 from systemd_llm_switch.command.exits import DONE, FAILED, NO_PROXY, USAGE
 from systemd_llm_switch.command.proxy_client import NoProxy, Refused, complain, config_problem
+from systemd_llm_switch.config.file import find
 from systemd_llm_switch.config.records import ConfigError
-from systemd_llm_switch.models.adding import AddedAlready
 from systemd_llm_switch.models.flags import Wishes
 from systemd_llm_switch.setup import console
 from systemd_llm_switch.setup.places import SetupError
@@ -61,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         return complain(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}", FAILED)
     except KeyboardInterrupt:
-        return complain(f"interrupted; {arguments.name or 'the rest'} was not added", FAILED)
+        is_known = arguments.name in known_models(find(arguments.config, os.environ))
+        state = "is added already" if is_known else "was not added"
+        return complain(f"interrupted; {arguments.name or 'the rest'} {state}", FAILED)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -69,8 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         return take_over.run(adder, arguments.from_llama_swap, arguments.from_presets)
     wishes = Wishes(arguments.ctx, arguments.embedding, arguments.cpu, arguments.vram, tuple(arguments.rest))
-    with contextlib.suppress(AddedAlready):
-        adder.add(Source(arguments.name, arguments.file, arguments.hf_repo or "", wishes))
+    adder.add(Source(arguments.name, arguments.file, arguments.hf_repo or "", wishes))
     return DONE
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from systemd_llm_switch.command.fetch import fetch
 from systemd_llm_switch.command.first_answer import check_ready, first_answer
 from systemd_llm_switch.command.proxy_client import ProxyClient, client_of, configured
-from systemd_llm_switch.config.file import find
+from systemd_llm_switch.config.file import find, load
+from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.models import adding, config_entry, planning
 from systemd_llm_switch.models.flags import Wishes
 from systemd_llm_switch.models.planning import NO_EXTRAS, Extras, Plan
@@ -63,7 +64,7 @@ class Adder:
         """All of it or nothing. None where a dry run would have to download first.
 
         Raises:
-            SetupError, ConfigError, Refused, NoProxy, OSError, KeyboardInterrupt, AddedAlready
+            SetupError, ConfigError, Refused, NoProxy, OSError, KeyboardInterrupt
         """
         path, file = self.config_path, source.file
         if file is None:
@@ -81,6 +82,14 @@ class Adder:
             raise SetupError("no systemd user manager answers, so a unit cannot be added here; log in as a normal user")
         adding.add(plan, self.places, self.systemd, lambda: _use(self.client, plan))
         return plan
+
+
+def known_models(config: Path) -> frozenset[str]:
+    """The names of the models in the config; none if it cannot be read."""
+    try:
+        return frozenset(load(config).models)
+    except ConfigError:
+        return frozenset()
 
 
 def _use(client: ProxyClient | None, plan: Plan) -> None:

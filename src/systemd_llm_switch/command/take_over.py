@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from systemd_llm_switch.command.add_one import Adder, Source
+from systemd_llm_switch.command.add_one import Adder, Source, known_models
 from systemd_llm_switch.command.exits import DONE, FAILED
 from systemd_llm_switch.command.proxy_client import Refused
 from systemd_llm_switch.config.file import load
 from systemd_llm_switch.config.records import ConfigError
 from systemd_llm_switch.models import llama_swap, planning, presets
-from systemd_llm_switch.models.adding import AddedAlready
 from systemd_llm_switch.models.foreign import Foreign, NotTaken
 from systemd_llm_switch.models.planning import Extras
 from systemd_llm_switch.quoting import printable
@@ -32,20 +31,17 @@ def run(adder: Adder, llama_swap_file: Path | None, presets_file: Path | None) -
         found = presets.read(presets_file, known)
     for line in found.lost:
         console.note(f"not taken over: {line}")
-    added: list[str] = []
+    before = known_models(adder.config_path)
+    taken: list[str] = []
     failed: list[str] = []
     units: set[str] = set()
-    is_interrupted = False
     try:
         for model in found.models:
-            if is_interrupted:
-                raise KeyboardInterrupt
-            try:
-                is_added = _take(adder, model, units)
-            except AddedAlready:
-                is_added = is_interrupted = True
-            (added if is_added else failed).append(printable(model.name))
+            (taken if _take(adder, model, units) else failed).append(model.name)
     finally:
+        # The config knows best: an interrupt may come when a model is complete, and not counted yet.
+        now = known_models(adder.config_path) - before
+        added = taken if adder.is_dry else [model.name for model in found.models if model.name in now]
         _say_end(adder, added, failed)
     return FAILED if failed else DONE
 
@@ -95,4 +91,4 @@ def _say_end(adder: Adder, added: list[str], failed: list[str]) -> None:
 
 def _listed(names: list[str], most: int = 20) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(map(printable, names[:most])) + rest

@@ -9,7 +9,7 @@ from pathlib import Path
 from systemd_llm_switch.config.file import load
 from systemd_llm_switch.models import config_entry
 from systemd_llm_switch.models.planning import Plan, check_free, edited_config
-from systemd_llm_switch.models.undoing import Interrupts, Undo, put_back, without_interrupts
+from systemd_llm_switch.models.undoing import Undo, put_back, without_interrupts
 from systemd_llm_switch.setup import console
 from systemd_llm_switch.setup.ledger import Ledger, Outcome, checksum, remove_empty, write
 from systemd_llm_switch.setup.lock import only_one
@@ -17,19 +17,14 @@ from systemd_llm_switch.setup.places import Places, SetupError
 from systemd_llm_switch.setup.systemctl import Systemctl
 
 
-class AddedAlready(KeyboardInterrupt):
-    """A signal came, but too late: the model is added."""
-
-
 def add(plan: Plan, places: Places, systemd: Systemctl, use: Callable[[], None]) -> None:
     """Writes the unit and the entry, and calls `use`, which tries the model. If anything raises, even a signal, all is
     undone.
 
     Raises:
-        AddedAlready: a signal came when all was done; nothing is undone.
         SetupError, OSError, KeyboardInterrupt, and what `use` raises.
     """
-    with Interrupts() as interrupts, only_one(places, uses_clone=False) as missing, Undo() as undo:
+    with only_one(places, uses_clone=False) as missing, Undo() as undo:
         ledger = Ledger.load(places)
         check_free(plan.unit, load(plan.config), ledger, places, systemd)
         _remove_leftover(plan.unit, ledger, places, systemd)
@@ -42,9 +37,6 @@ def add(plan: Plan, places: Places, systemd: Systemctl, use: Callable[[], None])
         console.done(f"entry in {places.short(plan.target)}")
         entry.may_be_read = True
         use()
-        interrupts.end()
-    if interrupts.came:
-        raise AddedAlready
 
 
 def _add_unit(plan: Plan, ledger: Ledger, places: Places, systemd: Systemctl, undo: Undo) -> None:

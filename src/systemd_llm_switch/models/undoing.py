@@ -15,36 +15,9 @@ from systemd_llm_switch.setup.places import SetupError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupts:
+class Undo:
     """Within its block, the first signal that would end the process raises KeyboardInterrupt; later ones are ignored,
     so that the undoing is never cut short. For the main thread."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self._is_too_late = False
-
-    def end(self) -> None:
-        """All is done. A signal that comes from now on is only noted."""
-        self._is_too_late = True
-
-    def __enter__(self) -> Interrupts:
-        self._handlers = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        _ignore_signals()
-        if not self._is_too_late:
-            raise KeyboardInterrupt
-
-
-class Undo:
-    """Steps that are undone, the last one first, if its block raises. Signals are ignored meanwhile and until the
-    surrounding `Interrupts` end."""
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], None]] = []
@@ -54,13 +27,18 @@ class Undo:
         self._steps.append(step)
 
     def __enter__(self) -> Undo:
+        self._handlers = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        if kind is not None:
-            _ignore_signals()
-            for step in reversed(self._steps):
-                _do(step)
+        try:
+            if kind is not None:
+                _ignore_signals()
+                for step in reversed(self._steps):
+                    _do(step)
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -98,6 +76,11 @@ def _do(step: Callable[[], None]) -> None:
         step()
     except (OSError, SetupError) as error:
         console.error(f"could not undo everything: {error}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _ignore_signals()
+    raise KeyboardInterrupt
 
 
 def _ignore_signals() -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from support.no_threads import no_more_threads
 from support.stack import ROOT
-from systemd_llm_switch.logs import MAX_LINE_BYTES, DescriptorHandler, LineFormatter
+from systemd_llm_switch.log_writer import LogWriter
+from systemd_llm_switch.logs import MAX_LINE_BYTES, LineFormatter
 from systemd_llm_switch.quoting import LIMIT, field, printable, quoted
 from systemd_llm_switch.throttle import Throttle
 
@@ -160,7 +161,7 @@ def record(text: str) -> logging.LogRecord:
 def test_a_reader_that_hangs_holds_nobody_up(kind: str) -> None:
     """journald, for example. Lines are lost, and the next one that can be written says how many."""
     reader, writer = ends_of(kind)
-    handler = DescriptorHandler(writer, patience_s=0.01)
+    handler = LogWriter(writer, patience_s=0.01)
     for number in range(5000):
         handler.handle(record(f"line {number} {'x' * 1000}"))
     os.set_blocking(reader, False)
@@ -176,7 +177,7 @@ def test_a_reader_that_hangs_holds_nobody_up(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_a_reader_that_is_slower_than_a_burst_gets_every_line(kind: str) -> None:
     reader, writer = ends_of(kind)
-    handler = DescriptorHandler(writer, patience_s=60)
+    handler = LogWriter(writer, patience_s=60)
 
     def burst() -> None:
         for number in range(3000):  # ten times as much as there is room for
@@ -207,7 +208,7 @@ def read_all(descriptor: int) -> list[str]:
 
 def test_a_long_traceback_goes_whole_through_a_pipe() -> None:
     reader, writer = os.pipe()
-    DescriptorHandler(writer).handle(record("a\n" * 20_000))
+    LogWriter(writer).handle(record("a\n" * 20_000))
     os.set_blocking(reader, False)
     assert read_all(reader) == [*["a"] * 20_000, ""]
     os.close(reader)
@@ -216,7 +217,7 @@ def test_a_long_traceback_goes_whole_through_a_pipe() -> None:
 
 def test_a_line_after_a_torn_one_is_a_line_of_its_own() -> None:
     reader, writer = os.pipe()
-    handler = DescriptorHandler(writer, patience_s=0.01)
+    handler = LogWriter(writer, patience_s=0.01)
     handler.handle(record("ab\n" * 100_000))  # more than the pipe takes
     os.set_blocking(reader, False)
     assert len(read_all(reader)) < 100_000
@@ -228,7 +229,7 @@ def test_a_line_after_a_torn_one_is_a_line_of_its_own() -> None:
 
 def test_a_full_disk_is_no_error_and_its_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     with Path("/dev/full").open("wb") as file:
-        handler = DescriptorHandler(file.fileno())
+        handler = LogWriter(file.fileno())
         for _ in range(3):
             handler.handle(record("a"))
     assert capfd.readouterr().err == ""

@@ -5,18 +5,14 @@ To stderr: for the journal with priorities (sd-daemon(3)), for a person with the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
-import socket
-import stat
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 
+from systemd_llm_switch.log_writer import LogWriter
 from systemd_llm_switch.quoting import printable
 
 MAX_LINE_BYTES = 2000
@@ -25,7 +21,6 @@ _MOST_TRACEBACK_LINES = 60
 _TRACEBACK_MARK = "  | "  # no line of a traceback looks like an entry: an exception's message is foreign text, too
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG_PRIORITY = 7
-_PATIENCE_SHARE = 0.1  # of all time may be spent waiting for the log's reader
 
 
 class LineFormatter(logging.Formatter):
@@ -47,92 +42,12 @@ class LineFormatter(logging.Formatter):
         return "\n".join(prefix + _as_line(line, MAX_LINE_BYTES - len(prefix)) for line in lines)
 
 
-class DescriptorHandler(logging.Handler):
-    """Writes lines to a descriptor. A reader that falls behind in a burst gets a moment, so that nothing is lost. But
-    if journald hangs and its socket is full, each request would wait for ever at its line. So beyond that moment, lines
-    are dropped and counted, and the next one that can be written says how many."""
-
-    def __init__(self, descriptor: int, patience_s: float = 1.0) -> None:
-        """`patience_s` bounds the wait at once. In the long run, the handler waits a tenth of all time at most."""
-        super().__init__()
-        self._most_patience_s = self._patience_s = patience_s
-        self._noted_at = time.monotonic()
-        kind = os.fstat(descriptor).st_mode
-        self._descriptor = descriptor
-        self._sock = socket.socket(fileno=os.dup(descriptor)) if stat.S_ISSOCK(kind) else None
-        self._is_file = stat.S_ISREG(kind)
-        self._lost = 0
-        self._is_torn = False  # a part of the last entry was written
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Never raises. Blocks for `patience_s` at most."""
-        try:
-            lines = self.format(record)
-            if self._lost:
-                lines = f"{self.format(_lines_lost(self._lost))}\n{lines}"
-            data = f"{lines}\n".encode("utf-8", "backslashreplace")
-        except Exception:
-            self.handleError(record)
-            return
-        written = self._write(b"\n" + data if self._is_torn else data)
-        self._lost = 0 if written else self._lost + 1
-
-    def _write(self, data: bytes) -> bool:
-        """Whether anything of it could be written."""
-        count = 0
-        with contextlib.suppress(OSError):  # it is full, or its other side is gone
-            while count < len(data):
-                piece = self._write_some(data[count:])
-                if not piece and not self._wait_for_room():
-                    break
-                count += piece
-        if count:
-            self._is_torn = count < len(data)
-        return count > 0
-
-    def _write_some(self, data: bytes) -> int:
-        """How many bytes were written without blocking.
-
-        Raises:
-            OSError: none ever can.
-        """
-        if self._sock is not None:
-            with contextlib.suppress(BlockingIOError):
-                return self._sock.send(data, socket.MSG_DONTWAIT)
-            return 0
-        if self._is_file:
-            return os.write(self._descriptor, data)
-        # A pipe that is writable takes so many bytes without blocking (pipe(7)).
-        return os.write(self._descriptor, data[: select.PIPE_BUF]) if _is_writable(self._descriptor, 0) else 0
-
-    def _wait_for_room(self) -> bool:
-        """Whether the reader made room before the patience was used up."""
-        began = time.monotonic()
-        regained_s = (began - self._noted_at) * _PATIENCE_SHARE
-        self._patience_s = min(self._most_patience_s, self._patience_s + regained_s)
-        has_room = _is_writable(self._descriptor, self._patience_s)
-        self._noted_at = time.monotonic()
-        self._patience_s = max(0.0, self._patience_s - (self._noted_at - began))
-        return has_room
-
-
-def _is_writable(descriptor: int, timeout_s: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(int(timeout_s * 1000)))  # rounded down: it would be a whole millisecond for each line
-
-
-def _lines_lost(count: int) -> logging.LogRecord:
-    level = logging.WARNING
-    return logging.LogRecord(__name__, level, "", 0, "lines_lost count=%d", (count,), None)
-
-
 def set_up() -> None:
     """Starts logging for the process."""
     # Our lines show none of these, so logging need not look them up for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # the way that logging's HOWTO gives, "Optimization"
-    handler = DescriptorHandler(sys.stderr.fileno())
+    handler = LogWriter(sys.stderr.fileno())
     is_journal = bool(os.environ.get("JOURNAL_STREAM"))
     line_format = "%(message)s" if is_journal else "%(asctime)s %(levelname)s %(message)s"
     handler.setFormatter(LineFormatter(line_format, has_priority=is_journal))

@@ -13,6 +13,7 @@ from typing import IO
 from systemd_llm_switch.waiting import remaining_s
 
 _MAX_OUTPUT_BYTES = 1 << 18
+Process = subprocess.Popen[bytes]
 
 
 class ProgramError(Exception):
@@ -37,7 +38,7 @@ def run(*command: str, timeout_s: float, most_bytes: int = _MAX_OUTPUT_BYTES) ->
             process.kill()  # if it still runs
 
 
-def start(*command: str) -> subprocess.Popen[bytes]:
+def start(*command: str) -> Process:
     """A program that runs until it ends or its caller kills it. Its standard output and error are one pipe.
 
     Raises:

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,22 +73,36 @@ def _ask(sock: socket.socket, family: int, port: int) -> Iterator[int]:
     """
     query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING) + _SOCKET_ID.pack(port, 0)
     sock.send(_HEADER.pack(_HEADER.size + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_ALL, 0, 0) + query)
-    while True:
-        received = sock.recv(1 << 16)
-        while received:
-            length, kind, *_ = _HEADER.unpack_from(received)
+    yield from groups_in(iter(lambda: sock.recv(1 << 16), b""))
+
+
+def groups_in(answer: Iterable[bytes]) -> Iterator[int]:
+    """The control groups in the kernel's answer, which ends with a message that says so.
+
+    Raises:
+        struct.error: it is malformed.
+    """
+    for received in answer:
+        for kind, message in _split(received, _HEADER):
             if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                 return
-            yield from _groups_in(received[_HEADER.size + _MESSAGE_LENGTH : length])
-            received = received[_aligned(length) :]
+            for attribute, value in _split(message[_MESSAGE_LENGTH:], _ATTRIBUTE):
+                if attribute == _CGROUP_ID:
+                    yield int.from_bytes(value, sys.byteorder)
 
 
-def _groups_in(attributes: bytes) -> Iterator[int]:
-    while len(attributes) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(attributes)
-        if kind == _CGROUP_ID:
-            yield int.from_bytes(attributes[_ATTRIBUTE.size : length], sys.byteorder)
-        attributes = attributes[max(_ATTRIBUTE.size, _aligned(length)) :]
+def _split(data: bytes, header: struct.Struct) -> Iterator[tuple[int, bytes]]:
+    """The types and contents of messages, or of attributes, that follow one another.
+
+    Raises:
+        struct.error: a length does not even cover its own header; the next one's place is unknown.
+    """
+    while len(data) >= header.size:
+        length, kind, *_ = header.unpack_from(data)
+        if length < header.size:
+            raise struct.error(f"a length of {length}")
+        yield kind, data[header.size : length]
+        data = data[_aligned(length) :]
 
 
 def _aligned(length: int) -> int:

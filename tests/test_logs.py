@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import queue
+import resource
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from support.no_threads import no_more_threads
 from support.stack import ROOT
-from systemd_llm_switch.log_writer import LogWriter
+from systemd_llm_switch.log_writer import LogWriter, Patience
 from systemd_llm_switch.logs import MAX_LINE_BYTES, LineFormatter
 from systemd_llm_switch.quoting import LIMIT, field, printable, quoted
 from systemd_llm_switch.throttle import Throttle
@@ -186,6 +187,36 @@ def test_a_reader_that_is_slower_than_a_burst_gets_every_line(kind: str) -> None
     threading.Thread(target=burst).start()
     with open(reader, "rb") as file:  # noqa: PTH123  (a descriptor has no path)
         assert [int(line.split()[1]) for line in itertools.islice(file, 3000)] == list(range(3000))
+    os.close(writer)
+
+
+def test_in_the_long_run_a_tenth_of_all_time_is_waited_for_a_reader_that_hangs() -> None:
+    now = waited_s = 0.0
+    patience = Patience(1, now)
+    while now < 200:
+        now += 0.01  # until the next line
+        wait_s = patience.begin_wait(now)
+        now += wait_s
+        waited_s += wait_s
+        patience.end_wait(now)
+    assert 0.08 * now < waited_s < 1 + 0.1 * now
+
+
+def test_however_long_nobody_had_to_wait_a_wait_has_its_limit() -> None:
+    patience = Patience(1, 0)
+    assert patience.begin_wait(100_000) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_lines_for_a_reader_that_hangs_seldom_wait(kind: str) -> None:
+    """A thread that waits gives its processor up, which the kernel counts."""
+    reader, writer = ends_of(kind)
+    handler = LogWriter(writer, patience_s=0.01)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    for _ in range(1000):
+        handler.handle(record("x" * 1000))
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 500
+    os.close(reader)
     os.close(writer)
 
 

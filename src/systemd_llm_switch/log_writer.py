@@ -10,7 +10,26 @@ import socket
 import stat
 import time
 
-_PATIENCE_SHARE = 0.1  # of all time may be spent waiting for the reader
+_SHARE = 0.1  # of all time may be spent waiting for the reader
+
+
+class Patience:
+    """How long may be waited for a reader: `most_s` at once, and a tenth of all time in the long run. Takes the clock's
+    time as an argument."""
+
+    def __init__(self, most_s: float, now: float) -> None:
+        self._most_s = self._left_s = most_s
+        self._noted_at = now
+
+    def begin_wait(self, now: float) -> float:
+        """How long this wait may last, in seconds."""
+        self._left_s = min(self._most_s, self._left_s + (now - self._noted_at) * _SHARE)
+        self._noted_at = now
+        return self._left_s
+
+    def end_wait(self, now: float) -> None:
+        self._left_s = max(0.0, self._left_s - (now - self._noted_at))
+        self._noted_at = now
 
 
 class LogWriter(logging.Handler):
@@ -19,10 +38,8 @@ class LogWriter(logging.Handler):
     are dropped and counted, and the next one that can be written says how many."""
 
     def __init__(self, descriptor: int, patience_s: float = 1.0) -> None:
-        """`patience_s` bounds the wait at once. In the long run, the handler waits a tenth of all time at most."""
         super().__init__()
-        self._most_patience_s = self._patience_s = patience_s
-        self._noted_at = time.monotonic()
+        self._patience = Patience(patience_s, time.monotonic())
         kind = os.fstat(descriptor).st_mode
         self._descriptor = descriptor
         self._sock = socket.socket(fileno=os.dup(descriptor)) if stat.S_ISSOCK(kind) else None
@@ -73,12 +90,8 @@ class LogWriter(logging.Handler):
 
     def _wait_for_room(self) -> bool:
         """Whether the reader made room before the patience was used up."""
-        began = time.monotonic()
-        regained_s = (began - self._noted_at) * _PATIENCE_SHARE
-        self._patience_s = min(self._most_patience_s, self._patience_s + regained_s)
-        has_room = _is_writable(self._descriptor, self._patience_s)
-        self._noted_at = time.monotonic()
-        self._patience_s = max(0.0, self._patience_s - (self._noted_at - began))
+        has_room = _is_writable(self._descriptor, self._patience.begin_wait(time.monotonic()))
+        self._patience.end_wait(time.monotonic())
         return has_room
 
 

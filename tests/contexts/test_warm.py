@@ -24,11 +24,14 @@ from systemd_llm_switch.contexts.unit import Command
 STANDIN = Path(__file__).with_name("slots_standin.py")
 
 
-def ask(proxy: Proxy, question: str, system: str = story(1)) -> Answer:
+CHAT = "/v1/chat/completions"
+
+
+def ask(proxy: Proxy, question: str, system: str = story(1), path: str = CHAT) -> Answer:
     """A new conversation, with the same long system prompt each time."""
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     body = {"model": "a", "messages": messages, "max_tokens": 4, "temperature": 0}
-    reply = proxy.post("/v1/chat/completions", body, timeout_s=300)
+    reply = proxy.post(path, body, timeout_s=300)
     assert reply.status == 200, (reply.body, proxy.log)
     return reply
 
@@ -74,14 +77,15 @@ class Counted:
         return [call for call in self.calls if call.startswith("/completion ")]
 
 
-def test_a_request_goes_first(stack: Stack) -> None:
+@pytest.mark.parametrize("path", [CHAT, f"/upstream/a{CHAT}"])
+def test_a_request_goes_first(stack: Stack, path: str) -> None:
     """The backend takes longer for each piece than it should, so the whole would take many."""
     bed = Counted(stack, "--piece-s", "0.3", warm=True)
     load_again(bed.proxy)
     wait_for(lambda: bed.pieces)
-    ask(bed.proxy, "How?")
+    ask(bed.proxy, "How?", path=path)
     wait_for(lambda: "tokens were read ahead" in bed.proxy.log)
-    assert bed.calls[-1] == "/v1/chat/completions", "a piece was read after the request came"
+    assert bed.calls[-1] == CHAT, "a piece was read after the request came"
 
 
 def test_a_process_that_somebody_asked_is_left_alone(stack: Stack) -> None:
@@ -90,7 +94,7 @@ def test_a_process_that_somebody_asked_is_left_alone(stack: Stack) -> None:
     ask(bed.proxy, "How?")
     wait_for(lambda: "/slots" in bed.calls)
     ask(bed.proxy, "Who?")
-    assert set(bed.calls) == {"/v1/chat/completions", "/slots"}
+    assert set(bed.calls) == {CHAT, "/slots"}
 
 
 @pytest.mark.parametrize(("settings", "contexts", "is_read"), [

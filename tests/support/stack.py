@@ -202,10 +202,9 @@ class Stack:
         return int(self.systemctl("show", "-p", "MainPID", "--value", unit))
 
     def freeze_main(self, unit: str) -> int:
-        """SIGSTOP for the unit's process. All its threads have stopped when this returns. Returns its pid."""
+        """`freeze`, for the unit's process. Returns its pid."""
         pid = self.main_pid(unit)
-        os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: set(_thread_states(pid)) == {"T"})
+        freeze(pid)
         return pid
 
     def kill_main(self, unit: str) -> None:
@@ -342,6 +341,12 @@ def rss_mib(pid: int) -> float:
 def address_space(pid: int) -> int:
     """Bytes of address space of a process, which RLIMIT_AS limits."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP. All threads of the process have stopped when this returns."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: set(_thread_states(pid)) == {"T"})
 
 
 def _thread_states(pid: int) -> list[str]:

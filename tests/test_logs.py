@@ -114,6 +114,13 @@ def test_a_traceback_of_any_length_is_bounded() -> None:
     assert all(len(line.encode()) < MAX_LINE_BYTES for line in text.split("\n"))
 
 
+def test_a_long_traceback_keeps_its_beginning_and_its_end() -> None:
+    """The cause is in its last lines."""
+    lines = formatted("crashed", error=raised("\n".join(map(str, range(1000))))).split("\n")
+    assert lines[1] == "<4>  | Traceback (most recent call last):"
+    assert lines[-30:] == [f"<4>  | {number}" for number in range(970, 1000)]
+
+
 @pytest.mark.parametrize("count", range(1_970, 2_000))
 def test_a_line_of_a_traceback_is_as_long_as_any_other_at_most(count: int) -> None:
     lines = formatted("crashed", error=raised("x" * count)).split("\n")
@@ -254,6 +261,20 @@ def test_a_line_after_a_torn_one_is_a_line_of_its_own() -> None:
     assert len(read_all(reader)) < 100_000
     handler.handle(record("next"))
     assert read_all(reader) == ["", "next"]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_line_after_lost_ones_begins_where_the_last_one_ended() -> None:
+    """Nothing of the lost ones was written, so no line is torn."""
+    reader, writer = os.pipe()
+    handler = LogWriter(writer, patience_s=0)
+    for _ in range(200):
+        handler.handle(record("x" * 1000))
+    os.set_blocking(reader, False)
+    written = len(read_all(reader))
+    handler.handle(record("next"))
+    assert read_all(reader) == [f"lines_lost count={200 - written}", "next"]
     os.close(reader)
     os.close(writer)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+import time
 
 import pytest
 
+from support.stack import wait_for
 from systemd_llm_switch.http_server.memory import Trimmer
 
 
@@ -33,3 +35,37 @@ def test_some_small_requests_are_not_worth_it(trimmer: Trimmer, trims: queue.Sim
         trimmer.note(100_000)
     with pytest.raises(queue.Empty):
         trims.get(timeout=0.5)
+
+
+def test_after_many_small_requests_their_count_begins_anew(trimmer: Trimmer, trims: queue.SimpleQueue[None]) -> None:
+    for _ in range(42):
+        trimmer.note(100_000)
+    trims.get(timeout=60)
+    trimmer.note(100_000)
+    with pytest.raises(queue.Empty):
+        trims.get(timeout=0.5)
+
+
+def test_it_waits_until_no_further_large_request_comes(trims: queue.SimpleQueue[None]) -> None:
+    """Two that come within the time of quiet are followed by one trim. On a busy machine, one of several pairs does."""
+    trimmer = Trimmer(lambda: trims.put(None), quiet_s=0.3)
+    trimmer.start()
+
+    def is_one_trim_for_two() -> bool:
+        for _ in range(2):
+            trimmer.note(5_000_000)
+            time.sleep(0.1)  # it has seen the first
+        wait_for(lambda: trims.qsize() > 0)
+        time.sleep(0.6)
+        return _taken(trims) == 1
+
+    assert any(is_one_trim_for_two() for _ in range(5))
+
+
+def _taken(trims: queue.SimpleQueue[None]) -> int:
+    """How many there were; none is left."""
+    count = 0
+    while not trims.empty():
+        trims.get()
+        count += 1
+    return count

@@ -12,6 +12,7 @@ import pytest
 
 from models.conftest import ONE_THREAD, Person
 from models.made import layers, make, model, split
+from support.stack import descriptors_of, freeze, wait_for
 
 
 def _nothing_is_left(person: Person, before: dict[str, str]) -> None:
@@ -108,6 +109,17 @@ def test_an_interrupt_after_each_step(person: Person, model_file: Path, silent: 
     assert code in (1, -number), said  # a signal that comes before anything is changed may simply end it
     assert "Traceback" not in said
     _nothing_is_left(person, before)
+
+
+def test_an_interrupt_says_if_the_model_is_there_already(person: Person, model_file: Path) -> None:
+    """It comes before anything is looked at: the proxy, which is asked first, does not answer."""
+    freeze(person.proxy.process.pid)
+    words = (sys.executable, "-m", "systemd_llm_switch", "add", "mine", str(model_file))
+    with subprocess.Popen(words, env=person.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_for(lambda: "socket:[]" in descriptors_of(process.pid))
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert b"interrupted; mine is added already" in process.stdout.read()
 
 
 def test_a_killed_add_is_cleared_by_the_next(person: Person, model_file: Path) -> None:

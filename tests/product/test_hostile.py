@@ -313,7 +313,8 @@ def test_large_bodies_share_one_budget(stack: Stack) -> None:
 
 
 def test_a_reply_of_too_many_values_goes_on_unread(stack: Stack) -> None:
-    """As with the log probabilities of a very long one. A stream, which must be read, gets an error."""
+    """As with the log probabilities of a very long one. A reply that must be read gets an error: for a stream, and for
+    another API's client."""
     proxy = stack.run({"a": stack.standin("a")})
     members = '"":0,' * 400_001
     choice = '{"index":0,"message":{"role":"assistant","content":"hi"},"logprobs":{' + members + '"":0}}'
@@ -323,6 +324,8 @@ def test_a_reply_of_too_many_values_goes_on_unread(stack: Stack) -> None:
     assert answer.body == raw.replace("other", "a", 1).encode()
     wait_for(lambda: proxy.status()["repairs"].get("repair_budget", 0) == before + 1)  # counted after the answer
     assert proxy.chat("a", stream=True, standin={"raw": raw}).error["code"] == "backend_error"
+    answer = proxy.post("/v1/messages", chat("a", standin={"raw": raw}))
+    assert (answer.status, answer.json["type"]) == (502, "error")
 
 
 def test_many_small_values_count_as_the_memory_that_they_take(stack: Stack) -> None:

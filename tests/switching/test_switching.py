@@ -194,6 +194,18 @@ def test_a_broken_edit_is_told_and_the_last_good_config_stays(stack: Stack, pair
     assert proxy.status()["config"]["error"] is None
 
 
+@pytest.mark.parametrize(("server", "waits"), [({"port": 1}, True), ({"queue_limit": 7}, False)])
+def test_another_port_waits_for_a_restart(
+    stack: Stack, pair: dict[str, str], server: dict[str, int], waits: bool
+) -> None:
+    proxy = stack.run(pair)
+    stack.write_config(pair, **server)
+    assert proxy.chat("a").status == 200
+    wait_for(lambda: "request model=a" in proxy.log)
+    assert "config_reloaded" in proxy.log
+    assert ("config_waits" in proxy.log) is waits
+
+
 def test_a_time_out_may_be_as_long_as_one_likes(stack: Stack, pair: dict[str, str]) -> None:
     """Longer than poll(2) can wait, too."""
     times = {"health_timeout": 3e6, "request_timeout": 1e300, "drain_timeout": 604_800}

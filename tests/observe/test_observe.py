@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.stack import Proxy, Stack, wait_for
+from support.stack import Proxy, Stack, freeze, wait_for
 
 FIELDS = {
     *("at", "model", "path", "status", "stream", "queue_ms", "switch_ms", "restore_ms", "backend_ms"),
@@ -182,6 +182,13 @@ def test_journal_readers_end_with_their_watcher(proxy: Proxy) -> None:
     with watching(proxy, "/api/events") as events, watching(proxy, "/api/logs?follow=1&model=a"):
         next(events)
         wait_for(lambda: children_of(proxy))
+    wait_for(lambda: not children_of(proxy))
+
+
+def test_a_journal_reader_that_hangs_ends_with_its_watcher(proxy: Proxy) -> None:
+    with watching(proxy, "/api/logs?follow=1&model=a"):
+        (reader,) = wait_for(lambda: children_of(proxy))
+        freeze(reader)
     wait_for(lambda: not children_of(proxy))
 
 

@@ -132,9 +132,9 @@ def test_only_so_many_may_watch_and_requests_are_served_all_the_same(proxy: Prox
     wait_for(lambda: watches(proxy), what="a seat is free once its watcher has left")
 
 
-def watches(proxy: Proxy) -> bool:
+def watches(proxy: Proxy, path: str = "/api/events") -> bool:
     try:
-        with watching(proxy, "/api/events"):
+        with watching(proxy, path):
             return True
     except AssertionError:
         return False
@@ -183,6 +183,11 @@ def test_journal_readers_end_with_their_watcher(proxy: Proxy) -> None:
         next(events)
         wait_for(lambda: children_of(proxy))
     wait_for(lambda: not children_of(proxy))
+
+
+def test_who_has_watched_a_journal_leaves_a_free_seat(proxy: Proxy) -> None:
+    for _ in range(17):
+        wait_for(lambda: watches(proxy, "/api/logs?follow=1&model=a"))
 
 
 def test_a_journal_reader_that_hangs_ends_with_its_watcher(proxy: Proxy) -> None:

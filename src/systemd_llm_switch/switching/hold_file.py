@@ -49,7 +49,7 @@ class HoldFile:
             return None
         if until is None:
             return Held(math.inf, is_freed)
-        if isinstance(until, bool) or not isinstance(until, int | float) or not until > time.time():
+        if not isinstance(until, int | float) or not until > time.time():
             return None
         try:
             return Held(float(until), is_freed)

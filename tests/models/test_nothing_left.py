@@ -13,6 +13,12 @@ import pytest
 from models.conftest import ONE_THREAD, Person
 from models.made import layers, make, model, split
 from support.stack import descriptors_of, freeze, wait_for
+from systemd_llm_switch.command.proxy_client import Refused
+from systemd_llm_switch.config.file import PACKAGED
+from systemd_llm_switch.models import adding, planning
+from systemd_llm_switch.models.flags import Wishes
+from systemd_llm_switch.setup.places import Places
+from systemd_llm_switch.setup.systemctl import Systemctl
 
 
 def _nothing_is_left(person: Person, before: dict[str, str]) -> None:
@@ -109,6 +115,22 @@ def test_an_interrupt_after_each_step(person: Person, model_file: Path, silent: 
     assert code in (1, -number), said  # a signal that comes before anything is changed may simply end it
     assert "Traceback" not in said
     _nothing_is_left(person, before)
+
+
+def test_a_config_that_a_running_proxy_may_have_read_stays(person: Person, model_file: Path) -> None:
+    """The first model brings a file of the person's own. Where it is tried in vain, the file has no models of theirs
+    again; if it vanished, a proxy that reads it already would report it as broken."""
+    person.config.unlink()
+    places, systemd = Places.of(person.env), Systemctl(person.env)
+    plan = planning.plan("small", model_file, Wishes(512), PACKAGED, places, person.env, systemd)
+
+    def try_in_vain() -> None:
+        assert "small" in person.config.read_text()
+        raise Refused("no answer")
+
+    with pytest.raises(Refused):
+        adding.add(plan, places, systemd, try_in_vain)
+    assert person.config.read_text() == PACKAGED.read_text()
 
 
 def test_an_interrupt_says_if_the_model_is_there_already(person: Person, model_file: Path) -> None:

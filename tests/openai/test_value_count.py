@@ -67,6 +67,14 @@ def test_an_open_string_is_read_once() -> None:
     assert time.thread_time() - began < 10
 
 
+def test_lists_count_twice() -> None:
+    """Python's garbage collector looks at each of them several times."""
+    lists = b"[" * 400 + b"]" * 400 + b","
+    assert parse_object(b'{"model":"a","x":[%b1]}' % (lists * 600))
+    with pytest.raises(InvalidRequest, match="a list as two"):
+        parse_object(b'{"model":"a","x":[%b1]}' % (lists * 650))
+
+
 def test_members_of_objects_count_more() -> None:
     """Python takes that much longer for them than for plain values."""
     limit = MAX_VALUES // 5

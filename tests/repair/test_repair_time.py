@@ -13,10 +13,10 @@ from corpus.cases import load_cases
 from support.leaked import MARKED
 from support.replies import calling, plenty, saying
 from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply
+from systemd_llm_switch.openai.decoder import TooLarge
 from systemd_llm_switch.repair import (
     Budget,
     RequestFacts,
-    TooManyValues,
     parse_reply,
     repair_history,
     repair_reply,
@@ -241,7 +241,13 @@ def test_a_number_of_too_many_digits_is_not_parsed() -> None:
 @pytest.mark.parametrize("unit", ["{},", '{"a":1},', "1,"])
 def test_a_reply_of_more_values_than_any_has_is_refused(unit: str) -> None:
     raw = b'{"choices":[' + unit.encode() * 2_000_001 + b"1]}"
-    with pytest.raises(TooManyValues, match="more than 2000000 values"):
+    with pytest.raises(TooLarge, match="more than 2000000 values"):
+        parse_reply(raw, plenty())
+
+
+def test_a_reply_larger_than_any_is_refused() -> None:
+    raw = b'{"choices":["%b"]}' % (b"x" * 64_000_000)
+    with pytest.raises(TooLarge, match="larger than 64 MB"):
         parse_reply(raw, plenty())
 
 

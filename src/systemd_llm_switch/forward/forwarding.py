@@ -23,6 +23,7 @@ from systemd_llm_switch.forward.live_reply import BrokenStream, LiveReply, Strea
 from systemd_llm_switch.forward.record import Record
 from systemd_llm_switch.forward.recovery import Continuation, PartialReply
 from systemd_llm_switch.forward.responder import Responder
+from systemd_llm_switch.openai.decoder import TooLarge
 from systemd_llm_switch.openai.endpoints import NAMES_MODEL
 from systemd_llm_switch.openai.request import Request, to_backend
 from systemd_llm_switch.openai.shapes import (
@@ -42,7 +43,6 @@ from systemd_llm_switch.repair import (
     Budget,
     Repair,
     RequestFacts,
-    TooManyValues,
     UnrepairableReply,
     parse_reply,
     repair_history,
@@ -373,7 +373,7 @@ class Forwarding:
         dialect = self._responder.dialect
         try:
             parsed, body = self._repair(reply)
-        except TooManyValues as error:
+        except TooLarge as error:
             if self._request.is_streamed or dialect.is_translation:
                 raise BackendError(f"the reply of {self._model.id!r} cannot be read: {error}") from error
             self._record.repairs.append(Repair("repair_budget"))
@@ -397,7 +397,7 @@ class Forwarding:
         """The repaired reply as an object and as bytes; the backend's own bytes if nothing was repaired.
 
         Raises:
-            BackendError, TooManyValues
+            BackendError, TooLarge
         """
         try:
             parsed, repairs = parse_reply(reply.body, self._budget)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
+from systemd_llm_switch.openai.decoder import Decoder, TooLarge
 from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
 from systemd_llm_switch.openai.large_json import dump_like
 from systemd_llm_switch.openai.shapes import Json
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, whole_number
+from systemd_llm_switch.openai.value_count import whole_number
 from systemd_llm_switch.quoting import printable, quoted
 
 _MAX_FIELD = 10_000
@@ -104,14 +104,10 @@ def parse_object(raw: bytes) -> Json:
     Raises:
         InvalidJson, InvalidRequest
     """
-    if has_too_many_values(raw):
-        raise InvalidRequest(
-            f"the request body holds more than {MAX_VALUES} values (a member of an object counts as five); send it in"
-            f" several requests"
-        )
     try:
-        # It is decoded here because Python would also read UTF-16 and UTF-32 from bytes, which backends do not.
-        body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
+        body = _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8))
+    except TooLarge as error:
+        raise InvalidRequest(f"the request body cannot be read: {error}; send it in several requests") from error
     except (ValueError, RecursionError) as error:
         detail = str(error) if raw.strip() else "it is empty"
         raise InvalidJson(f"the request body is not valid JSON: {printable(detail)}") from error
@@ -132,7 +128,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=whole_number)
+_DECODER = Decoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=whole_number)
 
 
 def to_backend(

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, whole_number
+from systemd_llm_switch.openai.decoder import Decoder
+from systemd_llm_switch.openai.value_count import MAX_VALUES, whole_number
 
 Json = dict[str, Any]
 
@@ -18,13 +19,14 @@ _MOST_MESSAGE_CHARACTERS = 2000
 _FIRST_MODEL = re.compile(rb'\s{0,9}+\{\s{0,9}+"model"\s{0,9}+:\s{0,9}+("[^"\\]{0,1000}+")')
 _MODEL_KEY = b'"model"'
 _NAME = re.compile(rb'("model"\s{0,9}+:\s{0,9}+)"[^"\\]{0,1000}+"')
+_MOST_ODD_BYTES = 1 << 18  # Python takes a while for each half of a surrogate pair
 _MOST_NAMED_BYTES = 1_000_000  # a larger reply is not read for its model's name
 # llama-server's words for a prompt that is too long. Roo and Cline condense only if they read the words below.
 _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
-_DECODER = json.JSONDecoder(parse_int=whole_number)
+_DECODER = Decoder(parse_int=whole_number)
 
 
 def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:
@@ -33,10 +35,8 @@ def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:
     Raises:
         ValueError: it is not JSON, is nested too deeply, or holds more than `most_values` values.
     """
-    if has_too_many_values(raw, most_values):
-        raise ValueError(f"it holds more than {most_values} values")
     try:
-        return _DECODER.decode(raw.decode("utf-8", "surrogatepass"))
+        return _DECODER.decode(raw, most_values, "surrogatepass" if len(raw) <= _MOST_ODD_BYTES else "strict")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -1,4 +1,4 @@
-"""What Python can parse of JSON in one go: how many values, how long numbers, and how much memory they take. Pure.
+"""What Python can parse of JSON in one go: how many values, escapes and digits, and how much memory they take. Pure.
 
 Python's parser does not let other threads run before it is done: four seconds for a text of 64 MB that is nothing but
 small objects, in which no other request is answered. Long strings (text, images) cost it little.
@@ -14,12 +14,15 @@ from systemd_llm_switch.quoting import quoted
 _MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
 _MOST_SHOWN_DIGITS = 40
 MAX_VALUES = 500_000
-"""Far more than any conversation has. Python parses so many in a quarter of a second at most."""
+"""Far more than any conversation has. Python parses so many in less than a tenth of a second."""
+MAX_BACKSLASHES = 4_000_000
+"""In strings. Python reads so many escapes in some 40 ms."""
 # Bytes that are looked at in one go: for characters, and for whole strings, which takes longer.
 _GLANCE = 1 << 22
 _PORTION = 1 << 17
-# What a value starts behind. A member of an object counts as five values: its key takes Python that much longer.
-_COSTS = {b",": 1, b"[": 1, b"{": 1, b":": 4}
+# What a value starts behind. A member of an object counts as five values, and a list as two: Python takes that much
+# longer, for the key, and for the garbage collector.
+_COSTS = {b",": 1, b"[": 2, b"{": 1, b":": 4}
 _FEW_VALUES = 20_000
 _SOME_VALUES = 100_000  # not counted exactly: that takes three times as long as to parse the text
 _BYTES_A_VALUE = 64
@@ -44,6 +47,10 @@ def has_too_many_values(raw: bytes, limit: int = MAX_VALUES) -> bool:
     return len(raw) > limit and _at_most(raw) > limit and _count(raw, limit) > limit
 
 
+def has_too_many_backslashes(raw: bytes) -> bool:
+    return len(raw) > 2 * MAX_BACKSLASHES and _occurrences(raw, b"\\") > MAX_BACKSLASHES
+
+
 def parsed_bytes(raw: bytes) -> int:
     """About how much memory the values of a text take once they are parsed, beyond the text; 0 if that is little. `[],`
     becomes a list of 56 bytes."""
@@ -55,8 +62,11 @@ def parsed_bytes(raw: bytes) -> int:
 
 def _at_most(raw: bytes) -> int:
     """The count if nothing of the text were within a string."""
-    glances = range(0, len(raw), _GLANCE)
-    return sum(cost * raw.count(start, at, at + _GLANCE) for at in glances for start, cost in _COSTS.items())
+    return sum(cost * _occurrences(raw, start) for start, cost in _COSTS.items())
+
+
+def _occurrences(raw: bytes, character: bytes) -> int:
+    return sum(raw.count(character, at, at + _GLANCE) for at in range(0, len(raw), _GLANCE))
 
 
 def _count(raw: bytes, limit: int) -> int:

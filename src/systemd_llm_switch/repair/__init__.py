@@ -8,7 +8,7 @@ from .form_reader import starts_with_call
 from .history import MALFORMED as MALFORMED_ARGUMENTS
 from .history import repair_history
 from .holding import Holding, take_thoughts
-from .model import Repair, RepairKind, RequestFacts, TooManyValues, UnrepairableReply
+from .model import Repair, RepairKind, RequestFacts, UnrepairableReply
 from .reply import parse_reply, repair_reply
 from .text import decode
 from .thoughts import THOUGHTS_END, is_in_call, may_end_thoughts
@@ -21,7 +21,6 @@ __all__ = [
     "Repair",
     "RepairKind",
     "RequestFacts",
-    "TooManyValues",
     "UnrepairableReply",
     "decode",
     "is_in_call",

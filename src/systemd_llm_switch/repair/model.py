@@ -33,10 +33,6 @@ class UnrepairableReply(ValueError):
     """The backend's body is not a JSON object, and none can be made of it without inventing."""
 
 
-class TooManyValues(ValueError):
-    """To parse the backend's body would hold up every other request."""
-
-
 @dataclass(frozen=True, slots=True)
 class Repair:
     """One thing that was repaired (or, for `unrepairable_*` and `unfit_*`, could not be).

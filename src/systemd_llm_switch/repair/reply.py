@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from systemd_llm_switch.openai.value_count import has_too_many_values
+from systemd_llm_switch.openai.decoder import TooLarge
 
 from .budget import Budget, BudgetSpent
 from .calls import Call, function_of, repair_function, repair_tool_calls
 from .content import repair_content
 from .lenient import read
-from .model import Repair, RequestFacts, TooManyValues, UnrepairableReply
+from .model import Repair, RequestFacts, UnrepairableReply
 from .rescue import rescue_calls
 from .second_opinion import second_opinion
 from .strings import Unreadable
-from .text import decode_all
+from .text import decode_body
 from .thoughts import split_thoughts
 
 Reply = dict[str, object]
 _Part = TypeVar("_Part")
 _MOST_VALUES = 2_000_000
-"""The log probabilities of a long reply are many, so this is a second of Python's time."""
+"""The log probabilities of a long reply are many."""
+_MOST_BYTES = 64_000_000
 _NO_OBJECT = "the backend's reply is not a JSON object"
 _BODY_START = re.compile(r"[\ufeff\s]*+(?=\{)")
 _BODY_END = re.compile(r"[\s}\]]*+\Z")
@@ -32,13 +33,15 @@ def parse_reply(raw: bytes, budget: Budget | None = None) -> tuple[Reply, tuple[
 
     A body that ends too early was cut, so its last choice gets the finish_reason "length".
 
-    Raises UnrepairableReply, TooManyValues.
+    Raises UnrepairableReply, TooLarge.
     """
-    if has_too_many_values(raw, _MOST_VALUES):
-        raise TooManyValues(f"it holds more than {_MOST_VALUES} values")
+    if len(raw) > _MOST_BYTES:
+        raise TooLarge(f"it is larger than {_MOST_BYTES // 1_000_000} MB")
     try:
-        reply = decode_all(raw.decode())
+        reply = decode_body(raw, _MOST_VALUES)
         repairs: tuple[Repair, ...] = ()
+    except TooLarge:
+        raise
     except (ValueError, RecursionError):
         with budget or Budget() as allowance:
             reply = _read_body(raw.decode(errors="replace"), allowance)

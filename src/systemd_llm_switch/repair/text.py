@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from systemd_llm_switch.openai.decoder import Decoder
 from systemd_llm_switch.openai.value_count import has_too_many_values, whole_number
 
 MOST_VALUES = 100_000
@@ -17,7 +18,9 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=whole_number)
+_RULES: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_int": whole_number}
+_STRICT = json.JSONDecoder(**_RULES)
+_OF_BODIES = Decoder(**_RULES)
 
 
 def decode(text: str) -> Any:
@@ -28,12 +31,15 @@ def decode(text: str) -> Any:
     """
     if len(text) > MOST_VALUES and has_too_many_values(text.encode(errors="replace"), MOST_VALUES):
         raise ValueError(f"it holds more than {MOST_VALUES} values")
-    return decode_all(text)
-
-
-def decode_all(text: str) -> Any:
-    """The same, however many values the text holds: the caller has counted them."""
     return _STRICT.decode(text)
+
+
+def decode_body(raw: bytes, most_values: int) -> Any:
+    """The same for a body in UTF-8 that may hold more values.
+
+    Raises TooLarge, too.
+    """
+    return _OF_BODIES.decode(raw, most_values)
 
 
 def decode_start(text: str, at: int = 0) -> tuple[Any, int]:

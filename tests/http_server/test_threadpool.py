@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import resource
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from support.stack import Proxy, Stack, address_space, in_background, run_all, threads_of, wait_for
+from systemd_llm_switch.http_server.threadpool import GrowingPool
 from systemd_llm_switch.switching.read_ahead import ReadAhead
 from systemd_llm_switch.systemd.manager import Systemd
 
@@ -59,7 +63,8 @@ def test_a_client_that_keeps_its_connection_holds_no_end_up(stack: Stack) -> Non
 
 
 def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy, stack: Stack) -> None:
-    """A hundred requests that all wait for the model, and nobody waits for a thread. Afterwards the threads end."""
+    """A hundred requests that all wait for the model, and nobody waits for a thread. Afterwards the threads end,
+    although other requests go on."""
     with in_background(*[lambda: proxy.chat("a", standin={"until_released": True})] * 100) as answers:
         wait_for(lambda: stack.seen()["running"] == 100)
         assert proxy.get("/v1/models").status == 200
@@ -67,8 +72,7 @@ def test_a_burst_gets_its_threads_and_the_model_list_still_answers(proxy: Proxy,
         assert threads_of(proxy.process.pid) > 100
         stack.release()
     assert [answer.status for answer in answers] == [200] * 100
-    wait_for(lambda: threads_of(proxy.process.pid) < 40)
-    assert proxy.get("/health").status == 200
+    wait_for(lambda: proxy.get("/health").status == 200 and threads_of(proxy.process.pid) < 40)
     assert threads_of(proxy.process.pid) >= 24
     assert proxy.stop() == 0
 
@@ -129,3 +133,61 @@ def test_a_proxy_that_ends_in_a_burst_ends(proxy: Proxy, stack: Stack) -> None:
     with in_background(*[lambda: proxy.chat("a", standin={"delay_s": 1})] * 60):
         wait_for(lambda: stack.seen()["running"] >= 10)
         assert proxy.stop() == 0
+
+
+class StubConnection:
+    """A connection whose request is a function; `order` notes when it is served."""
+
+    def __init__(self, order: list[str], name: str, serve: Callable[[], object] = lambda: None) -> None:
+        self.order, self.name, self.serve = order, name, serve
+        self.socket, self.client = socket.socketpair()
+        self.rfile = SimpleNamespace(has_data=lambda: False)
+
+    def communicate(self) -> bool:
+        self.serve()
+        self.order.append(self.name)
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+        self.client.close()
+
+
+@contextlib.contextmanager
+def pool_of(limit: int) -> Iterator[GrowingPool]:
+    server = SimpleNamespace(stats={"Enabled": False, "Worker Threads": {}}, error_log=print)
+    server.requests = pool = GrowingPool(server, limit)
+    pool.start()
+    try:
+        yield pool
+    finally:
+        pool.stop()
+
+
+def test_a_thread_does_not_serve_its_own_connection_again_while_others_wait() -> None:
+    order: list[str] = []
+    others_wait = threading.Event()
+    with pool_of(1) as pool:
+
+        def serve() -> None:
+            others_wait.wait()
+            pool.put(StubConnection(order, "its own"))  # whose next request has come
+
+        pool.put(StubConnection(order, "first", serve))
+        pool.put(StubConnection(order, "another"))
+        others_wait.set()
+        wait_for(lambda: len(order) == 3)
+    assert order == ["first", "another", "its own"]
+
+
+@pytest.mark.parametrize(("limit", "stays"), [(4, False), (24, True)])
+def test_a_thread_stays_with_its_connection_only_if_enough_others_are_free(limit: int, stays: bool) -> None:
+    stayed: list[bool] = []
+    with pool_of(limit) as pool:
+        connection = StubConnection([], "it", lambda: stayed.append(pool.stays_with(following)))
+        following = StubConnection([], "its next request")
+        following.client.sendall(b"GET")
+        wait_for(lambda: len(pool.server.stats["Worker Threads"]) == limit)
+        pool.put(connection)
+        wait_for(lambda: stayed)
+    assert stayed == [stays]

@@ -17,6 +17,8 @@ from typing import Any
 
 from cheroot.workers import threadpool
 
+from systemd_llm_switch.http_server.handover import HandOver
+
 log = logging.getLogger(__name__)
 
 _AT_FIRST = 24
@@ -37,8 +39,8 @@ class _Own(threading.local):
 
 
 class GrowingPool(threadpool.ThreadPool):
-    """cheroot's pool, with a queue that is written in C and with threads that start when they are needed and end
-    when they are not. Their number never exceeds `limit`. Thread-safe."""
+    """cheroot's pool, with a queue of ours and with threads that start when they are needed and end when they are not.
+    Their number never exceeds `limit`. Thread-safe."""
 
     # cheroot's own, which its type stubs leave out.
     _threads: list[threading.Thread]
@@ -46,21 +48,20 @@ class GrowingPool(threadpool.ThreadPool):
 
     def __init__(self, server: Any, limit: int) -> None:
         super().__init__(server, min=min(_AT_FIRST, limit), max=limit)
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._queue = HandOver()
         self.get = self._take
         self._own = _Own()
-        self._waiting = 0  # threads that wait for a connection
-        self._count_lock = threading.Lock()
         self._growth_lock = threading.Lock()
         self._is_growing = False
         self._is_short = False  # the kernel refused a thread, which was logged
         self._is_stopped = False
         self._staying = 0  # threads that stay with a connection
+        self._staying_lock = threading.Lock()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def put(self, obj: Any) -> None:
         """Gives a connection to a thread: to the calling one, if no other connection waits. Does not block."""
-        if self._own.is_here and self._queue.empty():
+        if self._own.is_here and self._queue.free >= 0:
             self._own.next = obj
             return
         self._queue.put(obj)
@@ -76,9 +77,8 @@ class GrowingPool(threadpool.ThreadPool):
         """Waits a moment for a connection's next request or its end, and returns whether it came. Most clients send the
         next request soon, and passing it from the selector to a thread takes as long as reading it. A thread stays only
         while enough others are free."""
-        with self._count_lock:
-            free = self._waiting - self._queue.qsize()
-            if not self._own.is_here or free <= _SPARE or self._staying >= _STAYING:
+        with self._staying_lock:
+            if not self._own.is_here or self._queue.free <= _SPARE or self._staying >= _STAYING:
                 return False
             self._staying += 1
         try:
@@ -89,7 +89,7 @@ class GrowingPool(threadpool.ThreadPool):
             if not is_here or self._is_stopped:
                 return False
         finally:
-            with self._count_lock:
+            with self._staying_lock:
                 self._staying -= 1
         self._own.next = connection
         return True
@@ -108,21 +108,13 @@ class GrowingPool(threadpool.ThreadPool):
         if own.next is not None:
             connection, own.next = own.next, None
             return connection
-        with self._count_lock:
-            self._waiting += 1
         while True:
             try:
-                connection = self._queue.get(timeout=_IDLE_S if len(self._threads) > _AT_FIRST else None)
+                return self._queue.get(timeout=_IDLE_S if len(self._threads) > _AT_FIRST else None)
             except queue.Empty:
-                with self._count_lock:
-                    if self._waiting <= _AT_FIRST:
-                        continue
-                    self._waiting -= 1
-                self._forget_thread(threading.current_thread())
-                return threadpool._SHUTDOWNREQUEST  # type: ignore[attr-defined]
-            with self._count_lock:
-                self._waiting -= 1
-            return connection
+                if self._queue.free >= _AT_FIRST:  # without this one
+                    self._forget_thread(threading.current_thread())
+                    return threadpool._SHUTDOWNREQUEST  # type: ignore[attr-defined]
 
     def _forget_thread(self, thread: threading.Thread) -> None:
         """The thread ends. (cheroot also keeps statistics for each, for good.)"""
@@ -134,8 +126,7 @@ class GrowingPool(threadpool.ThreadPool):
     @property
     def _missing(self) -> int:
         """How many threads are missing; 0 at the limit."""
-        free = self._waiting - self._queue.qsize()
-        return min(_SPARE - free, int(self.max) - len(self._threads))
+        return min(_SPARE - self._queue.free, int(self.max) - len(self._threads))
 
     def _provide(self) -> None:
         """Starts the missing threads and some more. (cheroot's `grow` would sleep until the new ones run.)"""

@@ -23,11 +23,24 @@ def trimmer(trims: queue.SimpleQueue[None]) -> Trimmer:
     return trimmer
 
 
-@pytest.mark.parametrize("sizes", [[5_000_000], [100_000] * 42], ids=["one large request", "many small ones"])
+@pytest.mark.parametrize(
+    "sizes", [[5_000_000], [100_000] * 42, [10] * 64], ids=["one large request", "many small ones", "many tiny ones"]
+)
 def test_memory_is_given_back_after(trimmer: Trimmer, trims: queue.SimpleQueue[None], sizes: list[int]) -> None:
     for size in sizes:
         trimmer.note(size)
     trims.get(timeout=60)
+
+
+def test_memory_is_given_back_although_requests_go_on(trims: queue.SimpleQueue[None]) -> None:
+    trimmer = Trimmer(lambda: trims.put(None), quiet_s=0.1)
+    trimmer.start()
+
+    def is_given_back() -> bool:
+        trimmer.note(5_000_000)
+        return not trims.empty()
+
+    wait_for(is_given_back, timeout_s=30)
 
 
 def test_some_small_requests_are_not_worth_it(trimmer: Trimmer, trims: queue.SimpleQueue[None]) -> None:

@@ -33,7 +33,17 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from support.health_watch import percentiles  # noqa: E402
 from support.hostile_clients import CLIENTS  # noqa: E402
-from support.stack import Proxy, Stack, chat, descriptors_of, free_port, rss_mib, run_all, wait_for  # noqa: E402
+from support.stack import (  # noqa: E402
+    Proxy,
+    Stack,
+    chat,
+    descriptors_of,
+    environment_of_the_unit,
+    free_port,
+    rss_mib,
+    run_all,
+    wait_for,
+)
 from systemd_llm_switch.setup.user_manager import UserManager  # noqa: E402
 
 CI_SECONDS = 25
@@ -198,8 +208,8 @@ class World:
         return self.stack.proxies[-1]
 
     def start_proxy(self) -> None:
-        # As in the proxy's unit: otherwise glibc's arenas, one a thread, look like growth.
-        env = {"MALLOC_ARENA_MAX": "2"}
+        # As in the proxy's unit: otherwise what glibc keeps for each thread looks like growth.
+        env = environment_of_the_unit()
         proxy = self.stack.start_proxy("--port", str(self.proxy_port), wait=False, env=env)
         proxy.port = self.proxy_port
         self.stack.wait_until_up(proxy)

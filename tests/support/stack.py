@@ -31,7 +31,8 @@ from support.ports import free_port as free_port  # the tests take it from here
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
 
-_READ_AT_START = {"PYTHONPATH", "MALLOC_ARENA_MAX"}  # by Python and by glibc
+_READ_AT_START = {"PYTHONPATH", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"}  # by Python and by glibc
+_PROXY_UNIT = ROOT / "deploy/systemd/llm-switch.service"
 PATIENCE_S = 60  # so long that only a claim that never comes true reaches it, on a busy machine, too
 
 
@@ -281,6 +282,12 @@ class Stack:
             self.systemctl("reset-failed", *self.units, check=False)
         for unit in self.units:
             (self._unit_folder / unit).unlink(missing_ok=True)
+
+
+def environment_of_the_unit() -> dict[str, str]:
+    """What systemd sets for the proxy as it is installed."""
+    lines = _PROXY_UNIT.read_text().splitlines()
+    return dict(line.split("=", 2)[1:] for line in lines if line.startswith("Environment="))
 
 
 @functools.cache

@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 _LARGE_BYTES = 256 * 1024  # a smaller request leaves too little to be worth the work
 _MANY_BYTES = 4 << 20  # of smaller ones together
+_LEAST_BYTES = 64 * 1024  # that a request takes, however small it is
 _QUIET_S = 2.0
+_MOST_PAUSES = 10  # a proxy that is never quiet gives memory back, too
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
@@ -42,7 +44,7 @@ class Trimmer:
 
     def note(self, count: int) -> None:
         """A request was answered whose body or answer had `count` bytes."""
-        self._bytes += count
+        self._bytes += max(count, _LEAST_BYTES)
         if count >= _LARGE_BYTES or self._bytes >= _MANY_BYTES:
             self._bytes = 0
             self._came.set()
@@ -54,7 +56,9 @@ class Trimmer:
     def _run(self) -> None:
         while True:
             self._came.wait()
-            while self._came.is_set():
+            for _ in range(_MOST_PAUSES):
                 self._came.clear()
                 threading.Event().wait(self._quiet_s)
+                if not self._came.is_set():
+                    break
             self._trim()

@@ -56,6 +56,7 @@ def test_a_proxy_without_a_free_descriptor_waits_for_one_at_rest(proxy: Proxy) -
             spent_s, paused = cpu_s(pid), pauses(pid)
             wait_for(lambda: pauses(pid) >= paused + 10 or cpu_s(pid) > spent_s + 0.5)
             assert pauses(pid) >= paused + 10
+            assert proxy.log.count("no_room_for_a_connection") < 10
             resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
             assert waiting.recv(1000).startswith(b"HTTP/1.1 200 ")
     finally:

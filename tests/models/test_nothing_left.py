@@ -207,6 +207,7 @@ def test_a_full_disk_under_the_config(person: Person, model_file: Path) -> None:
         ran = person.run("add", "small", str(model_file), "--no-try")
         assert ran.returncode == 1
         assert "No space left" in ran.stderr
+        assert "could not undo" not in ran.stdout + ran.stderr
         _nothing_is_left(person, before)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -17,6 +17,7 @@ from systemd_llm_switch.command.proxy_client import Refused
 from systemd_llm_switch.config.file import PACKAGED
 from systemd_llm_switch.models import adding, planning
 from systemd_llm_switch.models.flags import Wishes
+from systemd_llm_switch.models.undoing import put_back
 from systemd_llm_switch.setup.places import Places
 from systemd_llm_switch.setup.systemctl import Systemctl
 
@@ -194,6 +195,14 @@ def test_a_full_disk(person: Person, full_disk: Path, model_file: Path, free: in
         assert "No space left" in ran.stderr
         assert "Traceback" not in ran.stderr
     _nothing_is_left(person, before)
+
+
+def test_an_earlier_text_is_put_back_without_a_free_block(full_disk: Path) -> None:
+    file = full_disk / "file"
+    file.write_text("a longer text")
+    (full_disk / "filler").write_bytes(bytes(65536 - 4096))
+    put_back(file, "short")
+    assert file.read_text() == "short"
 
 
 def test_a_full_disk_under_the_config(person: Person, model_file: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from support.stack import ROOT
+from systemd_llm_switch.errors import MissingModel
+from systemd_llm_switch.openai.request import parse_request
 
 PARSES = """\
 import resource
@@ -25,3 +29,9 @@ def test_a_large_file_needs_no_room_on_a_disk() -> None:
         env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_long_field_is_none_of_the_proxys() -> None:
+    raw = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n--x--\r\n' % (b"m" * 10_000)
+    with pytest.raises(MissingModel):
+        parse_request("/v1/audio/transcriptions", raw, ["m"], "multipart/form-data; boundary=x")

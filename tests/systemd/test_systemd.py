@@ -321,6 +321,20 @@ def test_a_peer_that_fails_is_a_clear_error_in_time(
         wait_for(lambda: _count_descriptors() <= before, what="no descriptor is left")
 
 
+class Chatty(Listener):
+    """Its first line does not end."""
+
+    def serve(self, peer: socket.socket) -> None:
+        peer.sendall(b"x" * 5000)
+        peer.recv(4096)
+        peer.recv(1)
+
+
+def test_a_peer_with_an_endless_first_line_is_not_waited_for() -> None:
+    with Chatty() as listener, pytest.raises(SystemdError, match="is not a D-Bus socket"):
+        Systemd(timeout_s=60, environ=listener.env).show(["a.service"])
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [

@@ -1,7 +1,7 @@
 """A queue whose items go to the thread that began to wait last.
 
-That thread's memory is still in the processor's caches. And if fewer threads would do, the others wait undisturbed,
-and end; in turns, each of them would be needed now and then for ever.
+That thread's memory is still in the processor's caches. And where fewer threads would do, the others wait undisturbed
+until they end. If they took turns, each would get an item now and then, and none would end.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class HandOver:
             if not self._waiting:
                 self._items.append(item)
                 return
-            place = self._waiting.pop()
-        place.put(item)
+            place = self._waiting[-1]
+            place.put(item)  # may raise: then nothing has happened
+            self._waiting.pop()
 
     def get(self, timeout: float | None = None) -> Any:
         """
@@ -58,4 +59,4 @@ class HandOver:
                 if place in self._waiting:
                     self._waiting.remove(place)
                     raise
-            return place.get()  # it is given something in this moment
+            return place.get()  # it was given something in this moment

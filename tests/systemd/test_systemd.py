@@ -539,6 +539,15 @@ def test_a_wait_for_a_job_can_be_interrupted(stack: Stack, systemd: Systemd) -> 
     assert systemd.running([unit]) == {}
 
 
+def test_an_interrupted_wait_leaves_its_connection_for_the_next_question(stack: Stack, systemd: Systemd) -> None:
+    unit = stack.unit("never", SLEEP, service="Type=notify\nTimeoutStartSec=60")
+    with os.fdopen(os.eventfd(1), "wb") as wakeup, systemd.connected() as connected:
+        with pytest.raises(Interrupted):
+            connected.start(unit, Limit(time.monotonic() + 60, wakeup.fileno()))
+        wait_for(lambda: connected.running([unit]) == {unit: "activating/start"})
+        connected.stop([unit])
+
+
 def test_a_wait_for_a_job_ends_at_its_deadline(stack: Stack, systemd: Systemd) -> None:
     unit = stack.unit("never", SLEEP, service="Type=notify\nTimeoutStartSec=60")
     with pytest.raises(JobUnfinished, match="it took too long"):

@@ -272,8 +272,8 @@ class ManagerBus:
 
     def _read(self, deadline: float) -> None:
         try:
-            self._wait_until(deadline)
             self._check_interrupt(deadline)
+            self._wait_until(deadline)
             data = self._sock.recv(_CHUNK_BYTES)
         except OSError as error:
             raise self._broken(error) from error
@@ -282,22 +282,18 @@ class ManagerBus:
         self._received += data
 
     def _check_interrupt(self, deadline: float) -> None:
-        """Blocks until there is something to read, if the wait may be interrupted.
+        """Blocks until there is something to read or the deadline has come, if the wait may be interrupted.
 
         Raises:
             Interrupted
-            TimeoutError: the deadline has come.
         """
         if self._interrupt_fd is None:
             return
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._interrupt_fd, select.POLLIN)
-        ready = dict(poll.poll(min(remaining_s(deadline), LONGEST_WAIT_S) * 1000))
-        if self._interrupt_fd in ready:
+        if self._interrupt_fd in dict(poll.poll(min(remaining_s(deadline), LONGEST_WAIT_S) * 1000)):
             raise Interrupted
-        if not ready:
-            raise TimeoutError
 
     def _wait_until(self, deadline: float) -> None:
         left_s = remaining_s(deadline)

@@ -183,7 +183,7 @@ def test_the_hot_path_starts_no_process(proxy: Proxy) -> None:
         _, traced = strace.communicate(timeout=10)
     calls = [line for line in traced.splitlines() if re.search(r"\b(clone3?|v?fork|execve)\(", line)]
     assert calls == []
-    assert threads_of(proxy.process.pid) == threads
+    assert threads_of(proxy.process.pid) <= threads  # one that was idle for long may end
 
 
 def test_the_journal_line_of_a_request_has_its_figures_and_no_prompt(proxy: Proxy) -> None:

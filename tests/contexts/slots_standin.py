@@ -4,7 +4,8 @@
                             [--calls FILE, where it notes each POST and how many tokens a prompt of tokens has]
 
 Each chat has 1000 prompt tokens that took 10 s, it says. A context is a file of 100 KB. A prompt's tokens are its
-characters; --piece-s S is how long it takes to read some of them. An answer is --hellos N times the word.
+characters; --piece-s S is how long it takes to read some of them. An answer is --hellos N times the word, or a 400 if
+the request has `"fails": true`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"id_slot": 0, "timings": timings})
         elif place.path.startswith("/slots/"):
             self.transfer(parse_qs(place.query)["action"][0], body["filename"])
+        elif body.get("fails"):
+            self.reply({"error": {"message": "as asked for"}}, 400)
         else:
             self.chat()
 
@@ -93,9 +96,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.held = TOKENS + 1
             self.reply({"n_restored": self.server.held, "n_read": SIZE})
 
-    def reply(self, value: Any) -> None:
+    def reply(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -111,6 +111,20 @@ def test_a_hold_that_ends_by_itself_lets_answers_go_on(proxy: Proxy) -> None:
     assert reader.errors == []
 
 
+def test_what_cannot_go_on_after_a_pause_ends_before_it(stack: Stack) -> None:
+    """A completion's beginning cannot be given back to its model."""
+    proxy = stack.run({"b": stack.standin("b")})
+    assert proxy.post("/api/load", {"model": "b"}).status == 200
+    asked = {"model": "b", "prompt": "x", "standin": {"until_released": True}}
+    with in_background(lambda: proxy.post("/v1/completions", asked)) as results:
+        wait_for(lambda: stack.seen()["running"] == 1)
+        with in_background(lambda: proxy.post("/api/hold", {"pause": True})) as held:
+            wait_for(lambda: proxy.status()["on_hold"])
+            stack.release()
+    assert (results[0].status, held[0].status) == (200, 200)
+    assert "request_paused" not in proxy.log
+
+
 def test_a_client_that_leaves_meanwhile_is_not_waited_for(stack: Stack) -> None:
     proxy = stack.run({"b": stack.standin("b")}, streaming="live")
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)

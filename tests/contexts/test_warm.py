@@ -129,3 +129,16 @@ def test_what_was_forgotten_is_not_read_ahead(stack: Stack) -> None:
         ask(bed.proxy, question, shorter)
     load_again(bed.proxy)
     assert len(shorter) <= warmed(bed.proxy) < len(story(1))
+
+
+def test_a_chat_that_failed_is_not_read_ahead(stack: Stack) -> None:
+    """The backend may have failed because of it."""
+    bed = Counted(stack, warm=True)
+    bed.proxy.post("/api/contexts/forget", {})
+    failing, shorter = story(1), story(2, 150)
+    for question in ("What?", "Why?"):
+        messages = [{"role": "system", "content": failing}, {"role": "user", "content": question}]
+        assert bed.proxy.post(CHAT, {"model": "a", "messages": messages, "fails": True}).status == 400
+        ask(bed.proxy, question, shorter)
+    load_again(bed.proxy)
+    assert len(shorter) <= warmed(bed.proxy) < len(failing)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
-from support.stack import wait_for
+from support.interpreter import longest_hold_s
 from systemd_llm_switch.openai.decoder import Decoder, TooLarge
 from systemd_llm_switch.openai.shapes import load
 from systemd_llm_switch.openai.value_count import MAX_BACKSLASHES
@@ -29,27 +25,6 @@ def test_only_jsons_own_blanks_are_skipped(other: bytes) -> None:
     for text in (other * 65_536 + b"[]", b"[]" + other * 65_536):
         with pytest.raises(ValueError, match=r"."):
             Decoder().decode(text)
-
-
-def longest_hold_s(work: Callable[[], object]) -> float:
-    """The most CPU time that this thread spends on `work` between two turns of another thread."""
-    clock = time.pthread_getcpuclockid(threading.get_ident())
-    turns: list[float] = []
-    is_over = threading.Event()
-
-    def take_turns() -> None:
-        while not is_over.is_set():
-            turns.append(time.clock_gettime(clock))
-            time.sleep(0.0001)
-
-    other = threading.Thread(target=take_turns)
-    other.start()
-    wait_for(lambda: turns)
-    work()
-    is_over.set()
-    other.join()
-    turns.append(time.clock_gettime(clock))
-    return max(later - earlier for earlier, later in itertools.pairwise(turns))
 
 
 def test_others_run_while_many_blanks_are_skipped() -> None:

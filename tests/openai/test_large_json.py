@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.interpreter import longest_hold_s
@@ -15,6 +15,7 @@ from systemd_llm_switch.openai.shapes import dump
 LONG = 1 << 18
 
 
+@settings(max_examples=30)
 @given(st.text(alphabet='a"\\\n\u00e9\u2028\U0001f600\ud83d\ude00', min_size=1), st.integers(-3, 3))
 def test_a_long_string_is_written_in_pieces_as_in_one(unit: str, shift: int) -> None:
     """Wherever it is cut: in a pair of surrogates, too."""

@@ -33,7 +33,7 @@ def test_memory_is_given_back_after(trimmer: Trimmer, trims: queue.SimpleQueue[N
 
 
 def test_memory_is_given_back_although_requests_go_on(trims: queue.SimpleQueue[None]) -> None:
-    trimmer = Trimmer(lambda: trims.put(None), quiet_s=0.1)
+    trimmer = Trimmer(lambda: trims.put(None), quiet_s=0.1, longest_s=0.3)
     trimmer.start()
 
     def is_given_back() -> bool:

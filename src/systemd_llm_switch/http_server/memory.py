@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 
 _LARGE_BYTES = 256 * 1024  # a smaller request leaves too little to be worth the work
 _MANY_BYTES = 4 << 20  # of smaller ones together
 _LEAST_BYTES = 64 * 1024  # that a request takes, however small it is
 _QUIET_S = 2.0
-_MOST_PAUSES = 10  # a proxy that is never quiet gives memory back, too
+_LONGEST_S = 300.0  # a proxy that is never quiet gives memory back, too; others wait for some milliseconds meanwhile
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
@@ -33,12 +34,15 @@ def malloc_trim() -> None:
 
 
 class Trimmer:
-    """Calls `trim`, in its own thread, a while after a large request or many small ones, once it is quiet. Thread-safe;
-    `note` does not block."""
+    """Calls `trim`, in its own thread, a while after a large request or many small ones: once it is quiet, or after
+    five minutes where it never is. Thread-safe; `note` does not block."""
 
-    def __init__(self, trim: Callable[[], None] = malloc_trim, quiet_s: float = _QUIET_S) -> None:
+    def __init__(
+        self, trim: Callable[[], None] = malloc_trim, quiet_s: float = _QUIET_S, longest_s: float = _LONGEST_S
+    ) -> None:
         self._trim = trim
         self._quiet_s = quiet_s
+        self._longest_s = longest_s
         self._came = threading.Event()
         self._bytes = 0  # of small requests; threads may add at the same time, and lose some
 
@@ -56,7 +60,8 @@ class Trimmer:
     def _run(self) -> None:
         while True:
             self._came.wait()
-            for _ in range(_MOST_PAUSES):
+            began = time.monotonic()
+            while time.monotonic() - began < self._longest_s:
                 self._came.clear()
                 threading.Event().wait(self._quiet_s)
                 if not self._came.is_set():

@@ -8,8 +8,8 @@ import pytest
 
 from support.interpreter import longest_hold_s
 from systemd_llm_switch.openai.decoder import Decoder, TooLarge
+from systemd_llm_switch.openai.json_cost import MAX_BACKSLASHES
 from systemd_llm_switch.openai.shapes import load
-from systemd_llm_switch.openai.value_count import MAX_BACKSLASHES
 
 
 @pytest.mark.parametrize("blanks", [0, 1, 32_768, 65_535, 65_536, 65_537, 200_000])

@@ -1,11 +1,12 @@
-"""JSON from bytes. What would hold up every other request is refused before it is parsed. Pure."""
+"""JSON from bytes. What has so many values or escapes that it would hold up every other request is refused before it
+is parsed. Pure."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from systemd_llm_switch.openai.value_count import (
+from systemd_llm_switch.openai.json_cost import (
     MAX_BACKSLASHES,
     MAX_VALUES,
     has_too_many_backslashes,
@@ -30,7 +31,7 @@ class Decoder:
         """`errors` is what is done with bytes that are not UTF-8 (`bytes.decode`).
 
         Raises:
-            TooLarge: it holds more than `most_values`, or too many backslashes (`value_count`).
+            TooLarge: it holds more than `most_values`, or too many backslashes (`json_cost`).
             ValueError: it is not JSON.
             RecursionError: it is nested too deeply.
         """

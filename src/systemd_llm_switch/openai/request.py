@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import codecs
 import io
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest, MissingModel
 from systemd_llm_switch.openai.decoder import Decoder, TooLarge
 from systemd_llm_switch.openai.endpoints import FORWARDED, MODEL_IS_OPTIONAL, ReplyKind
+from systemd_llm_switch.openai.json_cost import bounded_float, bounded_int
 from systemd_llm_switch.openai.large_json import dump_like
 from systemd_llm_switch.openai.shapes import Json
-from systemd_llm_switch.openai.value_count import whole_number
-from systemd_llm_switch.quoting import printable, quoted
+from systemd_llm_switch.quoting import printable
 
 _MAX_FIELD = 10_000
 _TEMPLATE_OPTIONS = "chat_template_kwargs"
-_MAX_SHOWN_DIGITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +118,7 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(digits: str) -> float:
-    """A number that a backend can read. Python would read 1e999 as infinity, and write it as `Infinity`."""
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"the number {quoted(digits, _MAX_SHOWN_DIGITS)} is too large")
-    return number
-
-
-_DECODER = Decoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=whole_number)
+_DECODER = Decoder(parse_constant=_reject_constant, parse_float=bounded_float, parse_int=bounded_int)
 
 
 def to_backend(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from systemd_llm_switch.openai.decoder import Decoder
-from systemd_llm_switch.openai.value_count import MAX_VALUES, whole_number
+from systemd_llm_switch.openai.json_cost import MAX_VALUES, bounded_int
 
 Json = dict[str, Any]
 
@@ -26,7 +26,7 @@ _OVERFLOW_WORDS = ("exceeds the available context size", "exceed_context_size")
 _OVERFLOW_FOR_CLIENTS = "context length exceeded"
 
 
-_DECODER = Decoder(parse_int=whole_number)
+_DECODER = Decoder(parse_int=bounded_int)
 
 
 def load(raw: bytes, most_values: int = MAX_VALUES) -> Any:

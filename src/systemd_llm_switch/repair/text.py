@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from systemd_llm_switch.openai.decoder import Decoder
-from systemd_llm_switch.openai.value_count import has_too_many_values, whole_number
+from systemd_llm_switch.openai.json_cost import bounded_int, has_too_many_values
 
 MOST_VALUES = 100_000
 """Of arguments, or of content that is JSON: far more than a model writes."""
@@ -18,7 +18,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_RULES: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_int": whole_number}
+_RULES: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_int": bounded_int}
 _STRICT = json.JSONDecoder(**_RULES)
 _OF_BODIES = Decoder(**_RULES)
 

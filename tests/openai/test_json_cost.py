@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from systemd_llm_switch.errors import InvalidJson, InvalidRequest
+from systemd_llm_switch.openai.json_cost import MAX_VALUES, has_too_many_values, parsed_bytes
 from systemd_llm_switch.openai.request import parse_object
-from systemd_llm_switch.openai.value_count import MAX_VALUES, has_too_many_values, parsed_bytes
 
 
 @pytest.mark.parametrize("unit", ["1,", '{"a":1},', '"a",', "[],", '{"\\"":[', "[[[["])
@@ -98,6 +98,12 @@ def test_a_whole_number_of_too_many_digits_is_refused(number: str) -> None:
     """Python's time for one grows with the square of its digits."""
     with pytest.raises(InvalidJson, match="is too large"):
         parse_object(f'{{"model":"a","seed":{number}}}'.encode())
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1." + "1" * 1000])
+def test_a_float_that_no_backend_can_read_is_refused(number: str) -> None:
+    with pytest.raises(InvalidJson, match="is too large"):
+        parse_object(f'{{"model":"a","temperature":{number}}}'.encode())
 
 
 def test_a_number_beyond_all_floats_is_read() -> None:

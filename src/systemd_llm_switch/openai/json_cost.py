@@ -1,20 +1,21 @@
-"""What Python can parse of JSON in one go: how many values, escapes and digits, and how much memory they take. Pure.
+"""What JSON costs Python to parse, and the bounds on it: values, escapes, digits, and the memory they take. Pure.
 
 Python's parser does not let other threads run before it is done: four seconds for a text of 64 MB that is nothing but
-small objects, in which no other request is answered. Long strings (text, images) cost it little.
+small objects, in which no other request is answered. Long strings (text, images) cost it much less.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
 from systemd_llm_switch.quoting import quoted
 
-_MOST_DIGITS = 1000  # of a whole number: three times as many as the largest float has
+_MOST_DIGITS = 1000  # of a number: three times as many as the largest float has
 _MOST_SHOWN_DIGITS = 40
 MAX_VALUES = 500_000
-"""Far more than any conversation has. Python parses so many in less than a tenth of a second."""
+"""Far more than any conversation has. Python parses so many in about a tenth of a second."""
 MAX_BACKSLASHES = 4_000_000
 """In strings. Python reads so many escapes in some 40 ms."""
 # Bytes that are looked at in one go: for characters, and for whole strings, which takes longer.
@@ -29,7 +30,7 @@ _BYTES_A_VALUE = 64
 _STRING = re.compile(rb'"[^"]*"')  # where escapes were taken out before
 
 
-def whole_number(digits: str) -> int:
+def bounded_int(digits: str) -> int:
     """The `parse_int` of a decoder. Python's time to read a number grows with the square of its digits: 64 MB of long
     ones would take three seconds.
 
@@ -37,8 +38,24 @@ def whole_number(digits: str) -> int:
         ValueError: it is too long.
     """
     if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"the number {quoted(digits, _MOST_SHOWN_DIGITS)} is too large")
+        raise _too_large(digits)
     return int(digits)
+
+
+def bounded_float(digits: str) -> float:
+    """The `parse_float` of a decoder: a number that a backend can read. Python would read 1e999 as infinity, and write
+    it as `Infinity`.
+
+    Raises:
+        ValueError: it is too long or too large.
+    """
+    if len(digits) > _MOST_DIGITS or math.isinf(number := float(digits)):
+        raise _too_large(digits)
+    return number
+
+
+def _too_large(digits: str) -> ValueError:
+    return ValueError(f"the number {quoted(digits, _MOST_SHOWN_DIGITS)} is too large")
 
 
 def has_too_many_values(raw: bytes, limit: int = MAX_VALUES) -> bool:
@@ -48,6 +65,7 @@ def has_too_many_values(raw: bytes, limit: int = MAX_VALUES) -> bool:
 
 
 def has_too_many_backslashes(raw: bytes) -> bool:
+    """Whether the text holds more than MAX_BACKSLASHES."""
     return len(raw) > 2 * MAX_BACKSLASHES and _occurrences(raw, b"\\") > MAX_BACKSLASHES
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
 import time
 
 import pytest
 
-from support.stack import wait_for
+from support.stack import environment_of_the_unit, wait_for
 from systemd_llm_switch.http_server.memory import Trimmer
 
 
@@ -82,3 +84,35 @@ def _taken(trims: queue.SimpleQueue[None]) -> int:
         trims.get()
         count += 1
     return count
+
+
+# Takes blocks, frees them, takes as many again, and prints how much more memory is in use then.
+_TAKE_AGAIN = """
+import ctypes
+
+class Info(ctypes.Structure):  # mallinfo(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena a b c d e f used g h".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+
+def take():
+    return [libc.malloc(size) for size in range(600, 1000, 16) for _ in range(7)]
+
+for block in take():
+    libc.free(block)
+before = libc.mallinfo2().used
+take()
+print(libc.mallinfo2().used - before)
+"""
+
+
+def test_no_thread_of_the_installed_proxy_keeps_freed_memory() -> None:
+    """Where a thread has a cache, what it frees stays in use, and is taken from there again."""
+
+    def taken_anew(env: dict[str, str]) -> int:
+        command = [sys.executable, "-I", "-c", _TAKE_AGAIN]
+        return int(subprocess.run(command, env=env, capture_output=True, check=True, timeout=60).stdout)
+
+    assert taken_anew({}) < 50_000
+    assert taken_anew(environment_of_the_unit()) > 100_000

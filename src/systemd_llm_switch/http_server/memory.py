@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 _LARGE_BYTES = 256 * 1024  # a smaller request leaves too little to be worth the work
 _MANY_BYTES = 4 << 20  # of smaller ones together
-_LEAST_BYTES = 64 * 1024  # that a request takes, however small it is
+_LEAST_BYTES = 64 * 1024  # that a request counts for, however small it is
 _QUIET_S = 2.0
-_LONGEST_S = 300.0  # a proxy that is never quiet gives memory back, too; others wait for some milliseconds meanwhile
+_LONGEST_S = 300.0  # seldom where it is never quiet: while the C library trims, others wait for its lock
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 

@@ -27,7 +27,7 @@ from systemd_llm_switch.http_server.body import (
 )
 from systemd_llm_switch.http_server.head import Head, MalformedRequest, parse_head
 from systemd_llm_switch.http_server.reading import BODY_TIMEOUT_S, HEAD_TIMEOUT_S, TooSlow, Truncated
-from systemd_llm_switch.openai.value_count import parsed_bytes
+from systemd_llm_switch.openai.json_cost import parsed_bytes
 from systemd_llm_switch.quoting import quoted
 from systemd_llm_switch.throttle import Throttle
 from systemd_llm_switch.wsgi import SERVER_NAME
